@@ -1,0 +1,558 @@
+"""The door to C: kernels, instruction set, threads, memory; and the one door of every large matrix product."""
+
+import os
+
+from cython cimport floating
+from cython.parallel cimport prange
+from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport uint64_t
+
+cdef extern from "fastrnn.h" nogil:
+    const char* frn_choose_isa(const char* cap)
+    ptrdiff_t frn_panel_width(size_t size)
+    ptrdiff_t frn_tile_height(size_t size)
+    double frn_fma_flops(size_t size, ptrdiff_t rounds)
+    uint64_t frn_denormals_flush()
+    void frn_denormals_restore(uint64_t mode)
+    void* frn_alloc(size_t size)
+    void frn_free(void* memory)
+    int frn_forked()
+    void (*frn_gemm_pack_f32)(
+            float* packed, float* colsum, const float* B, const ptrdiff_t* row, ptrdiff_t rs, ptrdiff_t cs,
+            ptrdiff_t K, ptrdiff_t N, ptrdiff_t first, ptrdiff_t last)
+    void (*frn_gemm_pack_f64)(
+            double* packed, double* colsum, const double* B, const ptrdiff_t* row, ptrdiff_t rs, ptrdiff_t cs,
+            ptrdiff_t K, ptrdiff_t N, ptrdiff_t first, ptrdiff_t last)
+    void (*frn_gemm_pack_rows_f32)(
+            float* packed, const float* A, const ptrdiff_t* row, ptrdiff_t rs, const ptrdiff_t* col, ptrdiff_t
+            cs, ptrdiff_t M, ptrdiff_t K, ptrdiff_t height, ptrdiff_t first, ptrdiff_t last)
+    void (*frn_gemm_pack_rows_f64)(
+            double* packed, const double* A, const ptrdiff_t* row, ptrdiff_t rs, const ptrdiff_t* col,
+            ptrdiff_t cs, ptrdiff_t M, ptrdiff_t K, ptrdiff_t height, ptrdiff_t first, ptrdiff_t last)
+    void (*frn_gemm_f32)(
+            float* C, ptrdiff_t ldc, const float* A, ptrdiff_t rs, ptrdiff_t cs, const float* packed, const
+            float* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
+    void (*frn_gemm_f64)(
+            double* C, ptrdiff_t ldc, const double* A, ptrdiff_t rs, ptrdiff_t cs, const double* packed, const
+            double* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
+    void (*frn_gemm_unpacked_f32)(
+            float* C, ptrdiff_t ldc, const float* A, ptrdiff_t rs, ptrdiff_t cs, const float* B, ptrdiff_t ldb,
+            const float* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
+    void (*frn_gemm_unpacked_f64)(
+            double* C, ptrdiff_t ldc, const double* A, ptrdiff_t rs, ptrdiff_t cs, const double* B, ptrdiff_t ldb,
+            const double* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
+    void (*frn_gemm_tiles_f32)(
+            float* C, ptrdiff_t ldc, const float* tiles, ptrdiff_t height, const float* packed, const float*
+            bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
+    void (*frn_gemm_tiles_f64)(
+            double* C, ptrdiff_t ldc, const double* tiles, ptrdiff_t height, const double* packed, const
+            double* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
+    void (*frn_gemm_thin_f32)(
+            float* C, ptrdiff_t ldc, const float* A, ptrdiff_t lda, const float* B, ptrdiff_t ldb, const
+            float* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
+    void (*frn_gemm_thin_f64)(
+            double* C, ptrdiff_t ldc, const double* A, ptrdiff_t lda, const double* B, ptrdiff_t ldb, const
+            double* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
+    void (*frn_gemm_thin_transposed_f32)(
+            float* C, ptrdiff_t ldc, const float* A, ptrdiff_t lda, const float* B, ptrdiff_t ldb, ptrdiff_t
+            M, ptrdiff_t N, ptrdiff_t K, int accumulate)
+    void (*frn_gemm_thin_transposed_f64)(
+            double* C, ptrdiff_t ldc, const double* A, ptrdiff_t lda, const double* B, ptrdiff_t ldb,
+            ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
+    void (*frn_gemm_outer_f32)(
+            float* C, ptrdiff_t ldc, float* colsum, const float* A, ptrdiff_t lda, const float* B, ptrdiff_t
+            ldb, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
+    void (*frn_gemm_outer_f64)(
+            double* C, ptrdiff_t ldc, double* colsum, const double* A, ptrdiff_t lda, const double* B,
+            ptrdiff_t ldb, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
+    void (*frn_rnn_gates_forward_f32)(float* h, float* h_out, const float* a, ptrdiff_t H)
+    void (*frn_rnn_gates_forward_f64)(double* h, double* h_out, const double* a, ptrdiff_t H)
+    void (*frn_rnn_gates_backward_f32)(
+            float* da, const float* dh, const float* dh_next, const float* h, ptrdiff_t H)
+    void (*frn_rnn_gates_backward_f64)(
+            double* da, const double* dh, const double* dh_next, const double* h, ptrdiff_t H)
+    void (*frn_lstm_gates_forward_f32)(
+            float* gates, float* c, float* h, float* h_out, const float* c_prev, ptrdiff_t H)
+    void (*frn_lstm_gates_forward_f64)(
+            double* gates, double* c, double* h, double* h_out, const double* c_prev, ptrdiff_t H)
+    void (*frn_lstm_gates_backward_f32)(
+            float* da, float* dc, const float* dh, const float* dh_next, const float* gates, const float* c,
+            const float* c_prev, ptrdiff_t H)
+    void (*frn_lstm_gates_backward_f64)(
+            double* da, double* dc, const double* dh, const double* dh_next, const double* gates, const
+            double* c, const double* c_prev, ptrdiff_t H)
+    double (*frn_softmax_loss_f32)(float* dx, const float* x, ptrdiff_t V, ptrdiff_t target, float weight)
+    double (*frn_softmax_loss_f64)(double* dx, const double* x, ptrdiff_t V, ptrdiff_t target, double weight)
+    ptrdiff_t (*frn_argmax_f32)(const float* x, ptrdiff_t n)
+    ptrdiff_t (*frn_argmax_f64)(const double* x, ptrdiff_t n)
+    void (*frn_rows_sum_f32)(float* out, const float* x, const ptrdiff_t* row, ptrdiff_t rows, ptrdiff_t n)
+    void (*frn_rows_sum_f64)(double* out, const double* x, const ptrdiff_t* row, ptrdiff_t rows, ptrdiff_t n)
+    void (*frn_exp_f32)(float* y, const float* x, ptrdiff_t n)
+    void (*frn_exp_f64)(double* y, const double* x, ptrdiff_t n)
+    void (*frn_log_f32)(float* y, const float* x, ptrdiff_t n)
+    void (*frn_log_f64)(double* y, const double* x, ptrdiff_t n)
+    void (*frn_tanh_f32)(float* y, const float* x, ptrdiff_t n)
+    void (*frn_tanh_f64)(double* y, const double* x, ptrdiff_t n)
+    void (*frn_sigmoid_f32)(float* y, const float* x, ptrdiff_t n)
+    void (*frn_sigmoid_f64)(double* y, const double* x, ptrdiff_t n)
+    void (*frn_sgd_f32)(float* w, const float* dw, ptrdiff_t n, double learning_rate)
+    void (*frn_sgd_f64)(double* w, const double* dw, ptrdiff_t n, double learning_rate)
+    void (*frn_sgd_momentum_f32)(
+            float* w, float* next, const float* velocity, const float* dw, ptrdiff_t n, double learning_rate,
+            double momentum)
+    void (*frn_sgd_momentum_f64)(
+            double* w, double* next, const double* velocity, const double* dw, ptrdiff_t n, double
+            learning_rate, double momentum)
+    void (*frn_rmsprop_f32)(
+            float* w, float* next, const float* cache, const float* dw, ptrdiff_t n, double learning_rate,
+            double decay_rate, double epsilon)
+    void (*frn_rmsprop_f64)(
+            double* w, double* next, const double* cache, const double* dw, ptrdiff_t n, double learning_rate,
+            double decay_rate, double epsilon)
+    void (*frn_adam_f32)(
+            float* w, float* next_m, float* next_v, const float* m, const float* v, const float* dw, ptrdiff_t
+            n, double alpha, double beta1, double beta2, double epsilon)
+    void (*frn_adam_f64)(
+            double* w, double* next_m, double* next_v, const double* m, const double* v, const double* dw,
+            ptrdiff_t n, double alpha, double beta1, double beta2, double epsilon)
+
+
+cdef void gemm_pack(
+        floating* packed, floating* colsum, const floating* B, const ptrdiff_t* row, ptrdiff_t rs, ptrdiff_t
+        cs, ptrdiff_t K, ptrdiff_t N, ptrdiff_t first, ptrdiff_t last) noexcept nogil:
+    if floating is float:
+        frn_gemm_pack_f32(packed, colsum, B, row, rs, cs, K, N, first, last)
+    else:
+        frn_gemm_pack_f64(packed, colsum, B, row, rs, cs, K, N, first, last)
+
+
+cdef void gemm_pack_rows(
+        floating* packed, const floating* A, const ptrdiff_t* row, ptrdiff_t rs, const ptrdiff_t* col,
+        ptrdiff_t cs, ptrdiff_t M, ptrdiff_t K, ptrdiff_t height, ptrdiff_t first, ptrdiff_t last) noexcept nogil:
+    if floating is float:
+        frn_gemm_pack_rows_f32(packed, A, row, rs, col, cs, M, K, height, first, last)
+    else:
+        frn_gemm_pack_rows_f64(packed, A, row, rs, col, cs, M, K, height, first, last)
+
+
+cdef void gemm(
+        floating* C, ptrdiff_t ldc, const floating* A, ptrdiff_t rs, ptrdiff_t cs, const floating* packed,
+        const floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) noexcept nogil:
+    if floating is float:
+        frn_gemm_f32(C, ldc, A, rs, cs, packed, bias, M, N, K, accumulate)
+    else:
+        frn_gemm_f64(C, ldc, A, rs, cs, packed, bias, M, N, K, accumulate)
+
+
+cdef void gemm_unpacked(
+        floating* C, ptrdiff_t ldc, const floating* A, ptrdiff_t rs, ptrdiff_t cs, const floating* B, ptrdiff_t
+        ldb, const floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) noexcept nogil:
+    if floating is float:
+        frn_gemm_unpacked_f32(C, ldc, A, rs, cs, B, ldb, bias, M, N, K, accumulate)
+    else:
+        frn_gemm_unpacked_f64(C, ldc, A, rs, cs, B, ldb, bias, M, N, K, accumulate)
+
+
+cdef void gemm_tiles(
+        floating* C, ptrdiff_t ldc, const floating* tiles, ptrdiff_t height, const floating* packed, const
+        floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) noexcept nogil:
+    if floating is float:
+        frn_gemm_tiles_f32(C, ldc, tiles, height, packed, bias, M, N, K, accumulate)
+    else:
+        frn_gemm_tiles_f64(C, ldc, tiles, height, packed, bias, M, N, K, accumulate)
+
+
+cdef void gemm_thin(
+        floating* C, ptrdiff_t ldc, const floating* A, ptrdiff_t lda, const floating* B, ptrdiff_t ldb, const
+        floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) noexcept nogil:
+    if floating is float:
+        frn_gemm_thin_f32(C, ldc, A, lda, B, ldb, bias, M, N, K, accumulate)
+    else:
+        frn_gemm_thin_f64(C, ldc, A, lda, B, ldb, bias, M, N, K, accumulate)
+
+
+cdef void gemm_thin_transposed(
+        floating* C, ptrdiff_t ldc, const floating* A, ptrdiff_t lda, const floating* B, ptrdiff_t ldb,
+        ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) noexcept nogil:
+    if floating is float:
+        frn_gemm_thin_transposed_f32(C, ldc, A, lda, B, ldb, M, N, K, accumulate)
+    else:
+        frn_gemm_thin_transposed_f64(C, ldc, A, lda, B, ldb, M, N, K, accumulate)
+
+
+cdef void gemm_outer(
+        floating* C, ptrdiff_t ldc, floating* colsum, const floating* A, ptrdiff_t lda, const floating* B,
+        ptrdiff_t ldb, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) noexcept nogil:
+    if floating is float:
+        frn_gemm_outer_f32(C, ldc, colsum, A, lda, B, ldb, M, N, K, accumulate)
+    else:
+        frn_gemm_outer_f64(C, ldc, colsum, A, lda, B, ldb, M, N, K, accumulate)
+
+
+cdef void rnn_gates_forward(floating* h, floating* h_out, const floating* a, ptrdiff_t H) noexcept nogil:
+    if floating is float:
+        frn_rnn_gates_forward_f32(h, h_out, a, H)
+    else:
+        frn_rnn_gates_forward_f64(h, h_out, a, H)
+
+
+cdef void rnn_gates_backward(
+        floating* da, const floating* dh, const floating* dh_next, const floating* h, ptrdiff_t H) noexcept nogil:
+    if floating is float:
+        frn_rnn_gates_backward_f32(da, dh, dh_next, h, H)
+    else:
+        frn_rnn_gates_backward_f64(da, dh, dh_next, h, H)
+
+
+cdef void lstm_gates_forward(
+        floating* gates, floating* c, floating* h, floating* h_out, const floating* c_prev, ptrdiff_t H) noexcept nogil:
+    if floating is float:
+        frn_lstm_gates_forward_f32(gates, c, h, h_out, c_prev, H)
+    else:
+        frn_lstm_gates_forward_f64(gates, c, h, h_out, c_prev, H)
+
+
+cdef void lstm_gates_backward(
+        floating* da, floating* dc, const floating* dh, const floating* dh_next, const floating* gates, const
+        floating* c, const floating* c_prev, ptrdiff_t H) noexcept nogil:
+    if floating is float:
+        frn_lstm_gates_backward_f32(da, dc, dh, dh_next, gates, c, c_prev, H)
+    else:
+        frn_lstm_gates_backward_f64(da, dc, dh, dh_next, gates, c, c_prev, H)
+
+
+cdef double softmax_loss(
+        floating* dx, const floating* x, ptrdiff_t V, ptrdiff_t target, floating weight) noexcept nogil:
+    if floating is float:
+        return frn_softmax_loss_f32(dx, x, V, target, weight)
+    else:
+        return frn_softmax_loss_f64(dx, x, V, target, weight)
+
+
+cdef ptrdiff_t argmax(const floating* x, ptrdiff_t n) noexcept nogil:
+    if floating is float:
+        return frn_argmax_f32(x, n)
+    else:
+        return frn_argmax_f64(x, n)
+
+
+cdef void rows_sum(
+        floating* out, const floating* x, const ptrdiff_t* row, ptrdiff_t rows, ptrdiff_t n) noexcept nogil:
+    if floating is float:
+        frn_rows_sum_f32(out, x, row, rows, n)
+    else:
+        frn_rows_sum_f64(out, x, row, rows, n)
+
+
+cdef void exp(floating* y, const floating* x, ptrdiff_t n) noexcept nogil:
+    if floating is float:
+        frn_exp_f32(y, x, n)
+    else:
+        frn_exp_f64(y, x, n)
+
+
+cdef void log(floating* y, const floating* x, ptrdiff_t n) noexcept nogil:
+    if floating is float:
+        frn_log_f32(y, x, n)
+    else:
+        frn_log_f64(y, x, n)
+
+
+cdef void tanh(floating* y, const floating* x, ptrdiff_t n) noexcept nogil:
+    if floating is float:
+        frn_tanh_f32(y, x, n)
+    else:
+        frn_tanh_f64(y, x, n)
+
+
+cdef void sigmoid(floating* y, const floating* x, ptrdiff_t n) noexcept nogil:
+    if floating is float:
+        frn_sigmoid_f32(y, x, n)
+    else:
+        frn_sigmoid_f64(y, x, n)
+
+
+cdef void sgd(floating* w, const floating* dw, ptrdiff_t n, double learning_rate) noexcept nogil:
+    if floating is float:
+        frn_sgd_f32(w, dw, n, learning_rate)
+    else:
+        frn_sgd_f64(w, dw, n, learning_rate)
+
+
+cdef void sgd_momentum(
+        floating* w, floating* next, const floating* velocity, const floating* dw, ptrdiff_t n, double
+        learning_rate, double momentum) noexcept nogil:
+    if floating is float:
+        frn_sgd_momentum_f32(w, next, velocity, dw, n, learning_rate, momentum)
+    else:
+        frn_sgd_momentum_f64(w, next, velocity, dw, n, learning_rate, momentum)
+
+
+cdef void rmsprop(
+        floating* w, floating* next, const floating* cache, const floating* dw, ptrdiff_t n, double
+        learning_rate, double decay_rate, double epsilon) noexcept nogil:
+    if floating is float:
+        frn_rmsprop_f32(w, next, cache, dw, n, learning_rate, decay_rate, epsilon)
+    else:
+        frn_rmsprop_f64(w, next, cache, dw, n, learning_rate, decay_rate, epsilon)
+
+
+cdef void adam(
+        floating* w, floating* next_m, floating* next_v, const floating* m, const floating* v, const floating*
+        dw, ptrdiff_t n, double alpha, double beta1, double beta2, double epsilon) noexcept nogil:
+    if floating is float:
+        frn_adam_f32(w, next_m, next_v, m, v, dw, n, alpha, beta1, beta2, epsilon)
+    else:
+        frn_adam_f64(w, next_m, next_v, m, v, dw, n, alpha, beta1, beta2, epsilon)
+
+
+cdef uint64_t denormals_flush() noexcept nogil:
+    return frn_denormals_flush()
+
+
+cdef void denormals_restore(uint64_t mode) noexcept nogil:
+    frn_denormals_restore(mode)
+
+
+# ---- Instruction set and threads -------------------------------------------------------------------------------------
+
+cdef extern from *:
+    """
+    #if defined(_OPENMP)
+    #define FRN_OPENMP _OPENMP
+    #else
+    #define FRN_OPENMP 0
+    #endif
+    """
+    const int FRN_OPENMP
+
+cdef bytes _isa = b""
+cdef int _threads = 1
+
+# Below this many floating-point operations for each thread, waking it costs more than it brings.
+cdef double WORK_PER_THREAD = 2e5
+
+
+def choose_isa(cap=None):
+    """Choose the instruction set, at most `cap` (str or None); False where `cap` is not a name of one."""
+    global _isa
+    cdef bytes name
+    cdef const char* chosen
+    if cap is None:
+        chosen = frn_choose_isa(NULL)
+    else:
+        name = cap.encode()
+        chosen = frn_choose_isa(name)
+    if chosen == NULL:
+        return False
+    _isa = chosen
+    return True
+
+
+def isa():
+    """Return the name of the instruction set in use: "avx512", "avx2" or "baseline"."""
+    return _isa.decode()
+
+
+def openmp():
+    """Return the date of the OpenMP specification that the core was built with (an int), 0 where without."""
+    return FRN_OPENMP
+
+
+def set_threads(int count):
+    """Set the number of threads, at least 1."""
+    global _threads
+    _threads = count
+
+
+def get_threads():
+    """Return the number of threads that large calls use."""
+    return 1 if FRN_OPENMP == 0 or frn_forked() else _threads
+
+
+def fma_flops(size_t size, ptrdiff_t rounds):
+    """Run fused multiply-adds on registers in one thread, without the GIL; return how many operations it were."""
+    cdef double flops
+    with nogil:
+        flops = frn_fma_flops(size, rounds)
+    return flops
+
+
+cdef int threads_for(double work) noexcept nogil:
+    # libgomp does not survive fork(): a child goes on alone
+    if FRN_OPENMP == 0 or _threads == 1 or frn_forked():
+        return 1
+    cdef double most = work / WORK_PER_THREAD
+    return 1 if most < 2 else <int> min(<double> _threads, most)
+
+
+# ---- Memory ----------------------------------------------------------------------------------------------------------
+
+# A few freed blocks are kept, so that a call made again and again does not fault its pages in each time.
+cdef enum:
+    KEPT_BLOCKS = 12
+    KEPT_BYTES = 192 << 20
+cdef void* kept[KEPT_BLOCKS]
+cdef size_t kept_size[KEPT_BLOCKS]
+cdef size_t kept_total = 0
+
+
+cdef void* block_alloc(size_t size, size_t* got) noexcept:
+    global kept_total
+    cdef int i, best = -1
+    cdef void* memory
+    for i in range(KEPT_BLOCKS):
+        if kept[i] != NULL and size <= kept_size[i] <= 2 * size + 4096:
+            if best < 0 or kept_size[i] < kept_size[best]:
+                best = i
+    if best >= 0:
+        memory = kept[best]
+        kept[best] = NULL
+        got[0] = kept_size[best]
+        kept_total -= got[0]
+        return memory
+    got[0] = size
+    return frn_alloc(size)
+
+
+cdef void block_free(void* memory, size_t size) noexcept:
+    global kept_total
+    cdef int i
+    if memory == NULL:
+        return
+    if kept_total + size <= KEPT_BYTES:
+        for i in range(KEPT_BLOCKS):
+            if kept[i] == NULL:
+                kept[i] = memory
+                kept_size[i] = size
+                kept_total += size
+                return
+    frn_free(memory)
+
+
+cdef class Workspace:
+    """Memory that grows to the largest need and stays: reserve() once a call, then take() the parts in order.
+
+    What was taken before the latest reserve() is no longer valid.
+    """
+
+    def __dealloc__(self):
+        block_free(self.memory, self.capacity)
+
+    @property
+    def nbytes(self):
+        """Bytes held at present."""
+        return self.capacity
+
+    cdef int reserve(self, size_t size) except -1:
+        self.used = 0
+        if size > self.capacity:
+            block_free(self.memory, self.capacity)
+            self.capacity = 0
+            self.memory = <char*> block_alloc(size, &self.capacity)
+            if self.memory == NULL:
+                self.capacity = 0
+                raise MemoryError(f"no memory for a workspace of {size} bytes")
+        return 0
+
+    cdef void* take(self, size_t size) noexcept nogil:
+        cdef void* part = self.memory + self.used
+        self.used += size
+        return part
+
+
+cdef size_t room(ptrdiff_t count, size_t size) noexcept nogil:
+    """Bytes for `count` elements, so that what follows begins at a multiple of 64 again."""
+    return (count * size + 127) // 64 * 64
+
+
+cdef ptrdiff_t leading(ptrdiff_t columns, size_t size) noexcept nogil:
+    """The row stride for `columns` elements: an odd multiple of 64 bytes, so that rows do not share cache sets."""
+    cdef ptrdiff_t lines = (columns * size + 63) // 64
+    return (lines | 1) * 64 // size
+
+
+# ---- Large matrix products -------------------------------------------------------------------------------------------
+
+cdef ptrdiff_t packed_size(ptrdiff_t K, ptrdiff_t N, size_t size) noexcept nogil:
+    """Elements of B (K, N) in panels."""
+    cdef ptrdiff_t width = frn_panel_width(size)
+    return (N + width - 1) // width * width * K
+
+
+cdef ptrdiff_t tile_height(ptrdiff_t M, size_t size) noexcept nogil:
+    """The height at which M rows make tiles of nearly one size."""
+    cdef ptrdiff_t most = frn_tile_height(size)
+    cdef ptrdiff_t tiles = (M + most - 1) // most
+    return (M + tiles - 1) // tiles if tiles > 0 else most
+
+
+cdef ptrdiff_t tiles_size(ptrdiff_t M, ptrdiff_t K, size_t size) noexcept nogil:
+    """Elements of A (M, K) in tiles."""
+    cdef ptrdiff_t height = tile_height(M, size)
+    return (M + height - 1) // height * height * K
+
+
+cdef void pack(floating* packed, floating* colsum, const floating* B, const ptrdiff_t* row, ptrdiff_t rs,
+               ptrdiff_t cs, ptrdiff_t K, ptrdiff_t N, int threads) noexcept nogil:
+    """gemm_pack() of every panel, shared out."""
+    cdef ptrdiff_t width = frn_panel_width(sizeof(floating))
+    cdef ptrdiff_t panels = (N + width - 1) // width
+    cdef ptrdiff_t q
+    if threads == 1:
+        gemm_pack(packed, colsum, B, row, rs, cs, K, N, 0, panels)
+        return
+    for q in prange(threads, num_threads=threads, schedule="static"):
+        gemm_pack(packed + panels * q // threads * width * K, colsum, B, row, rs, cs, K, N,
+                  panels * q // threads, panels * (q + 1) // threads)
+
+
+cdef void pack_tiles(floating* tiles, const floating* A, const ptrdiff_t* row, ptrdiff_t rs,
+                     const ptrdiff_t* col, ptrdiff_t cs, ptrdiff_t M, ptrdiff_t K, int threads) noexcept nogil:
+    """gemm_pack_rows() of every tile, shared out."""
+    cdef ptrdiff_t height = tile_height(M, sizeof(floating))
+    cdef ptrdiff_t count = (M + height - 1) // height
+    cdef ptrdiff_t q
+    if threads == 1:
+        gemm_pack_rows(tiles, A, row, rs, col, cs, M, K, height, 0, count)
+        return
+    for q in prange(threads, num_threads=threads, schedule="static"):
+        gemm_pack_rows(tiles + count * q // threads * height * K, A, row, rs, col, cs, M, K, height,
+                       count * q // threads, count * (q + 1) // threads)
+
+
+cdef void multiply(floating* C, ptrdiff_t ldc, const floating* tiles, const floating* packed,
+                   const floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, bint accumulate,
+                   int threads) noexcept nogil:
+    """C (M, N) = A B, plus bias or plus C, with A packed by pack_tiles() and B by pack(); see gemm() in kernels.h."""
+    cdef ptrdiff_t height = tile_height(M, sizeof(floating))
+    cdef ptrdiff_t width = frn_panel_width(sizeof(floating))
+    cdef ptrdiff_t panels = (N + width - 1) // width
+    cdef ptrdiff_t heights = (M + height - 1) // height
+    cdef ptrdiff_t across, down, task
+    cdef uint64_t mode
+    if M == 0 or N == 0:
+        return
+    if threads == 1:
+        mode = frn_denormals_flush()
+        gemm_tiles(C, ldc, tiles, height, packed, bias, M, N, K, accumulate)
+        frn_denormals_restore(mode)
+        return
+    # several tasks for each thread, so that one that is held up does not hold up the others
+    across = min(panels, <ptrdiff_t> (6 * threads))
+    down = min(heights, (6 * threads + across - 1) // across)
+    for task in prange(across * down, num_threads=threads, schedule="dynamic"):
+        multiply_part(C, ldc, tiles, height, packed, bias, M, N, K, accumulate,
+                      panels * (task % across) // across * width,
+                      min(N, panels * (task % across + 1) // across * width),
+                      heights * (task // across) // down * height,
+                      min(M, heights * (task // across + 1) // down * height))
+
+
+cdef void multiply_part(floating* C, ptrdiff_t ldc, const floating* tiles, ptrdiff_t height,
+                        const floating* packed, const floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K,
+                        bint accumulate, ptrdiff_t n0, ptrdiff_t n1, ptrdiff_t m0, ptrdiff_t m1) noexcept nogil:
+    cdef uint64_t mode = frn_denormals_flush()
+    gemm_tiles(C + m0 * ldc + n0, ldc, tiles + m0 * K, height, packed + n0 * K,
+               bias + n0 if bias != NULL else <const floating*> NULL, m1 - m0, n1 - n0, K, accumulate)
+    frn_denormals_restore(mode)

@@ -1,0 +1,555 @@
+"""The time loops of the RNN and the LSTM, forward and backward (BPTT), over preallocated buffers.
+
+A sequence runs in time-major order over *tokens*: the rows of the batch are sorted by length, longest first, and token
+``offset[t] + r`` is step t of the r-th row. The rows that are still active at a step lie side by side, so a ragged batch
+costs what its words cost. A thread owns every `threads`-th row for the whole sequence and never waits for another; the
+order in which anything is summed does not depend on how many there are.
+"""
+
+import numpy as np
+
+cimport numpy as cnp
+from cython cimport floating
+from cython.parallel cimport prange
+from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport uint64_t
+from libc.string cimport memcpy, memset
+
+from . cimport kernels
+from .arrays cimport data, dim, floats, has_shape, new, refuse
+from .kernels cimport Workspace, leading, packed_size, room, threads_for, tiles_size
+
+from ..reference import checks
+from ..reference import rnn_layers as twin
+
+cnp.import_array()
+
+# A single step with up to this many rows multiplies by the weights as they lie, for packing them would cost more.
+cdef enum:
+    FEW = 4
+    MODERATE = 64
+
+
+# ---- Batches ---------------------------------------------------------------------------------------------------------
+
+cdef size_t batch_room(ptrdiff_t N, ptrdiff_t T) noexcept nogil:
+    """Bytes that batch_sort() needs."""
+    return room(N + 2 * T + 1, sizeof(ptrdiff_t))
+
+
+cdef void batch_sort(Batch* batch, void* memory, const ptrdiff_t* lengths, ptrdiff_t N, ptrdiff_t T, ptrdiff_t H,
+                     bint lstm, size_t size) noexcept nogil:
+    """Fill in a batch whose rows have these lengths (NULL: all T), by counting sort; equal lengths keep their order."""
+    cdef ptrdiff_t n, t, r
+    batch.N, batch.T, batch.H, batch.lstm = N, T, H, lstm
+    batch.gates = 4 * H if lstm else H
+    batch.ldh = leading(H, size)
+    batch.ldg = leading(batch.gates, size)
+    batch.row = <ptrdiff_t*> memory
+    batch.active = batch.row + N
+    batch.offset = batch.active + T
+    if lengths == NULL:
+        for n in range(N):
+            batch.row[n] = n
+        for t in range(T):
+            batch.active[t] = N
+    else:
+        # active[t] = rows longer than t, which is also where the rows of length t begin in the order
+        memset(batch.active, 0, T * sizeof(ptrdiff_t))
+        for n in range(N):
+            if lengths[n] > 0:
+                batch.active[lengths[n] - 1] += 1
+        for t in range(T - 2, -1, -1):
+            batch.active[t] += batch.active[t + 1]
+        # offset serves as the place of the next row of each length
+        for t in range(T + 1):
+            batch.offset[t] = batch.active[t] if t < T else 0
+        for n in range(N):
+            r = batch.offset[lengths[n]]
+            batch.offset[lengths[n]] += 1
+            batch.row[r] = n
+    batch.offset[0] = 0
+    for t in range(T):
+        batch.offset[t + 1] = batch.offset[t] + batch.active[t]
+    batch.tokens = batch.offset[T]
+
+
+# ---- Forward ---------------------------------------------------------------------------------------------------------
+
+cdef void steps_forward(const Batch* batch, floating* gates, floating* h, floating* c, floating* out,
+                        const ptrdiff_t* out_at, const floating* Wh_packed, int threads) noexcept nogil:
+    """Run all steps.
+
+    gates (tokens, gates) holds the input product and becomes the activations of an LSTM; h, c (N + tokens, H) begin with
+    the N initial states; out, at out_at[token], gets a copy of h, unless it is NULL.
+    """
+    cdef int k
+    if threads == 1:
+        rows_forward(batch, gates, h, c, out, out_at, Wh_packed, 0, 1)
+        return
+    for k in prange(threads, num_threads=threads, schedule="static"):
+        rows_forward(batch, gates, h, c, out, out_at, Wh_packed, k, threads)
+
+
+cdef void rows_forward(const Batch* batch, floating* gates, floating* h, floating* c, floating* out,
+                       const ptrdiff_t* out_at, const floating* Wh_packed, ptrdiff_t first,
+                       ptrdiff_t stride) noexcept nogil:
+    """All steps of the rows first, first + stride, ..."""
+    cdef ptrdiff_t t, r, i, rows, token
+    cdef ptrdiff_t ldg = batch.ldg, ldh = batch.ldh, H = batch.H
+    cdef floating* copy = NULL
+    cdef uint64_t mode = kernels.denormals_flush()
+    for t in range(batch.T):
+        if batch.active[t] <= first:
+            break
+        rows = (batch.active[t] - first + stride - 1) // stride
+        kernels.gemm(gates + (batch.offset[t] + first) * ldg, stride * ldg, h + before(batch, t, first) * ldh,
+                     stride * ldh, 1, Wh_packed, <const floating*> NULL, rows, batch.gates, H, True)
+        for i in range(rows):
+            r = first + i * stride
+            token = batch.offset[t] + r
+            if out != NULL:
+                copy = out + out_at[token]
+            if batch.lstm:
+                kernels.lstm_gates_forward(gates + token * ldg, c + (batch.N + token) * ldh,
+                                           h + (batch.N + token) * ldh, copy, c + before(batch, t, r) * ldh, H)
+            else:
+                kernels.rnn_gates_forward(h + (batch.N + token) * ldh, copy, gates + token * ldg, H)
+    kernels.denormals_restore(mode)
+
+
+# ---- Backward --------------------------------------------------------------------------------------------------------
+
+cdef void steps_backward(const Batch* batch, floating* da, floating* dstate, floating* dc, const floating* dh,
+                         const ptrdiff_t* dh_at, const floating* gates, const floating* h, const floating* c,
+                         const floating* Wh_transposed, int threads) noexcept nogil:
+    """Run all steps backward.
+
+    da (tokens, gates) becomes the gradient of the pre-activations, and may be gates; dstate, dc (N, H) begin as the
+    gradient of the state after each row's last step and become that of the initial state; dh, at dh_at[token], is the
+    gradient of the loss with respect to each h directly.
+    """
+    cdef int k
+    if threads == 1:
+        rows_backward(batch, da, dstate, dc, dh, dh_at, gates, h, c, Wh_transposed, 0, 1)
+        return
+    for k in prange(threads, num_threads=threads, schedule="static"):
+        rows_backward(batch, da, dstate, dc, dh, dh_at, gates, h, c, Wh_transposed, k, threads)
+
+
+cdef void rows_backward(const Batch* batch, floating* da, floating* dstate, floating* dc, const floating* dh,
+                        const ptrdiff_t* dh_at, const floating* gates, const floating* h, const floating* c,
+                        const floating* Wh_transposed, ptrdiff_t first, ptrdiff_t stride) noexcept nogil:
+    """All steps of the rows first, first + stride, ..., last step first."""
+    cdef ptrdiff_t t, r, i, rows, token
+    cdef ptrdiff_t ldg = batch.ldg, ldh = batch.ldh, H = batch.H
+    cdef uint64_t mode = kernels.denormals_flush()
+    for t in range(batch.T - 1, -1, -1):
+        if batch.active[t] <= first:
+            continue
+        rows = (batch.active[t] - first + stride - 1) // stride
+        for i in range(rows):
+            r = first + i * stride
+            token = batch.offset[t] + r
+            if batch.lstm:
+                kernels.lstm_gates_backward(da + token * ldg, dc + r * ldh, dh + dh_at[token], dstate + r * ldh,
+                                            gates + token * ldg, c + (batch.N + token) * ldh,
+                                            c + before(batch, t, r) * ldh, H)
+            else:
+                kernels.rnn_gates_backward(da + token * ldg, dh + dh_at[token], dstate + r * ldh,
+                                           h + (batch.N + token) * ldh, H)
+        kernels.gemm(dstate + first * ldh, stride * ldh, da + (batch.offset[t] + first) * ldg, stride * ldg, 1,
+                     Wh_transposed, <const floating*> NULL, rows, H, batch.gates, False)
+    kernels.denormals_restore(mode)
+
+
+# ---- Sequences over NumPy arrays -------------------------------------------------------------------------------------
+
+cdef class Sequence:
+    """What a forward pass keeps for its backward pass."""
+    cdef Batch batch
+    cdef Workspace kept
+    cdef int kind           # type number of NumPy
+    cdef ptrdiff_t D
+    cdef cnp.ndarray x, Wx, Wh
+    cdef ptrdiff_t* at      # (tokens,) position of each token in an array (N, T, .)
+    cdef void* gates
+    cdef void* h
+    cdef void* c
+
+    cdef int allocate(self, const ptrdiff_t* lengths, ptrdiff_t N, ptrdiff_t T, ptrdiff_t D, ptrdiff_t H, bint lstm,
+                      int kind) except -1:
+        cdef size_t size = 4 if kind == cnp.NPY_FLOAT32 else 8
+        cdef ptrdiff_t t, r, tokens = 0
+        cdef size_t states, activations
+        for r in range(N):
+            tokens += T if lengths == NULL else lengths[r]
+        states = room((N + tokens) * leading(H, size), size)
+        activations = room(tokens * leading(4 * H if lstm else H, size), size)
+        self.kept = Workspace()
+        self.kept.reserve(batch_room(N, T) + room(tokens, sizeof(ptrdiff_t)) + 2 * states + activations)
+        batch_sort(&self.batch, self.kept.take(batch_room(N, T)), lengths, N, T, H, lstm, size)
+        self.at = <ptrdiff_t*> self.kept.take(room(tokens, sizeof(ptrdiff_t)))
+        for t in range(T):
+            for r in range(self.batch.active[t]):
+                self.at[self.batch.offset[t] + r] = self.batch.row[r] * T + t
+        self.h = self.kept.take(states)
+        self.c = self.kept.take(states)
+        self.gates = self.kept.take(activations)
+        self.kind = kind
+        self.D = D
+        return 0
+
+    cdef Sequence as_double(self):
+        """The same in float64, for a gradient that comes in float64."""
+        cdef Sequence wide = Sequence()
+        cdef Batch* batch = &self.batch
+        cdef ptrdiff_t r, t, rows = batch.N + batch.tokens
+        lengths = np.zeros(batch.N, dtype=np.intp)
+        cdef ptrdiff_t* length = <ptrdiff_t*> data(lengths)
+        for t in range(batch.T):
+            for r in range(batch.active[t]):
+                length[batch.row[r]] += 1
+        wide.allocate(length, batch.N, batch.T, self.D, batch.H, batch.lstm, cnp.NPY_FLOAT64)
+        wide.x, wide.Wx, wide.Wh = (np.require(array, dtype=np.float64, requirements="CA")
+                                    for array in (self.x, self.Wx, self.Wh))
+        widen(<double*> wide.h, wide.batch.ldh, <float*> self.h, batch.ldh, rows, batch.H)
+        if batch.lstm:
+            widen(<double*> wide.c, wide.batch.ldh, <float*> self.c, batch.ldh, rows, batch.H)
+            widen(<double*> wide.gates, wide.batch.ldg, <float*> self.gates, batch.ldg, batch.tokens, batch.gates)
+        return wide
+
+
+cdef void widen(double* to, ptrdiff_t ldt, const float* source, ptrdiff_t lds, ptrdiff_t rows, ptrdiff_t n) noexcept:
+    cdef ptrdiff_t i, j
+    for i in range(rows):
+        for j in range(n):
+            to[i * ldt + j] = source[i * lds + j]
+
+
+cdef int run_forward(Sequence s, floating* out, floating* c_out, const floating* x, const floating* h0,
+                     const floating* c0, const floating* Wx, const floating* Wh, const floating* b) except -1:
+    """All of a forward pass: input product, states, time loop. out (N, T, H); c_out (N, H), of T = 1, or NULL."""
+    cdef Batch* batch = &s.batch
+    cdef size_t size = sizeof(floating)
+    cdef ptrdiff_t D = s.D, H = batch.H, G = batch.gates, tokens = batch.tokens, N = batch.N, i, r
+    cdef int threads = threads_for(2.0 * tokens * (D + H) * G)
+    cdef int across = <int> min(<ptrdiff_t> threads, batch.N)
+    cdef bint packing = batch.T > 1 or N > MODERATE
+    cdef Workspace scratch = Workspace()
+    cdef floating* gates = <floating*> s.gates
+    cdef floating* h = <floating*> s.h
+    cdef floating* c = <floating*> s.c
+    cdef ptrdiff_t* x_at
+    cdef ptrdiff_t* out_at
+    cdef floating* Wx_packed
+    cdef floating* Wh_packed
+    cdef floating* tiles
+    scratch.reserve(2 * room(tokens, sizeof(ptrdiff_t))
+                    + (room(packed_size(D, G, size), size) + room(packed_size(H, G, size), size)
+                       + room(tiles_size(tokens, D, size), size) if packing else 0))
+    x_at = <ptrdiff_t*> scratch.take(room(tokens, sizeof(ptrdiff_t)))
+    out_at = <ptrdiff_t*> scratch.take(room(tokens, sizeof(ptrdiff_t)))
+    with nogil:
+        for r in range(N):
+            memcpy(h + r * batch.ldh, h0 + batch.row[r] * H, H * size)
+            if batch.lstm and c0 != NULL:
+                memcpy(c + r * batch.ldh, c0 + batch.row[r] * H, H * size)
+            elif batch.lstm:
+                memset(c + r * batch.ldh, 0, H * size)
+        for i in range(tokens):
+            x_at[i] = s.at[i] * D
+            out_at[i] = s.at[i] * H
+        if packing:
+            Wx_packed = <floating*> scratch.take(room(packed_size(D, G, size), size))
+            Wh_packed = <floating*> scratch.take(room(packed_size(H, G, size), size))
+            tiles = <floating*> scratch.take(room(tiles_size(tokens, D, size), size))
+            kernels.pack(Wx_packed, <floating*> NULL, Wx, NULL, G, 1, D, G, threads)
+            kernels.pack(Wh_packed, <floating*> NULL, Wh, NULL, G, 1, H, G, threads)
+            kernels.pack_tiles(tiles, x, x_at, 0, NULL, 1, tokens, D, threads)
+            kernels.multiply(gates, batch.ldg, tiles, Wx_packed, b, tokens, G, D, False, threads)
+            steps_forward(batch, gates, h, c, out, out_at, Wh_packed, across)
+        else:
+            single_forward(batch, gates, h, c, out, x, D, Wx, Wh, b, threads)
+        if c_out != NULL:
+            for r in range(N):
+                memcpy(c_out + r * H, c + (N + r) * batch.ldh, H * size)
+    return 0
+
+
+cdef void single_forward(const Batch* batch, floating* gates, floating* h, floating* c, floating* out,
+                         const floating* x, ptrdiff_t D, const floating* Wx, const floating* Wh, const floating* b,
+                         int threads) noexcept nogil:
+    """One step of a few rows, all of them active, with the weights as they lie; threads share out the columns."""
+    cdef ptrdiff_t unit = 64
+    cdef ptrdiff_t units = (batch.gates + unit - 1) // unit
+    cdef ptrdiff_t q, r
+    cdef uint64_t mode
+    if threads == 1:
+        single_part(batch, gates, h, x, D, Wx, Wh, b, 0, batch.gates)
+    else:
+        for q in prange(threads, num_threads=threads, schedule="static"):
+            single_part(batch, gates, h, x, D, Wx, Wh, b, units * q // threads * unit,
+                        min(batch.gates, units * (q + 1) // threads * unit))
+    mode = kernels.denormals_flush()
+    for r in range(batch.tokens):
+        if batch.lstm:
+            kernels.lstm_gates_forward(gates + r * batch.ldg, c + (batch.N + r) * batch.ldh,
+                                       h + (batch.N + r) * batch.ldh, out + r * batch.H, c + r * batch.ldh, batch.H)
+        else:
+            kernels.rnn_gates_forward(h + (batch.N + r) * batch.ldh, out + r * batch.H, gates + r * batch.ldg, batch.H)
+    kernels.denormals_restore(mode)
+
+
+cdef void single_part(const Batch* batch, floating* gates, const floating* h, const floating* x, ptrdiff_t D,
+                      const floating* Wx, const floating* Wh, const floating* b, ptrdiff_t first,
+                      ptrdiff_t last) noexcept nogil:
+    cdef ptrdiff_t G = batch.gates
+    cdef uint64_t mode
+    if last <= first:
+        return
+    mode = kernels.denormals_flush()
+    if batch.N <= FEW:
+        kernels.gemm_thin(gates + first, batch.ldg, x, D, Wx + first, G, b + first, batch.tokens, last - first, D, False)
+        kernels.gemm_thin(gates + first, batch.ldg, h, batch.ldh, Wh + first, G, <const floating*> NULL,
+                          batch.tokens, last - first, batch.H, True)
+    else:
+        kernels.gemm_unpacked(gates + first, batch.ldg, x, D, 1, Wx + first, G, b + first, batch.tokens,
+                              last - first, D, False)
+        kernels.gemm_unpacked(gates + first, batch.ldg, h, batch.ldh, 1, Wh + first, G, <const floating*> NULL,
+                              batch.tokens, last - first, batch.H, True)
+    kernels.denormals_restore(mode)
+
+
+cdef int run_backward(Sequence s, floating* dx, floating* dh0, floating* dc0, floating* dWx, floating* dWh,
+                      floating* db, const floating* dh, const floating* dc_last, const floating* x,
+                      const floating* Wx, const floating* Wh) except -1:
+    """All of a backward pass. dc_last (N, H) is the gradient of the last cell state, or NULL; dc0 (N, H) or NULL."""
+    cdef Batch* batch = &s.batch
+    cdef size_t size = sizeof(floating)
+    cdef ptrdiff_t D = s.D, H = batch.H, G = batch.gates, tokens = batch.tokens, N = batch.N, T = batch.T
+    cdef int threads = threads_for(4.0 * tokens * (D + H) * G)
+    cdef int across = <int> min(<ptrdiff_t> threads, batch.N)
+    cdef bint ragged = tokens < N * T
+    cdef bint few = T == 1 and N <= FEW
+    cdef Workspace scratch = Workspace()
+    cdef size_t places = room(tokens, sizeof(ptrdiff_t)), states = room(N * batch.ldh, size)
+    cdef ptrdiff_t i, r, t
+    scratch.reserve(3 * places + room(tokens * batch.ldg, size) + 2 * states + room(packed_size(G, H, size), size)
+                    + room(packed_size(G, D, size), size) + room(tiles_size(tokens, G, size), size)
+                    + room(packed_size(tokens, G, size), size) + room(tiles_size(D, tokens, size), size)
+                    + room(tiles_size(H, tokens, size), size) + (room(tokens * D, size) if ragged else 0))
+    cdef ptrdiff_t* dh_at = <ptrdiff_t*> scratch.take(places)
+    cdef ptrdiff_t* x_at = <ptrdiff_t*> scratch.take(places)
+    cdef ptrdiff_t* h_at = <ptrdiff_t*> scratch.take(places)
+    cdef floating* da = <floating*> scratch.take(room(tokens * batch.ldg, size))
+    cdef floating* dstate = <floating*> scratch.take(states)
+    cdef floating* dc = <floating*> scratch.take(states)
+    cdef floating* Wh_packed = <floating*> scratch.take(room(packed_size(G, H, size), size))
+    cdef floating* Wx_packed = <floating*> scratch.take(room(packed_size(G, D, size), size))
+    cdef floating* da_tiles = <floating*> scratch.take(room(tiles_size(tokens, G, size), size))
+    cdef floating* da_packed = <floating*> scratch.take(room(packed_size(tokens, G, size), size))
+    cdef floating* x_tiles = <floating*> scratch.take(room(tiles_size(D, tokens, size), size))
+    cdef floating* h_tiles = <floating*> scratch.take(room(tiles_size(H, tokens, size), size))
+    cdef floating* dx_tokens = dx
+    cdef const floating* nothing = NULL
+    if ragged:
+        dx_tokens = <floating*> scratch.take(room(tokens * D, size))
+    with nogil:
+        for t in range(T):
+            for r in range(batch.active[t]):
+                i = batch.offset[t] + r
+                dh_at[i] = s.at[i] * H
+                x_at[i] = s.at[i] * D
+                h_at[i] = before(batch, t, r) * batch.ldh
+        memset(dstate, 0, states)
+        memset(dc, 0, states)
+        if dc_last != NULL:
+            for r in range(N):
+                memcpy(dc + r * batch.ldh, dc_last + batch.row[r] * H, H * size)
+        kernels.pack(Wh_packed, <floating*> NULL, Wh, NULL, 1, G, G, H, threads)
+        steps_backward(batch, da, dstate, dc, dh, dh_at, <floating*> s.gates, <floating*> s.h, <floating*> s.c,
+                       Wh_packed, across)
+        for r in range(N):
+            memcpy(dh0 + batch.row[r] * H, dstate + r * batch.ldh, H * size)
+            if dc0 != NULL:
+                memcpy(dc0 + batch.row[r] * H, dc + r * batch.ldh, H * size)
+
+        kernels.pack(da_packed, db, da, NULL, batch.ldg, 1, tokens, G, threads)
+        kernels.pack_tiles(x_tiles, x, NULL, 1, x_at, 0, D, tokens, threads)
+        kernels.multiply(dWx, G, x_tiles, da_packed, nothing, D, G, tokens, False, threads)
+        kernels.pack_tiles(h_tiles, <const floating*> s.h, NULL, 1, h_at, 0, H, tokens, threads)
+        kernels.multiply(dWh, G, h_tiles, da_packed, nothing, H, G, tokens, False, threads)
+
+        kernels.pack(Wx_packed, <floating*> NULL, Wx, NULL, 1, G, G, D, threads)
+        if ragged:
+            kernels.pack_tiles(da_tiles, da, NULL, batch.ldg, NULL, 1, tokens, G, threads)
+            kernels.multiply(dx_tokens, D, da_tiles, Wx_packed, nothing, tokens, D, G, False, threads)
+            memset(dx, 0, N * T * D * size)
+            for i in range(tokens):
+                memcpy(dx + x_at[i], dx_tokens + i * D, D * size)
+        elif tokens > 0:
+            inputs_backward(dx, da, batch, Wx_packed, D, threads)
+    return 0
+
+
+cdef void inputs_backward(floating* dx, const floating* da, const Batch* batch, const floating* Wx_packed,
+                          ptrdiff_t D, int threads) noexcept nogil:
+    """dx (N, T, D) = da Wx' of a dense batch, step by step; parts of a step where there are too few steps."""
+    cdef ptrdiff_t parts = (2 * threads + batch.T - 1) // batch.T if threads > 1 else 1
+    cdef ptrdiff_t task
+    parts = min(parts, (batch.N + 7) // 8)
+    if threads == 1:
+        for task in range(batch.T * parts):
+            inputs_part(dx, da, batch, Wx_packed, D, task // parts, task % parts, parts)
+        return
+    for task in prange(batch.T * parts, num_threads=threads, schedule="dynamic"):
+        inputs_part(dx, da, batch, Wx_packed, D, task // parts, task % parts, parts)
+
+
+cdef void inputs_part(floating* dx, const floating* da, const Batch* batch, const floating* Wx_packed, ptrdiff_t D,
+                      ptrdiff_t t, ptrdiff_t part, ptrdiff_t parts) noexcept nogil:
+    cdef ptrdiff_t n0 = batch.N * part // parts, n1 = batch.N * (part + 1) // parts
+    cdef uint64_t mode = kernels.denormals_flush()
+    kernels.gemm(dx + (n0 * batch.T + t) * D, batch.T * D, da + (t * batch.N + n0) * batch.ldg, batch.ldg, 1,
+                 Wx_packed, <const floating*> NULL, n1 - n0, D, batch.gates, False)
+    kernels.denormals_restore(mode)
+
+
+cdef Sequence start(bint lstm, cnp.ndarray x, cnp.ndarray h0, cnp.ndarray Wx, cnp.ndarray Wh, cnp.ndarray b,
+                    ptrdiff_t T, ptrdiff_t D, object lengths):
+    """Room for a forward pass over (N, T, D), or None where the shapes do not fit."""
+    cdef ptrdiff_t N = dim(x, 0), H = dim(h0, 1), G = 4 * H if lstm else H
+    cdef Sequence s
+    cdef cnp.ndarray lengths_
+    if (not has_shape(h0, 2, N, H) or not has_shape(Wx, 2, D, G) or not has_shape(Wh, 2, H, G)
+            or not has_shape(b, 1, G)):
+        return None
+    s = Sequence()
+    if lengths is None:
+        s.allocate(NULL, N, T, D, H, lstm, cnp.PyArray_TYPE(x))
+    else:
+        lengths_ = np.require(checks.as_lengths(lengths, N, T), requirements="CA")
+        s.allocate(<ptrdiff_t*> data(lengths_), N, T, D, H, lstm, cnp.PyArray_TYPE(x))
+    s.x, s.Wx, s.Wh = x, Wx, Wh
+    return s
+
+
+cdef int forward_of(Sequence s, cnp.ndarray out, cnp.ndarray c_out, cnp.ndarray h0, cnp.ndarray c0,
+                    cnp.ndarray b) except -1:
+    if s.kind == cnp.NPY_FLOAT32:
+        run_forward(s, <float*> data(out), NULL if c_out is None else <float*> data(c_out), <float*> data(s.x),
+                    <float*> data(h0), NULL if c0 is None else <float*> data(c0), <float*> data(s.Wx),
+                    <float*> data(s.Wh), <float*> data(b))
+    else:
+        run_forward(s, <double*> data(out), NULL if c_out is None else <double*> data(c_out), <double*> data(s.x),
+                    <double*> data(h0), NULL if c0 is None else <double*> data(c0), <double*> data(s.Wx),
+                    <double*> data(s.Wh), <double*> data(b))
+    return 0
+
+
+cdef tuple backward_of(Sequence s, cnp.ndarray dh, cnp.ndarray dc, bint with_c):
+    """dx, dh0, dc0 (None unless with_c), dWx, dWh, db."""
+    cdef Batch* batch = &s.batch
+    cdef cnp.ndarray dx = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(s.x), cnp.PyArray_DIMS(s.x), s.kind, 0)
+    cdef cnp.ndarray dh0 = new(s.kind, 2, batch.N, batch.H), dWx = new(s.kind, 2, s.D, batch.gates)
+    cdef cnp.ndarray dWh = new(s.kind, 2, batch.H, batch.gates), db = new(s.kind, 1, batch.gates)
+    cdef cnp.ndarray dc0 = new(s.kind, 2, batch.N, batch.H) if with_c else None
+    if s.kind == cnp.NPY_FLOAT32:
+        run_backward(s, <float*> data(dx), <float*> data(dh0), <float*> data(dc0) if with_c else NULL,
+                     <float*> data(dWx), <float*> data(dWh), <float*> data(db), <float*> data(dh),
+                     NULL if dc is None else <float*> data(dc), <float*> data(s.x), <float*> data(s.Wx),
+                     <float*> data(s.Wh))
+    else:
+        run_backward(s, <double*> data(dx), <double*> data(dh0), <double*> data(dc0) if with_c else NULL,
+                     <double*> data(dWx), <double*> data(dWh), <double*> data(db), <double*> data(dh),
+                     NULL if dc is None else <double*> data(dc), <double*> data(s.x), <double*> data(s.Wx),
+                     <double*> data(s.Wh))
+    return dx, dh0, dc0, dWx, dWh, db
+
+
+cdef tuple in_common(Sequence s, tuple names, tuple gradients):
+    """The cache and the gradients that came for it, in one dtype."""
+    cdef tuple found = floats((*names, "cache"), (*gradients, s.Wh))
+    gradients = found[:len(names)]
+    return s if cnp.PyArray_TYPE(<cnp.ndarray> found[0]) == s.kind else s.as_double(), gradients
+
+
+cdef tuple sequence_forward(bint lstm, object twin_forward, object x, object h0, object Wx, object Wh, object b,
+                            object lengths):
+    cdef cnp.ndarray x_, h0_, Wx_, Wh_, b_, out
+    cdef Sequence s
+    x_, h0_, Wx_, Wh_, b_ = floats(("x", "h0", "Wx", "Wh", "b"), (x, h0, Wx, Wh, b))
+    s = start(lstm, x_, h0_, Wx_, Wh_, b_, dim(x_, 1), dim(x_, 2), lengths) if cnp.PyArray_NDIM(x_) == 3 else None
+    if s is None:
+        refuse(twin_forward, (x, h0, Wx, Wh, b))
+    out = new(s.kind, 3, s.batch.N, s.batch.T, s.batch.H)
+    if s.batch.tokens < s.batch.N * s.batch.T:
+        memset(data(out), 0, cnp.PyArray_NBYTES(out))
+    forward_of(s, out, None, h0_, None, b_)
+    return out, s
+
+
+cdef tuple sequence_backward(object twin_backward, object dh, Sequence s):
+    s, (dh_,) = in_common(s, ("dh",), (dh,))
+    if not has_shape(dh_, 3, s.batch.N, s.batch.T, s.batch.H):
+        checks.match_shapes({"N": s.batch.N, "T": s.batch.T, "H": s.batch.H}, dh=(dh_, "N T H"))
+    dx, dh0, _, dWx, dWh, db = backward_of(s, dh_, None, False)
+    return dx, dh0, dWx, dWh, db
+
+
+def rnn_forward(x, h0, Wx, Wh, b, lengths=None):
+    return sequence_forward(False, twin.rnn_forward, x, h0, Wx, Wh, b, lengths)
+
+
+def rnn_backward(dh, cache):
+    return sequence_backward(twin.rnn_backward, dh, cache)
+
+
+def lstm_forward(x, h0, Wx, Wh, b, lengths=None):
+    return sequence_forward(True, twin.lstm_forward, x, h0, Wx, Wh, b, lengths)
+
+
+def lstm_backward(dh, cache):
+    return sequence_backward(twin.lstm_backward, dh, cache)
+
+
+def rnn_step_forward(x, prev_h, Wx, Wh, b):
+    cdef cnp.ndarray x_, h_, Wx_, Wh_, b_, out
+    cdef Sequence s
+    x_, h_, Wx_, Wh_, b_ = floats(("x", "prev_h", "Wx", "Wh", "b"), (x, prev_h, Wx, Wh, b))
+    s = start(False, x_, h_, Wx_, Wh_, b_, 1, dim(x_, 1), None) if cnp.PyArray_NDIM(x_) == 2 else None
+    if s is None:
+        refuse(twin.rnn_step_forward, (x, prev_h, Wx, Wh, b))
+    out = new(s.kind, 2, s.batch.N, s.batch.H)
+    forward_of(s, out, None, h_, None, b_)
+    return out, s
+
+
+def rnn_step_backward(dnext_h, cache):
+    s, (dh_,) = in_common(cache, ("dnext_h",), (dnext_h,))
+    if not has_shape(dh_, 2, (<Sequence> s).batch.N, (<Sequence> s).batch.H):
+        checks.match_shapes({"N": (<Sequence> s).batch.N, "H": (<Sequence> s).batch.H}, dnext_h=(dh_, "N H"))
+    dx, dh0, _, dWx, dWh, db = backward_of(s, dh_, None, False)
+    return dx, dh0, dWx, dWh, db
+
+
+def lstm_step_forward(x, prev_h, prev_c, Wx, Wh, b):
+    cdef cnp.ndarray x_, h_, c_, Wx_, Wh_, b_, out, c_out
+    cdef Sequence s
+    x_, h_, c_, Wx_, Wh_, b_ = floats(("x", "prev_h", "prev_c", "Wx", "Wh", "b"), (x, prev_h, prev_c, Wx, Wh, b))
+    s = start(True, x_, h_, Wx_, Wh_, b_, 1, dim(x_, 1), None) if cnp.PyArray_NDIM(x_) == 2 else None
+    if s is None or not has_shape(c_, 2, s.batch.N, s.batch.H):
+        refuse(twin.lstm_step_forward, (x, prev_h, prev_c, Wx, Wh, b))
+    out = new(s.kind, 2, s.batch.N, s.batch.H)
+    c_out = new(s.kind, 2, s.batch.N, s.batch.H)
+    forward_of(s, out, c_out, h_, c_, b_)
+    return out, c_out, s
+
+
+def lstm_step_backward(dnext_h, dnext_c, cache):
+    s, (dh_, dc_) = in_common(cache, ("dnext_h", "dnext_c"), (dnext_h, dnext_c))
+    sizes = {"N": (<Sequence> s).batch.N, "H": (<Sequence> s).batch.H}
+    if not has_shape(dh_, 2, sizes["N"], sizes["H"]) or not has_shape(dc_, 2, sizes["N"], sizes["H"]):
+        checks.match_shapes(sizes, dnext_h=(dh_, "N H"), dnext_c=(dc_, "N H"))
+    return backward_of(s, dh_, dc_, True)

@@ -1,0 +1,104 @@
+"""Builds the compiled core; everything else about the package stands in pyproject.toml.
+
+``src_c/kernels.c`` is compiled once for each pair of an element type and an instruction set and chosen at import, so a
+wheel built on one machine runs on another. OpenMP is used where the compiler has it; ``FASTRNN_OPENMP=0`` builds without.
+"""
+
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+MODULES = ["kernels", "arrays", "layers", "sequence", "optim"]
+X86_FLAGS = {
+    "baseline": [],
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"],
+}
+MSVC = sys.platform == "win32" and "GCC" not in sys.version
+X86 = platform.machine().lower() in ("x86_64", "amd64") and not MSVC
+HEADERS = [str(path) for path in sorted(Path("src_c").glob("*.h"))]
+
+
+class build_core(build_ext):
+    """build_ext with the variants of the kernels and a probe for OpenMP."""
+
+    def build_extensions(self):
+        strict = ["/O2", "/std:c11"] if MSVC else ["-O3", "-std=c11", "-fno-math-errno", "-Wno-psabi"]
+        openmp = self.openmp_flags()
+        objects = []
+        for isa, flags in X86_FLAGS.items() if X86 else [("baseline", [])]:
+            for suffix, element in (("f32", []), ("f64", [("REAL_IS_DOUBLE", None)])):
+                objects += self.compiler.compile(
+                    ["src_c/kernels.c"],
+                    output_dir=str(Path(self.build_temp, f"{suffix}_{isa}")),
+                    macros=[("FRN_VARIANT", f"_{suffix}_{isa}"), *element],
+                    include_dirs=["src_c"],
+                    depends=["src_c/kernels.c", *HEADERS],
+                    extra_postargs=[*strict, *flags],
+                )
+        objects += self.compiler.compile(
+            ["src_c/dispatch.c"],
+            output_dir=self.build_temp,
+            macros=[("FRN_X86_VARIANTS", None)] if X86 else [],
+            include_dirs=["src_c"],
+            depends=["src_c/dispatch.c", *HEADERS],
+            extra_postargs=strict,
+        )
+        for extension in self.extensions:
+            # the other modules reach the kernels through the first one, so that there is one set of them
+            if extension.name.endswith(".kernels"):
+                extension.extra_objects = objects
+            extension.extra_compile_args = [*strict[:1], *openmp]
+            extension.extra_link_args = [] if MSVC else openmp
+        super().build_extensions()
+
+    def openmp_flags(self):
+        """Return the flags that compile and link an OpenMP program here, or none."""
+        if os.environ.get("FASTRNN_OPENMP") == "0":
+            return []
+        for flags in (["/openmp"],) if MSVC else (["-fopenmp"],):
+            with tempfile.TemporaryDirectory() as folder:
+                source = Path(folder, "probe.c")
+                source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
+                try:
+                    objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=flags)
+                    self.compiler.link_executable(
+                        objects, "probe", output_dir=folder, extra_postargs=[] if MSVC else flags
+                    )
+                except Exception as error:
+                    print(f"no OpenMP with {flags}: {error}; the core will run on one thread", file=sys.stderr)
+                else:
+                    return flags
+        return []
+
+
+setup(
+    cmdclass={"build_ext": build_core},
+    ext_modules=cythonize(
+        [
+            Extension(
+                f"fastrnn._core.{name}",
+                [f"fastrnn/_core/{name}.pyx"],
+                include_dirs=["src_c", np.get_include()],
+                define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+                depends=HEADERS,
+            )
+            for name in MODULES
+        ],
+        language_level=3,
+        compiler_directives={
+            "boundscheck": False,
+            "wraparound": False,
+            "cdivision": True,
+            "initializedcheck": False,
+            "embedsignature": True,
+        },
+    ),
+)

@@ -1,0 +1,170 @@
+/* What does not depend on the instruction set: the choice of one, the denormal mode, memory, fork. */
+#if defined(__linux__)
+#define _GNU_SOURCE
+#endif
+#include "fastrnn.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__SSE2__) || defined(_M_X64)
+#include <xmmintrin.h>
+#define HAS_MXCSR 1
+#endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+#if defined(_WIN32)
+#include <malloc.h>
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#define HAS_FORK 1
+#endif
+
+#define REAL float
+#define FRN_KERNEL(result, name, arguments) result(*frn_##name##_f32) arguments
+#include "kernels.h"
+#undef FRN_KERNEL
+#undef REAL
+#define REAL double
+#define FRN_KERNEL(result, name, arguments) result(*frn_##name##_f64) arguments
+#include "kernels.h"
+#undef FRN_KERNEL
+#undef REAL
+
+/* Each variant of kernels.c points the kernels at its own. */
+#define VARIANT(isa)                                                                                                   \
+    void frn_install_f32_##isa(frn_shape *shape);                                                                      \
+    void frn_install_f64_##isa(frn_shape *shape);
+VARIANT(baseline)
+#if defined(FRN_X86_VARIANTS)
+VARIANT(avx2)
+VARIANT(avx512)
+#endif
+
+static frn_shape shape_f32, shape_f64;
+
+#if defined(FRN_X86_VARIANTS)
+static int has_avx2(void) {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+static int has_avx512(void) {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+static int always(void) { return 1; }
+
+/* Best first; a cap allows the variants of its rank and below. */
+static const struct {
+    const char *name;
+    int rank;
+    int (*supported)(void);
+    void (*install_f32)(frn_shape *), (*install_f64)(frn_shape *);
+} variants[] = {
+#if defined(FRN_X86_VARIANTS)
+    {"avx512", 2, has_avx512, frn_install_f32_avx512, frn_install_f64_avx512},
+    {"avx2", 1, has_avx2, frn_install_f32_avx2, frn_install_f64_avx2},
+#endif
+    {"baseline", 0, always, frn_install_f32_baseline, frn_install_f64_baseline},
+};
+
+#if defined(HAS_FORK)
+static volatile int forked;
+static void in_child(void) { forked = 1; }
+#endif
+
+const char *frn_choose_isa(const char *cap) {
+    static const char *const names[] = {"baseline", "avx2", "avx512"}; /* by rank, also those that this build lacks */
+    const int count = sizeof names / sizeof *names;
+    int highest = count - 1;
+    if (cap) {
+        while (highest >= 0 && strcmp(cap, names[highest]) != 0)
+            highest--;
+        if (highest < 0)
+            return NULL;
+    }
+#if defined(HAS_FORK)
+    static int registered;
+    if (!registered)
+        registered = pthread_atfork(NULL, NULL, in_child) == 0;
+#endif
+    for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
+        if (variants[i].rank > highest || !variants[i].supported())
+            continue;
+        variants[i].install_f32(&shape_f32);
+        variants[i].install_f64(&shape_f64);
+        return variants[i].name;
+    }
+    return NULL;
+}
+
+static const frn_shape *shape_of(size_t size) { return size == 4 ? &shape_f32 : &shape_f64; }
+ptrdiff_t frn_panel_width(size_t size) { return shape_of(size)->panel_width; }
+ptrdiff_t frn_tile_height(size_t size) { return shape_of(size)->tile_height; }
+double frn_fma_flops(size_t size, ptrdiff_t rounds) { return shape_of(size)->fma_flops(rounds); }
+
+uint64_t frn_denormals_flush(void) {
+#if defined(HAS_MXCSR)
+    const uint64_t mode = _mm_getcsr();
+    _mm_setcsr((unsigned)mode | 0x8040u); /* flush to zero, denormals are zero */
+    return mode;
+#elif defined(__aarch64__) && defined(__GNUC__)
+    uint64_t mode;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+    __asm__ volatile("msr fpcr, %0" : : "r"(mode | (UINT64_C(1) << 24)));
+    return mode;
+#else
+    return 0;
+#endif
+}
+
+void frn_denormals_restore(uint64_t mode) {
+#if defined(HAS_MXCSR)
+    /* the exception flags raised meanwhile are not the caller's business: put back the whole register */
+    _mm_setcsr((unsigned)mode);
+#elif defined(__aarch64__) && defined(__GNUC__)
+    __asm__ volatile("msr fpcr, %0" : : "r"(mode));
+#else
+    (void)mode;
+#endif
+}
+
+void *frn_alloc(size_t bytes) {
+    /* large blocks lie on 2 MiB pages where the system has them: fewer faults, fewer misses in the page tables */
+    const size_t alignment = bytes >= (size_t)4 << 20 ? (size_t)2 << 20 : 64;
+    const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+    if (rounded < bytes)
+        return NULL;
+#if defined(_WIN32)
+    return _aligned_malloc(rounded ? rounded : alignment, alignment);
+#else
+    void *memory = NULL;
+    if (posix_memalign(&memory, alignment, rounded ? rounded : alignment) != 0)
+        return NULL;
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    if (alignment > 64)
+        madvise(memory, rounded, MADV_HUGEPAGE);
+#endif
+    return memory;
+#endif
+}
+
+void frn_free(void *memory) {
+#if defined(_WIN32)
+    _aligned_free(memory);
+#else
+    free(memory);
+#endif
+}
+
+int frn_forked(void) {
+#if defined(HAS_FORK)
+    return forked;
+#else
+    return 0;
+#endif
+}

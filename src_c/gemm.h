@@ -1,0 +1,321 @@
+/* The matrix product: packing, the tile that stays in registers, and the loops around it (kernels.h). */
+
+/* Products are summed over blocks of about this many k, so that a tile of A and a panel of B stay near the core. */
+enum { BLOCK_K = 512 };
+
+/* Where block q of `blocks` begins. */
+INLINE ptrdiff_t share(ptrdiff_t n, ptrdiff_t q, ptrdiff_t blocks) { return n * q / blocks; }
+INLINE ptrdiff_t blocks_of(ptrdiff_t n, ptrdiff_t most) { return (n + most - 1) / most; }
+
+void KERNEL(gemm_pack)(REAL *packed, REAL *colsum, const REAL *B, const ptrdiff_t *row, ptrdiff_t rs, ptrdiff_t cs,
+                       ptrdiff_t K, ptrdiff_t N, ptrdiff_t first, ptrdiff_t last) {
+    for (ptrdiff_t p = first; p < last; p++) {
+        const ptrdiff_t n0 = p * PANEL_WIDTH, width = N - n0 < PANEL_WIDTH ? N - n0 : PANEL_WIDTH;
+        if (cs == 1 && width == PANEL_WIDTH) {
+            vec sum[PANEL_VECTORS];
+            for (int j = 0; j < PANEL_VECTORS; j++)
+                sum[j] = splat(0);
+            for (ptrdiff_t k = 0; k < K; k++, packed += PANEL_WIDTH) {
+                const REAL *from = B + (row ? row[k] : k * rs) + n0;
+                PREFETCH(B + (row ? row[k + 8 < K ? k + 8 : k] : (k + 8) * rs) + n0);
+                for (int j = 0; j < PANEL_VECTORS; j++) {
+                    const vec x = load(from + j * LANES);
+                    store(packed + j * LANES, x);
+                    sum[j] = sum[j] + x;
+                }
+            }
+            if (colsum)
+                for (int j = 0; j < PANEL_VECTORS; j++)
+                    store(colsum + n0 + j * LANES, sum[j]);
+            continue;
+        }
+        /* by blocks of k, so that columns are read in runs where the elements of a column lie side by side */
+        enum { RUN = 16 };
+        REAL sums[PANEL_WIDTH] = {0};
+        for (ptrdiff_t k0 = 0; k0 < K; k0 += RUN) {
+            const ptrdiff_t k1 = k0 + RUN < K ? k0 + RUN : K;
+            for (ptrdiff_t n = 0; n < width; n++)
+                for (ptrdiff_t k = k0; k < k1; k++) {
+                    const REAL x = B[(row ? row[k] : k * rs) + (n0 + n) * cs];
+                    packed[k * PANEL_WIDTH + n] = x;
+                    sums[n] += x;
+                }
+            for (ptrdiff_t k = k0; k < k1; k++)
+                for (ptrdiff_t n = width; n < PANEL_WIDTH; n++)
+                    packed[k * PANEL_WIDTH + n] = 0;
+        }
+        if (colsum)
+            memcpy(colsum + n0, sums, (size_t)width * sizeof(REAL));
+        packed += K * PANEL_WIDTH;
+    }
+}
+
+void KERNEL(gemm_pack_rows)(REAL *packed, const REAL *A, const ptrdiff_t *row, ptrdiff_t rs, const ptrdiff_t *col,
+                            ptrdiff_t cs, ptrdiff_t M, ptrdiff_t K, ptrdiff_t height, ptrdiff_t first, ptrdiff_t last) {
+    for (ptrdiff_t t = first; t < last; t++, packed += height * K) {
+        const ptrdiff_t i0 = t * height, rows = M - i0 < height ? M - i0 : height;
+        if (!row && rs == 1) { /* A transposed: the rows of a tile lie side by side */
+            for (ptrdiff_t k = 0; k < K; k++) {
+                const REAL *from = A + i0 + (col ? col[k] : k * cs);
+                REAL *to = packed + k * height;
+                for (ptrdiff_t i = 0; i < rows; i++)
+                    to[i] = from[i];
+                for (ptrdiff_t i = rows; i < height; i++)
+                    to[i] = 0;
+            }
+            continue;
+        }
+        enum { RUN = 16 };
+        for (ptrdiff_t k0 = 0; k0 < K; k0 += RUN) {
+            const ptrdiff_t k1 = k0 + RUN < K ? k0 + RUN : K;
+            for (ptrdiff_t i = 0; i < height; i++) {
+                if (i >= rows) {
+                    for (ptrdiff_t k = k0; k < k1; k++)
+                        packed[k * height + i] = 0;
+                    continue;
+                }
+                const REAL *from = A + (row ? row[i0 + i] : (i0 + i) * rs);
+                for (ptrdiff_t k = k0; k < k1; k++)
+                    packed[k * height + i] = from[col ? col[k] : k * cs];
+            }
+        }
+    }
+}
+
+enum { FROM_ZERO, FROM_BIAS, FROM_C };
+
+/* C (rows, PANEL_WIDTH) = start + A (rows, K) panel (K, PANEL_WIDTH), rows of the panel `step` apart, held in
+ * registers; `rows` and `start` are constants where this is inlined. Fifteen rows are reached from three pointers and
+ * the factors 1, 2, 4 of an address, since a pointer for each row would not fit the general registers. */
+INLINE void tile(const int rows, ptrdiff_t K, const REAL *A, ptrdiff_t rs, ptrdiff_t cs, const REAL *panel,
+                 ptrdiff_t step, REAL *C, ptrdiff_t ldc, const REAL *bias, int start) {
+    vec c[TILE_HEIGHT][PANEL_VECTORS];
+    const REAL *a0 = A, *a5 = A + 5 * rs, *a10 = A + 10 * rs;
+    const ptrdiff_t rs2 = 2 * rs, rs3 = 3 * rs, rs4 = 4 * rs;
+    const REAL *ahead = panel + 12 * step;
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < PANEL_VECTORS; j++)
+            c[i][j] = start == FROM_C      ? load(C + i * ldc + j * LANES)
+                      : start == FROM_BIAS ? load(bias + j * LANES)
+                                           : splat(0);
+    for (ptrdiff_t k = 0; k < K; k++) {
+        vec b[PANEL_VECTORS];
+        for (int j = 0; j < PANEL_VECTORS; j++) {
+            b[j] = load(panel + j * LANES);
+            PREFETCH(ahead + j * LANES);
+        }
+#define ROW(i, address)                                                                                                \
+    if (i < rows && i < TILE_HEIGHT) {                                                                                 \
+        const vec a = splat(*(address));                                                                               \
+        for (int j = 0; j < PANEL_VECTORS; j++)                                                                        \
+            c[i < TILE_HEIGHT ? i : 0][j] += a * b[j];                                                                 \
+    }
+        ROW(0, a0)
+        ROW(1, a0 + rs)
+        ROW(2, a0 + rs2)
+        ROW(3, a0 + rs3)
+        ROW(4, a0 + rs4)
+        ROW(5, a5)
+        ROW(6, a5 + rs)
+        ROW(7, a5 + rs2)
+        ROW(8, a5 + rs3)
+        ROW(9, a5 + rs4)
+        ROW(10, a10)
+        ROW(11, a10 + rs)
+        ROW(12, a10 + rs2)
+        ROW(13, a10 + rs3)
+#undef ROW
+        panel += step;
+        ahead += step;
+        a0 += cs;
+        a5 += cs;
+        a10 += cs;
+    }
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < PANEL_VECTORS; j++)
+            store(C + i * ldc + j * LANES, c[i][j]);
+}
+
+#define TILE_OF(n)                                                                                                     \
+    NOINLINE void tile_##n(ptrdiff_t K, const REAL *A, ptrdiff_t rs, ptrdiff_t cs, const REAL *panel, ptrdiff_t step,  \
+                           REAL *C, ptrdiff_t ldc, const REAL *bias, int start) {                                      \
+        tile(n, K, A, rs, cs, panel, step, C, ldc, bias, start);                                                       \
+    }
+TILE_OF(1)
+TILE_OF(2)
+TILE_OF(3)
+TILE_OF(4)
+TILE_OF(5)
+TILE_OF(6)
+#if TILE_HEIGHT_MAX > 6
+TILE_OF(7)
+TILE_OF(8)
+TILE_OF(9)
+TILE_OF(10)
+TILE_OF(11)
+TILE_OF(12)
+TILE_OF(13)
+TILE_OF(14)
+#endif
+
+typedef void (*tile_function)(ptrdiff_t, const REAL *, ptrdiff_t, ptrdiff_t, const REAL *, ptrdiff_t, REAL *, ptrdiff_t,
+                              const REAL *, int);
+static const tile_function tile_of_rows[] = {NULL,   tile_1, tile_2, tile_3,  tile_4,  tile_5,  tile_6,
+#if TILE_HEIGHT_MAX > 6
+                                             tile_7, tile_8, tile_9, tile_10, tile_11, tile_12, tile_13,
+                                             tile_14
+#endif
+};
+
+/* One tile against one panel; the last panel may have fewer columns than its width. */
+INLINE void tile_at(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t K, const REAL *A, ptrdiff_t rs, ptrdiff_t cs,
+                    const REAL *panel, ptrdiff_t step, REAL *C, ptrdiff_t ldc, const REAL *bias, int start) {
+    if (columns == PANEL_WIDTH) {
+        tile_of_rows[rows](K, A, rs, cs, panel, step, C, ldc, bias, start);
+        return;
+    }
+    REAL edge[TILE_HEIGHT * PANEL_WIDTH] = {0}, edge_bias[PANEL_WIDTH] = {0};
+    const size_t bytes = (size_t)columns * sizeof(REAL);
+    if (start == FROM_C)
+        for (ptrdiff_t i = 0; i < rows; i++)
+            memcpy(edge + i * PANEL_WIDTH, C + i * ldc, bytes);
+    if (start == FROM_BIAS)
+        memcpy(edge_bias, bias, bytes);
+    tile_of_rows[rows](K, A, rs, cs, panel, step, edge, PANEL_WIDTH, edge_bias, start);
+    for (ptrdiff_t i = 0; i < rows; i++)
+        memcpy(C + i * ldc, edge + i * PANEL_WIDTH, bytes);
+}
+
+/* All the products: tiles of up to `height` rows, `tile_step` elements of A apart (0: rows of A shared out evenly), and
+ * panels `panel_step` elements apart with rows `step` apart. */
+INLINE void product(REAL *C, ptrdiff_t ldc, const REAL *A, ptrdiff_t rs, ptrdiff_t cs, ptrdiff_t height,
+                    ptrdiff_t tile_step, const REAL *B, ptrdiff_t panel_step, ptrdiff_t step, const REAL *bias,
+                    ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) {
+    const ptrdiff_t tiles = blocks_of(M, height), panels = blocks_of(N, PANEL_WIDTH);
+    /* K = 0 still writes the bias or zeros, as one empty block */
+    const ptrdiff_t blocks = K > 0 ? blocks_of(K, BLOCK_K) : 1;
+    for (ptrdiff_t q = 0; q < blocks; q++) {
+        const ptrdiff_t k0 = share(K, q, blocks), k1 = share(K, q + 1, blocks);
+        const int start = q > 0 || accumulate ? FROM_C : bias ? FROM_BIAS : FROM_ZERO;
+        for (ptrdiff_t p = 0; p < panels; p++) {
+            const ptrdiff_t n0 = p * PANEL_WIDTH, columns = N - n0 < PANEL_WIDTH ? N - n0 : PANEL_WIDTH;
+            for (ptrdiff_t t = 0; t < tiles; t++) {
+                const ptrdiff_t i0 = tile_step ? t * height : share(M, t, tiles);
+                const ptrdiff_t i1 = !tile_step ? share(M, t + 1, tiles) : i0 + height < M ? i0 + height : M;
+                const REAL *from = tile_step ? A + t * tile_step : A + i0 * rs;
+                tile_at(i1 - i0, columns, k1 - k0, from + k0 * cs, rs, cs, B + p * panel_step + k0 * step, step,
+                        C + i0 * ldc + n0, ldc, bias ? bias + n0 : NULL, start);
+            }
+        }
+    }
+}
+
+void KERNEL(gemm)(REAL *C, ptrdiff_t ldc, const REAL *A, ptrdiff_t rs, ptrdiff_t cs, const REAL *packed,
+                  const REAL *bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) {
+    product(C, ldc, A, rs, cs, TILE_HEIGHT, 0, packed, K * PANEL_WIDTH, PANEL_WIDTH, bias, M, N, K, accumulate);
+}
+
+void KERNEL(gemm_tiles)(REAL *C, ptrdiff_t ldc, const REAL *tiles, ptrdiff_t height, const REAL *packed,
+                        const REAL *bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) {
+    /* K = 0 has tiles without elements: any step will do, as long as it says that they are packed */
+    const ptrdiff_t tile_step = K > 0 ? height * K : 1;
+    product(C, ldc, tiles, 1, height, height, tile_step, packed, K * PANEL_WIDTH, PANEL_WIDTH, bias, M, N, K,
+            accumulate);
+}
+
+void KERNEL(gemm_unpacked)(REAL *C, ptrdiff_t ldc, const REAL *A, ptrdiff_t rs, ptrdiff_t cs, const REAL *B,
+                           ptrdiff_t ldb, const REAL *bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) {
+    const ptrdiff_t whole = N / PANEL_WIDTH * PANEL_WIDTH;
+    if (whole)
+        product(C, ldc, A, rs, cs, TILE_HEIGHT, 0, B, PANEL_WIDTH, ldb, bias, M, whole, K, accumulate);
+    /* the columns that are left are packed, a few k at a time, as reading past them is not ours to do */
+    enum { RUN = 64 };
+    REAL panel[RUN * PANEL_WIDTH];
+    for (ptrdiff_t k = 0; whole < N && (k < K || k == 0); k += RUN) {
+        const ptrdiff_t run = K - k < RUN ? K - k : RUN;
+        KERNEL(gemm_pack)(panel, NULL, B + k * ldb + whole, NULL, ldb, 1, run, N - whole, 0, 1);
+        KERNEL(gemm)(C + whole, ldc, A + k * cs, rs, cs, panel, bias ? bias + whole : NULL, M, N - whole, run,
+                     k > 0 || accumulate);
+    }
+}
+
+void KERNEL(gemm_thin)(REAL *C, ptrdiff_t ldc, const REAL *A, ptrdiff_t lda, const REAL *B, ptrdiff_t ldb,
+                       const REAL *bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) {
+    for (ptrdiff_t i = 0; i < M && !accumulate; i++) {
+        if (bias)
+            memcpy(C + i * ldc, bias, (size_t)N * sizeof(REAL));
+        else
+            memset(C + i * ldc, 0, (size_t)N * sizeof(REAL));
+    }
+    ptrdiff_t k = 0;
+    for (; k + 4 <= K; k += 4) {
+        const REAL *b = B + k * ldb;
+        for (ptrdiff_t i = 0; i < M; i++) {
+            const REAL *a = A + i * lda + k;
+            REAL *c = C + i * ldc;
+            const vec a0 = splat(a[0]), a1 = splat(a[1]), a2 = splat(a[2]), a3 = splat(a[3]);
+#define BODY(LOAD, STORE)                                                                                              \
+    vec sum = LOAD(c);                                                                                                 \
+    sum += a0 * LOAD(b);                                                                                               \
+    sum += a1 * LOAD(b + ldb);                                                                                         \
+    sum += a2 * LOAD(b + 2 * ldb);                                                                                     \
+    sum += a3 * LOAD(b + 3 * ldb);                                                                                     \
+    STORE(c, sum);
+            FOR_VECTORS(N, BODY);
+#undef BODY
+        }
+    }
+    for (; k < K; k++)
+        for (ptrdiff_t i = 0; i < M; i++) {
+            const REAL *b = B + k * ldb;
+            const vec a = splat(A[i * lda + k]);
+            REAL *c = C + i * ldc;
+#define BODY(LOAD, STORE) STORE(c, LOAD(c) + a * LOAD(b));
+            FOR_VECTORS(N, BODY);
+#undef BODY
+        }
+}
+
+void KERNEL(gemm_thin_transposed)(REAL *C, ptrdiff_t ldc, const REAL *A, ptrdiff_t lda, const REAL *B, ptrdiff_t ldb,
+                                  ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) {
+    for (ptrdiff_t n = 0; n < N; n++) {
+        const REAL *b = B + n * ldb;
+        for (ptrdiff_t i = 0; i < M; i++) {
+            const REAL *a = A + i * lda;
+            vec sum[4] = {splat(0), splat(0), splat(0), splat(0)};
+            ptrdiff_t j = 0;
+            for (; j + 4 * LANES <= K; j += 4 * LANES)
+                for (int q = 0; q < 4; q++)
+                    sum[q] += load(a + j + q * LANES) * load(b + j + q * LANES);
+            for (; j + LANES <= K; j += LANES)
+                sum[0] += load(a + j) * load(b + j);
+            REAL total = lane_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+            for (; j < K; j++)
+                total += a[j] * b[j];
+            C[i * ldc + n] = accumulate ? C[i * ldc + n] + total : total;
+        }
+    }
+}
+
+void KERNEL(gemm_outer)(REAL *C, ptrdiff_t ldc, REAL *colsum, const REAL *A, ptrdiff_t lda, const REAL *B,
+                        ptrdiff_t ldb, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) {
+    for (ptrdiff_t i = 0; i < M; i++) {
+        REAL *c = C + i * ldc;
+#define BODY(LOAD, STORE)                                                                                              \
+    vec sum = accumulate ? LOAD(c) : splat(0);                                                                         \
+    for (ptrdiff_t k = 0; k < K; k++)                                                                                  \
+        sum += splat(A[k * lda + i]) * LOAD(B + k * ldb);                                                              \
+    STORE(c, sum);
+        FOR_VECTORS(N, BODY);
+#undef BODY
+    }
+    if (colsum) {
+#define BODY(LOAD, STORE)                                                                                              \
+    vec sum = splat(0);                                                                                                \
+    for (ptrdiff_t k = 0; k < K; k++)                                                                                  \
+        sum += LOAD(B + k * ldb);                                                                                      \
+    STORE(colsum, sum);
+        FOR_VECTORS(N, BODY);
+#undef BODY
+    }
+}
