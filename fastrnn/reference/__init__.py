@@ -1,0 +1,66 @@
+"""Every public op of fastrnn in plain NumPy: same names, same signatures, written to be read.
+
+Numeric gradients in float64 prove these functions, and the compiled ones are compared with
+them. Start with ``rnn_layers``.
+"""
+
+from . import layers, optim, rnn_layers
+from .classifier import CaptioningRNN
+from .layers import (
+    affine_backward,
+    affine_forward,
+    relu_backward,
+    relu_forward,
+    softmax_loss,
+    svm_loss,
+)
+from .optim import adam, rmsprop, sgd, sgd_momentum
+from .rnn_layers import (
+    lstm_backward,
+    lstm_forward,
+    lstm_step_backward,
+    lstm_step_forward,
+    rnn_backward,
+    rnn_forward,
+    rnn_step_backward,
+    rnn_step_forward,
+    sigmoid,
+    temporal_affine_backward,
+    temporal_affine_forward,
+    temporal_softmax_loss,
+    word_embedding_backward,
+    word_embedding_forward,
+)
+from .solver import CaptioningSolver
+
+__all__ = [
+    "CaptioningRNN",
+    "CaptioningSolver",
+    "adam",
+    "affine_backward",
+    "affine_forward",
+    "layers",
+    "lstm_backward",
+    "lstm_forward",
+    "lstm_step_backward",
+    "lstm_step_forward",
+    "optim",
+    "relu_backward",
+    "relu_forward",
+    "rmsprop",
+    "rnn_backward",
+    "rnn_forward",
+    "rnn_layers",
+    "rnn_step_backward",
+    "rnn_step_forward",
+    "sgd",
+    "sgd_momentum",
+    "sigmoid",
+    "softmax_loss",
+    "svm_loss",
+    "temporal_affine_backward",
+    "temporal_affine_forward",
+    "temporal_softmax_loss",
+    "word_embedding_backward",
+    "word_embedding_forward",
+]

@@ -1,0 +1,145 @@
+"""What every op asks of its arguments before any arithmetic, in one place.
+
+The order is the same everywhere: first dtypes (TypeError), then shapes (ValueError), then
+the values of word ids and lengths (IndexError, ValueError). Each message names the argument,
+what it was and what it should be.
+"""
+
+import numpy as np
+
+
+def as_floats(**arrays) -> list[np.ndarray]:
+    """The arrays, in the order given, in the one dtype that NumPy's promotion gives them.
+
+    Parameters
+    ----------
+    **arrays : array_like
+        The floating-point arguments of an op by name. Integers and booleans count as float64.
+
+    Returns
+    -------
+    list of ndarray
+        All float32 or all float64; an argument that has this dtype already is not copied.
+
+    Raises
+    ------
+    TypeError
+        If an argument holds something else than real numbers, or if the common dtype is
+        neither float32 nor float64.
+    """
+    found = {name: np.asarray(array) for name, array in arrays.items()}
+    kinds = []
+    for name, array in found.items():
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"{name} has dtype {array.dtype}; expected float32 or float64")
+        kinds.append(np.dtype(np.float64) if array.dtype.kind in "biu" else array.dtype)
+    dtype = np.result_type(*kinds).newbyteorder("=")
+    if dtype not in (np.float32, np.float64):
+        which = ", ".join(found)
+        raise TypeError(f"{which}: common dtype is {dtype}; expected float32 or float64")
+    return [array.astype(dtype, copy=False) for array in found.values()]
+
+
+def as_integers(**arrays) -> list[np.ndarray]:
+    """The arrays, in the order given, as NumPy's index type (intp).
+
+    Raises
+    ------
+    TypeError
+        If an argument does not have an integer dtype; booleans are no integers here.
+    """
+    found = {name: np.asarray(array) for name, array in arrays.items()}
+    for name, array in found.items():
+        if array.dtype.kind not in "iu":
+            raise TypeError(f"{name} has dtype {array.dtype}; expected an integer dtype")
+    return [array.astype(np.intp, copy=False) for array in found.values()]
+
+
+def match_shapes(sizes: dict[str, int] | None = None, /, **arrays) -> dict[str, int]:
+    """Hold the shapes of the arguments against each other and return the sizes of their axes.
+
+    Parameters
+    ----------
+    sizes : dict, optional
+        Sizes that are known already, such as ``{"N": 3, "H": 5}``.
+    **arrays : (ndarray, str)
+        An argument by name with its axes, such as ``Wx=(Wx, "D 4H")``. The first argument in
+        which a letter stands decides its size; ``4H`` is four times that of ``H``.
+
+    Returns
+    -------
+    dict
+        The size of every letter.
+
+    Raises
+    ------
+    ValueError
+        If an argument has another number of axes or another size along one of them.
+    """
+    sizes = dict(sizes or {})
+    for name, (array, spec) in arrays.items():
+        axes = spec.split()
+        if array.ndim == len(axes):
+            for axis, size in zip(axes, array.shape, strict=True):
+                if axis.isalpha():
+                    sizes.setdefault(axis, size)
+        wanted = tuple(4 * sizes["H"] if axis == "4H" else sizes.get(axis, axis) for axis in axes)
+        if array.shape != wanted:
+            letters, numbers = (", ".join(map(str, part)) for part in (axes, wanted))
+            raise ValueError(f"{name} has shape {array.shape}; expected ({letters}) = ({numbers})")
+    return sizes
+
+
+def check_ids(name: str, ids: np.ndarray, size: int) -> None:
+    """Hold ids against the number of rows that they index; negative ones count from the end.
+
+    Raises
+    ------
+    IndexError
+        If an id lies outside ``[-size, size)``.
+    """
+    if ids.size and (ids.min() < -size or ids.max() >= size):
+        worst = ids.min() if ids.min() < -size else ids.max()
+        raise IndexError(f"{name} holds the id {worst}; expected ids in [{-size}, {size})")
+
+
+def as_lengths(lengths, N: int, T: int) -> np.ndarray:
+    """The number of steps of each row, (N,) of intp; T for every row if `lengths` is None.
+
+    Raises
+    ------
+    TypeError
+        If `lengths` does not have an integer dtype.
+    ValueError
+        If `lengths` does not have the shape (N,) or holds a number outside 0..T.
+    """
+    if lengths is None:
+        return np.full(N, T, dtype=np.intp)
+    (lengths,) = as_integers(lengths=lengths)
+    match_shapes({"N": N}, lengths=(lengths, "N"))
+    if N and (lengths.min() < 0 or lengths.max() > T):
+        worst = lengths.min() if lengths.min() < 0 else lengths.max()
+        raise ValueError(f"lengths holds {worst}; expected numbers of steps in 0..{T}")
+    return lengths
+
+
+def as_weights(w: np.ndarray, dw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`w` as it is, and `dw` in the dtype of `w`, once both are known to fit.
+
+    Raises
+    ------
+    TypeError
+        If `w` is no float32 or float64 array, or `dw` is not numeric.
+    ValueError
+        If the shapes differ.
+    """
+    if not isinstance(w, np.ndarray):
+        raise TypeError(f"w is {type(w).__name__}; expected an ndarray, to be changed in place")
+    if w.dtype not in (np.float32, np.float64):
+        raise TypeError(f"w has dtype {w.dtype}; expected float32 or float64")
+    dw = np.asarray(dw)
+    if dw.dtype.kind not in "biuf":
+        raise TypeError(f"dw has dtype {dw.dtype}; expected float32 or float64")
+    if dw.shape != w.shape:
+        raise ValueError(f"dw has shape {dw.shape}; expected the shape of w, {w.shape}")
+    return w, dw.astype(w.dtype, copy=False)

@@ -1,0 +1,211 @@
+"""The captioning network over the NumPy layers: the twin of ``fastrnn.classifiers.rnn``."""
+
+import numpy as np
+
+from . import checks
+from .layers import affine_backward, affine_forward
+from .rnn_layers import (
+    lstm_backward,
+    lstm_forward,
+    lstm_step_forward,
+    rnn_backward,
+    rnn_forward,
+    rnn_step_forward,
+    temporal_affine_backward,
+    temporal_affine_forward,
+    temporal_softmax_loss,
+    word_embedding_backward,
+    word_embedding_forward,
+)
+
+
+class CaptioningRNN:
+    """A recurrent network that writes a caption for the features of an image.
+
+    An affine map of the features is the initial hidden state; the words of the caption go
+    in through an embedding, one a step; an affine map of each hidden state scores the word
+    that comes next ("Show and Tell", Vinyals et al., 2015, with the image as initial state).
+
+    Parameters
+    ----------
+    word_to_idx : dict of str to int
+        The vocabulary. ``<NULL>`` pads captions; ``<START>`` and ``<END>`` may be missing.
+    input_dim : int, default 512
+        Size D of the image features.
+    wordvec_dim : int, default 128
+        Size W of the word vectors.
+    hidden_dim : int, default 128
+        Size H of the hidden state.
+    cell_type : {'rnn', 'lstm'}, default 'rnn'
+        The recurrent cell.
+    dtype : dtype, default float32
+        dtype of the parameters as they are initialised.
+
+    Attributes
+    ----------
+    params : dict of str to ndarray
+        ``W_embed`` (V, W), ``W_proj`` (D, H), ``b_proj`` (H,), ``Wx`` (W, kH), ``Wh`` (H, kH),
+        ``b`` (kH,), ``W_vocab`` (H, V), ``b_vocab`` (V,); k is 4 for the LSTM, else 1, and
+        V is the number of words. Entries may be changed in place or replaced.
+
+    Raises
+    ------
+    ValueError
+        If `cell_type` is none of the two.
+    KeyError
+        If the vocabulary lacks ``<NULL>``.
+
+    Notes
+    -----
+    The parameters are drawn from NumPy's global generator in the order in which they are
+    listed, in float64, and cast afterwards, so that a seed gives the same network everywhere.
+    """
+
+    def __init__(
+        self,
+        word_to_idx: dict[str, int],
+        input_dim: int = 512,
+        wordvec_dim: int = 128,
+        hidden_dim: int = 128,
+        cell_type: str = "rnn",
+        dtype=np.float32,
+    ) -> None:
+        if cell_type not in {"rnn", "lstm"}:
+            raise ValueError(f'Invalid cell_type "{cell_type}"')
+        if "<NULL>" not in word_to_idx:
+            raise KeyError("word_to_idx lacks the word <NULL>, which pads captions")
+
+        self.cell_type = cell_type
+        self.dtype = dtype
+        self.word_to_idx = word_to_idx
+        self.idx_to_word = {index: word for word, index in word_to_idx.items()}
+        self._null = word_to_idx["<NULL>"]
+        self._start = word_to_idx.get("<START>")
+        self._end = word_to_idx.get("<END>")
+
+        V, D, W, H = len(word_to_idx), input_dim, wordvec_dim, hidden_dim
+        gates = {"rnn": 1, "lstm": 4}[cell_type]
+        randn = np.random.randn
+        params = {
+            "W_embed": randn(V, W) / 100,
+            "W_proj": randn(D, H) / np.sqrt(D),
+            "b_proj": np.zeros(H),
+            "Wx": randn(W, gates * H) / np.sqrt(W),
+            "Wh": randn(H, gates * H) / np.sqrt(H),
+            "b": np.zeros(gates * H),
+            "W_vocab": randn(H, V) / np.sqrt(H),
+            "b_vocab": np.zeros(V),
+        }
+        self.params = {name: param.astype(dtype) for name, param in params.items()}
+
+    def loss(
+        self, features: np.ndarray, captions: np.ndarray
+    ) -> tuple[np.float64, dict[str, np.ndarray]]:
+        """Loss and gradients for a batch of images and their captions.
+
+        Each word but the last is an input, each word but the first a target; targets that
+        are ``<NULL>`` do not count.
+
+        Parameters
+        ----------
+        features : ndarray, shape (N, D)
+            Image features.
+        captions : ndarray of int, shape (N, T + 1)
+            Word ids of the captions.
+
+        Returns
+        -------
+        loss : float64
+            Cross-entropy in nats, summed over time and averaged over the batch.
+        grads : dict of str to ndarray
+            The gradient of every parameter.
+
+        Raises
+        ------
+        TypeError
+            If `features` is not floating or `captions` not integer.
+        ValueError
+            If the shapes do not fit each other or the parameters.
+        IndexError
+            If a word id lies outside ``[-V, V)``.
+        """
+        p = self.params
+        (features,) = checks.as_floats(features=features)
+        (captions,) = checks.as_integers(captions=captions)
+        checks.match_shapes(
+            {"D": len(p["W_proj"])}, features=(features, "N D"), captions=(captions, "N L")
+        )
+        checks.check_ids("captions", captions, len(p["W_embed"]))
+        captions_in, captions_out = captions[:, :-1], captions[:, 1:]
+        mask = captions_out != self._null
+        forward, backward = {
+            "rnn": (rnn_forward, rnn_backward),
+            "lstm": (lstm_forward, lstm_backward),
+        }[self.cell_type]
+
+        h0, project_cache = affine_forward(features, p["W_proj"], p["b_proj"])
+        words, embed_cache = word_embedding_forward(captions_in, p["W_embed"])
+        h, cell_cache = forward(words, h0, p["Wx"], p["Wh"], p["b"])
+        scores, vocab_cache = temporal_affine_forward(h, p["W_vocab"], p["b_vocab"])
+        loss, dscores = temporal_softmax_loss(scores, captions_out, mask)
+
+        grads = {}
+        dh, grads["W_vocab"], grads["b_vocab"] = temporal_affine_backward(dscores, vocab_cache)
+        dwords, dh0, grads["Wx"], grads["Wh"], grads["b"] = backward(dh, cell_cache)
+        grads["W_embed"] = word_embedding_backward(dwords, embed_cache)
+        _, grads["W_proj"], grads["b_proj"] = affine_backward(dh0, project_cache)
+        return loss, grads
+
+    def sample(
+        self, features: np.ndarray, max_length: int = 30, *, stop_at_end: bool = False
+    ) -> np.ndarray:
+        """Captions for a batch of images, the best-scored word at every step.
+
+        Parameters
+        ----------
+        features : ndarray, shape (N, D)
+            Image features.
+        max_length : int, default 30
+            Number of words to sample.
+        stop_at_end : bool, default False
+            Leave ``<NULL>`` in a caption behind its first ``<END>``. Else sampling goes on,
+            and whoever decodes the caption cuts it there.
+
+        Returns
+        -------
+        captions : ndarray of int32, shape (N, max_length)
+            Word ids; column 0 holds the first sampled word, not ``<START>``.
+
+        Raises
+        ------
+        TypeError
+            If `features` is not floating.
+        ValueError
+            If `features` does not fit the parameters, or the vocabulary lacks ``<START>``
+            (or ``<END>``, where it is to stop there).
+        """
+        p = self.params
+        if self._start is None:
+            raise ValueError("sample needs the word <START>; word_to_idx lacks it")
+        if stop_at_end and self._end is None:
+            raise ValueError("stop_at_end needs the word <END>; word_to_idx lacks it")
+        (features,) = checks.as_floats(features=features)
+        N = checks.match_shapes({"D": len(p["W_proj"])}, features=(features, "N D"))["N"]
+
+        h, _ = affine_forward(features, p["W_proj"], p["b_proj"])
+        c = np.zeros_like(h)
+        word = np.full(N, self._start)
+        captions = np.full((N, max_length), self._null, dtype=np.int32)
+        running = np.ones(N, dtype=bool)
+        for t in range(max_length):
+            x = p["W_embed"][word]
+            if self.cell_type == "rnn":
+                h, _ = rnn_step_forward(x, h, p["Wx"], p["Wh"], p["b"])
+            else:
+                h, c, _ = lstm_step_forward(x, h, c, p["Wx"], p["Wh"], p["b"])
+            scores, _ = affine_forward(h, p["W_vocab"], p["b_vocab"])
+            word = scores.argmax(axis=1)
+            captions[running, t] = word[running]
+            if stop_at_end:
+                running &= word != self._end
+        return captions

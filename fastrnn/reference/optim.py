@@ -1,0 +1,200 @@
+"""Update rules in NumPy: the twin of ``fastrnn.optim``.
+
+Each rule is ``rule(w, dw, config=None) -> (w, config)``. The weights are changed in place and
+returned; what the rule has to remember (learning rate, moments, step count) lives in the
+dictionary `config`, which is filled with defaults where a key is missing. The arithmetic and
+the state have the dtype of `w`.
+"""
+
+import numpy as np
+
+from . import checks as _checks
+
+
+def sgd(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.ndarray, dict]:
+    """Stochastic gradient descent: ``w -= learning_rate * dw``.
+
+    Parameters
+    ----------
+    w : ndarray of float32 or float64, any shape
+        Weights, changed in place.
+    dw : ndarray, shape of `w`
+        Gradient of the loss with respect to `w`.
+    config : dict, optional
+        ``learning_rate`` (default 1e-2).
+
+    Returns
+    -------
+    w : ndarray
+        The same array, after the step.
+    config : dict
+        The same dictionary (a new one if `config` was None).
+
+    Raises
+    ------
+    TypeError
+        If `w` is no float32 or float64 array, or `dw` is not numeric.
+    ValueError
+        If the shapes differ, or `w` is read-only.
+    """
+    w, dw = _checks.as_weights(w, dw)
+    config = {} if config is None else config
+    config.setdefault("learning_rate", 1e-2)
+
+    w -= float(config["learning_rate"]) * dw
+    return w, config
+
+
+def sgd_momentum(
+    w: np.ndarray, dw: np.ndarray, config: dict | None = None
+) -> tuple[np.ndarray, dict]:
+    """Gradient descent with momentum: ``v = mu v - learning_rate dw; w += v``.
+
+    Parameters
+    ----------
+    w : ndarray of float32 or float64, any shape
+        Weights, changed in place.
+    dw : ndarray, shape of `w`
+        Gradient of the loss with respect to `w`.
+    config : dict, optional
+        ``learning_rate`` (default 1e-2), ``momentum`` mu (default 0.9), ``velocity`` v (shape
+        of `w`, default zeros).
+
+    Returns
+    -------
+    w : ndarray
+        The same array, after the step.
+    config : dict
+        The same dictionary (a new one if `config` was None), with the new velocity.
+
+    Raises
+    ------
+    TypeError
+        If `w` is no float32 or float64 array, or `dw` is not numeric.
+    ValueError
+        If the shapes differ, or `w` is read-only.
+
+    References
+    ----------
+    Sutskever, Martens, Dahl and Hinton, "On the importance of initialization and momentum in
+    deep learning", 2013, equations 1 and 2.
+    """
+    w, dw = _checks.as_weights(w, dw)
+    config = {} if config is None else config
+    config.setdefault("learning_rate", 1e-2)
+    config.setdefault("momentum", 0.9)
+    if config.get("velocity") is None:
+        config["velocity"] = np.zeros_like(w)
+
+    v = float(config["momentum"]) * config["velocity"] - float(config["learning_rate"]) * dw
+    w += v
+    config["velocity"] = v
+    return w, config
+
+
+def rmsprop(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.ndarray, dict]:
+    """RMSProp: a step divided by the root of a running mean of squared gradients.
+
+    ``cache = rho cache + (1 - rho) dw^2; w -= learning_rate dw / (sqrt(cache) + epsilon)``
+
+    Parameters
+    ----------
+    w : ndarray of float32 or float64, any shape
+        Weights, changed in place.
+    dw : ndarray, shape of `w`
+        Gradient of the loss with respect to `w`.
+    config : dict, optional
+        ``learning_rate`` (default 1e-2), ``decay_rate`` rho (default 0.99), ``epsilon``
+        (default 1e-8), ``cache`` (shape of `w`, default zeros).
+
+    Returns
+    -------
+    w : ndarray
+        The same array, after the step.
+    config : dict
+        The same dictionary (a new one if `config` was None), with the new cache.
+
+    Raises
+    ------
+    TypeError
+        If `w` is no float32 or float64 array, or `dw` is not numeric.
+    ValueError
+        If the shapes differ, or `w` is read-only.
+
+    References
+    ----------
+    Tieleman and Hinton, "Lecture 6.5: rmsprop", Neural Networks for Machine Learning, 2012.
+    """
+    w, dw = _checks.as_weights(w, dw)
+    config = {} if config is None else config
+    config.setdefault("learning_rate", 1e-2)
+    config.setdefault("decay_rate", 0.99)
+    config.setdefault("epsilon", 1e-8)
+    if config.get("cache") is None:
+        config["cache"] = np.zeros_like(w)
+
+    rho = float(config["decay_rate"])
+    cache = rho * config["cache"] + (1 - rho) * dw * dw
+    w -= float(config["learning_rate"]) * dw / (np.sqrt(cache) + float(config["epsilon"]))
+    config["cache"] = cache
+    return w, config
+
+
+def adam(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.ndarray, dict]:
+    """Adam, in the form in which the bias correction is folded into the step size.
+
+    ``t += 1; m = beta1 m + (1 - beta1) dw; v = beta2 v + (1 - beta2) dw^2``
+    ``alpha = learning_rate sqrt(1 - beta2^t) / (1 - beta1^t); w -= alpha m / (sqrt(v) + epsilon)``
+
+    Parameters
+    ----------
+    w : ndarray of float32 or float64, any shape
+        Weights, changed in place.
+    dw : ndarray, shape of `w`
+        Gradient of the loss with respect to `w`.
+    config : dict, optional
+        ``learning_rate`` (default 1e-3), ``beta1`` (0.9), ``beta2`` (0.999), ``epsilon``
+        (1e-8), ``m`` and ``v`` (shape of `w`, zeros), ``t`` (steps taken, 0).
+
+    Returns
+    -------
+    w : ndarray
+        The same array, after the step.
+    config : dict
+        The same dictionary (a new one if `config` was None), with the new ``m``, ``v``, ``t``.
+
+    Raises
+    ------
+    TypeError
+        If `w` is no float32 or float64 array, or `dw` is not numeric.
+    ValueError
+        If the shapes differ, or `w` is read-only.
+
+    Notes
+    -----
+    Epsilon is added to the root of the uncorrected `v`, as in the last paragraph of section 2
+    of the paper; with the corrected `v` of its algorithm 1 epsilon would act differently.
+
+    References
+    ----------
+    Kingma and Ba, "Adam: a method for stochastic optimization", 2015.
+    """
+    w, dw = _checks.as_weights(w, dw)
+    config = {} if config is None else config
+    config.setdefault("learning_rate", 1e-3)
+    config.setdefault("beta1", 0.9)
+    config.setdefault("beta2", 0.999)
+    config.setdefault("epsilon", 1e-8)
+    config.setdefault("t", 0)
+    for moment in ("m", "v"):
+        if config.get(moment) is None:
+            config[moment] = np.zeros_like(w)
+
+    beta1, beta2 = float(config["beta1"]), float(config["beta2"])
+    t = config["t"] + 1
+    m = beta1 * config["m"] + (1 - beta1) * dw
+    v = beta2 * config["v"] + (1 - beta2) * dw * dw
+    alpha = float(config["learning_rate"]) * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
+    w -= alpha * m / (np.sqrt(v) + float(config["epsilon"]))
+    config["m"], config["v"], config["t"] = m, v, t
+    return w, config

@@ -1,0 +1,668 @@
+"""Layers of a recurrent captioning network, in NumPy: the twin of ``fastrnn.rnn_layers``.
+
+Every ``*_forward`` returns its output and a cache, every ``*_backward`` takes the gradient of
+the loss with respect to that output and the cache, and returns the gradients of the inputs.
+A cache holds the inputs themselves (not copies) beside what the op computed.
+
+Letters in shapes: N rows of a batch, T time steps, D inputs, H hidden units, V words of the
+vocabulary, M outputs. The 4H axis of an LSTM holds the blocks of the gates in the order
+**i, f, o, g** (input, forget, output, block input).
+
+dtypes: float32 stays float32 from the input to the gradients, float64 stays float64, a mix
+follows NumPy's promotion, and integers count as float64.
+
+Errors, for every function here: TypeError if the common dtype of the arguments is neither
+float32 nor float64 (or ids are not integers), ValueError if a shape does not fit, IndexError
+for a word id outside ``[-V, V)``; the message names the argument. NaN and Inf flow through.
+"""
+
+import numpy as np
+
+from . import checks as _checks
+from .layers import affine_backward, affine_forward
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """Logistic function ``1 / (1 + exp(-x))``, without overflow on either side.
+
+    Parameters
+    ----------
+    x : array_like, any shape
+        Argument.
+
+    Returns
+    -------
+    ndarray, shape of `x`
+        In 0..1; NaN stays NaN.
+
+    Raises
+    ------
+    TypeError
+        If the dtype of `x` is neither float32 nor float64 nor an integer dtype.
+    """
+    (x,) = _checks.as_floats(x=x)
+    with np.errstate(under="ignore"):
+        z = np.exp(-np.abs(x))
+        return np.where(x < 0, z, np.ones_like(z)) / (1 + z)
+
+
+def rnn_step_forward(
+    x: np.ndarray, prev_h: np.ndarray, Wx: np.ndarray, Wh: np.ndarray, b: np.ndarray
+) -> tuple[np.ndarray, tuple]:
+    """One time step of a vanilla RNN: ``next_h = tanh(x Wx + prev_h Wh + b)`` (Elman, 1990).
+
+    Parameters
+    ----------
+    x : ndarray, shape (N, D)
+        Input of this step.
+    prev_h : ndarray, shape (N, H)
+        Hidden state before the step.
+    Wx : ndarray, shape (D, H)
+        Input-to-hidden weights.
+    Wh : ndarray, shape (H, H)
+        Hidden-to-hidden weights.
+    b : ndarray, shape (H,)
+        Biases.
+
+    Returns
+    -------
+    next_h : ndarray, shape (N, H)
+        Hidden state after the step.
+    cache : tuple
+        For `rnn_step_backward`.
+
+    Raises
+    ------
+    TypeError
+        If the common dtype is neither float32 nor float64.
+    ValueError
+        If the shapes do not fit each other.
+    """
+    x, prev_h, Wx, Wh, b = _checks.as_floats(x=x, prev_h=prev_h, Wx=Wx, Wh=Wh, b=b)
+    _checks.match_shapes(
+        x=(x, "N D"), prev_h=(prev_h, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H")
+    )
+    next_h = np.tanh(x @ Wx + prev_h @ Wh + b)
+    # The cache keeps a copy, so that a caller may change the state that it was given.
+    return next_h, (x, prev_h, Wx, Wh, next_h.copy())
+
+
+def rnn_step_backward(
+    dnext_h: np.ndarray, cache: tuple
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients of `rnn_step_forward`.
+
+    Parameters
+    ----------
+    dnext_h : ndarray, shape (N, H)
+        Gradient of the loss with respect to the next hidden state.
+    cache : tuple
+        From `rnn_step_forward`.
+
+    Returns
+    -------
+    dx : ndarray, shape (N, D)
+        Gradient of the input.
+    dprev_h : ndarray, shape (N, H)
+        Gradient of the previous hidden state.
+    dWx : ndarray, shape (D, H)
+        Gradient of the input-to-hidden weights.
+    dWh : ndarray, shape (H, H)
+        Gradient of the hidden-to-hidden weights.
+    db : ndarray, shape (H,)
+        Gradient of the biases.
+
+    Raises
+    ------
+    TypeError
+        If the common dtype of `dnext_h` and the cache is neither float32 nor float64.
+    ValueError
+        If `dnext_h` does not have the shape of the next hidden state.
+    """
+    x, prev_h, Wx, Wh, next_h = cache
+    dnext_h, next_h = _checks.as_floats(dnext_h=dnext_h, next_h=next_h)
+    N, H = next_h.shape
+    _checks.match_shapes({"N": N, "H": H}, dnext_h=(dnext_h, "N H"))
+
+    da = dnext_h * (1 - next_h * next_h)  # tanh' = 1 - tanh^2
+    return da @ Wx.T, da @ Wh.T, x.T @ da, prev_h.T @ da, da.sum(axis=0)
+
+
+def rnn_forward(
+    x: np.ndarray,
+    h0: np.ndarray,
+    Wx: np.ndarray,
+    Wh: np.ndarray,
+    b: np.ndarray,
+    *,
+    lengths: np.ndarray | None = None,
+) -> tuple[np.ndarray, tuple]:
+    """A vanilla RNN over whole sequences: `rnn_step_forward`, T times.
+
+    Parameters
+    ----------
+    x : ndarray, shape (N, T, D)
+        Inputs.
+    h0 : ndarray, shape (N, H)
+        Initial hidden state.
+    Wx : ndarray, shape (D, H)
+        Input-to-hidden weights.
+    Wh : ndarray, shape (H, H)
+        Hidden-to-hidden weights.
+    b : ndarray, shape (H,)
+        Biases.
+    lengths : ndarray of int, shape (N,), optional
+        Number of steps of each row, 0..T; all T if None.
+
+    Returns
+    -------
+    h : ndarray, shape (N, T, H)
+        Hidden states after each step; zero from step ``lengths[n]`` on.
+    cache : tuple
+        For `rnn_backward`.
+
+    Raises
+    ------
+    TypeError
+        If the common dtype is neither float32 nor float64, or `lengths` is not integer.
+    ValueError
+        If the shapes do not fit each other, or a length lies outside 0..T.
+    """
+    x, h0, Wx, Wh, b = _checks.as_floats(x=x, h0=h0, Wx=Wx, Wh=Wh, b=b)
+    sizes = _checks.match_shapes(
+        x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H")
+    )
+    N, T, H = sizes["N"], sizes["T"], sizes["H"]
+    lengths = _checks.as_lengths(lengths, N, T)
+
+    h = np.zeros((N, T, H), dtype=x.dtype)
+    state = h0.copy()
+    steps = []
+    for t in range(T):
+        rows = np.flatnonzero(lengths > t)  # a row that has ended takes no further part
+        state[rows], step = rnn_step_forward(x[rows, t], state[rows], Wx, Wh, b)
+        h[rows, t] = state[rows]
+        steps.append((rows, step))
+    return h, (steps, x.shape, Wx, Wh)
+
+
+def rnn_backward(
+    dh: np.ndarray, cache: tuple
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients of `rnn_forward`: back-propagation through time (Werbos, 1990).
+
+    Parameters
+    ----------
+    dh : ndarray, shape (N, T, H)
+        Gradient of the loss with respect to all hidden states, as far as the loss depends on
+        each of them directly. Past the length of a row it is ignored.
+    cache : tuple
+        From `rnn_forward`.
+
+    Returns
+    -------
+    dx : ndarray, shape (N, T, D)
+        Gradient of the inputs; zero past the length of a row.
+    dh0 : ndarray, shape (N, H)
+        Gradient of the initial hidden state.
+    dWx : ndarray, shape (D, H)
+        Gradient of the input-to-hidden weights.
+    dWh : ndarray, shape (H, H)
+        Gradient of the hidden-to-hidden weights.
+    db : ndarray, shape (H,)
+        Gradient of the biases.
+
+    Raises
+    ------
+    TypeError
+        If the common dtype of `dh` and the cache is neither float32 nor float64.
+    ValueError
+        If `dh` does not have the shape of the hidden states.
+    """
+    steps, (N, T, D), Wx, Wh = cache
+    H = Wh.shape[0]
+    dh, Wx, Wh = _checks.as_floats(dh=dh, Wx=Wx, Wh=Wh)
+    _checks.match_shapes({"N": N, "T": T, "H": H}, dh=(dh, "N T H"))
+
+    dx = np.zeros((N, T, D), dtype=dh.dtype)
+    dstate = np.zeros((N, H), dtype=dh.dtype)
+    dWx, dWh, db = np.zeros_like(Wx), np.zeros_like(Wh), np.zeros_like(Wh, shape=H)
+    for t in reversed(range(T)):
+        rows, step = steps[t]
+        # A state acts on the loss directly and through the step that follows.
+        dx[rows, t], dstate[rows], dWx_t, dWh_t, db_t = rnn_step_backward(
+            dh[rows, t] + dstate[rows], step
+        )
+        dWx += dWx_t
+        dWh += dWh_t
+        db += db_t
+    return dx, dstate, dWx, dWh, db
+
+
+def word_embedding_forward(x: np.ndarray, W: np.ndarray) -> tuple[np.ndarray, tuple]:
+    """The vector of each word: ``out[n, t] = W[x[n, t]]``.
+
+    Parameters
+    ----------
+    x : ndarray of int, shape (N, T)
+        Word ids in ``[-V, V)``; negative ones count from the end, as in NumPy.
+    W : ndarray, shape (V, D)
+        A vector per word.
+
+    Returns
+    -------
+    out : ndarray, shape (N, T, D)
+        The vectors.
+    cache : tuple
+        For `word_embedding_backward`.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not integer, or the dtype of `W` is not float32, float64 or integer.
+    ValueError
+        If `x` or `W` does not have two axes.
+    IndexError
+        If a word id lies outside ``[-V, V)``.
+    """
+    (x,) = _checks.as_integers(x=x)
+    (W,) = _checks.as_floats(W=W)
+    sizes = _checks.match_shapes(x=(x, "N T"), W=(W, "V D"))
+    _checks.check_ids("x", x, sizes["V"])
+    return W[x], (x, W)
+
+
+def word_embedding_backward(dout: np.ndarray, cache: tuple) -> np.ndarray:
+    """Gradient of `word_embedding_forward` with respect to the vectors.
+
+    Parameters
+    ----------
+    dout : ndarray, shape (N, T, D)
+        Gradient of the loss with respect to the output.
+    cache : tuple
+        From `word_embedding_forward`.
+
+    Returns
+    -------
+    dW : ndarray, shape (V, D)
+        Gradient of the vectors: the sum of `dout` over all places where the word stands.
+
+    Raises
+    ------
+    TypeError
+        If the common dtype of `dout` and the vectors is neither float32 nor float64.
+    ValueError
+        If `dout` does not have the shape of the output.
+    """
+    x, W = cache
+    dout, W = _checks.as_floats(dout=dout, W=W)
+    N, T = x.shape
+    _checks.match_shapes({"N": N, "T": T, "D": W.shape[1]}, dout=(dout, "N T D"))
+
+    dW = np.zeros_like(W)
+    np.add.at(dW, x, dout)  # unlike dW[x] += dout, this adds up for words that repeat
+    return dW
+
+
+def lstm_step_forward(
+    x: np.ndarray,
+    prev_h: np.ndarray,
+    prev_c: np.ndarray,
+    Wx: np.ndarray,
+    Wh: np.ndarray,
+    b: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, tuple]:
+    """One time step of an LSTM with forget gates and without peepholes.
+
+    ``a = x Wx + prev_h Wh + b``, cut into four blocks of H columns;
+    ``i, f, o = sigmoid(a_i), sigmoid(a_f), sigmoid(a_o); g = tanh(a_g)``;
+    ``next_c = f * prev_c + i * g; next_h = o * tanh(next_c)``
+    (Hochreiter and Schmidhuber, 1997; Gers, Schmidhuber and Cummins, 2000).
+
+    Parameters
+    ----------
+    x : ndarray, shape (N, D)
+        Input of this step.
+    prev_h : ndarray, shape (N, H)
+        Hidden state before the step.
+    prev_c : ndarray, shape (N, H)
+        Cell state before the step.
+    Wx : ndarray, shape (D, 4H)
+        Input-to-hidden weights; blocks i, f, o, g.
+    Wh : ndarray, shape (H, 4H)
+        Hidden-to-hidden weights; blocks i, f, o, g.
+    b : ndarray, shape (4H,)
+        Biases; blocks i, f, o, g.
+
+    Returns
+    -------
+    next_h : ndarray, shape (N, H)
+        Hidden state after the step.
+    next_c : ndarray, shape (N, H)
+        Cell state after the step.
+    cache : tuple
+        For `lstm_step_backward`.
+
+    Raises
+    ------
+    TypeError
+        If the common dtype is neither float32 nor float64.
+    ValueError
+        If the shapes do not fit each other.
+    """
+    x, prev_h, prev_c, Wx, Wh, b = _checks.as_floats(
+        x=x, prev_h=prev_h, prev_c=prev_c, Wx=Wx, Wh=Wh, b=b
+    )
+    _checks.match_shapes(
+        x=(x, "N D"),
+        prev_h=(prev_h, "N H"),
+        prev_c=(prev_c, "N H"),
+        Wx=(Wx, "D 4H"),
+        Wh=(Wh, "H 4H"),
+        b=(b, "4H"),
+    )
+    a_i, a_f, a_o, a_g = np.split(x @ Wx + prev_h @ Wh + b, 4, axis=1)
+    i, f, o, g = sigmoid(a_i), sigmoid(a_f), sigmoid(a_o), np.tanh(a_g)
+    next_c = f * prev_c + i * g
+    tanh_c = np.tanh(next_c)
+    next_h = o * tanh_c
+    return next_h, next_c, (x, prev_h, prev_c, Wx, Wh, i, f, o, g, tanh_c)
+
+
+def lstm_step_backward(
+    dnext_h: np.ndarray, dnext_c: np.ndarray, cache: tuple
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients of `lstm_step_forward`.
+
+    Parameters
+    ----------
+    dnext_h : ndarray, shape (N, H)
+        Gradient of the loss with respect to the next hidden state.
+    dnext_c : ndarray, shape (N, H)
+        Gradient of the loss with respect to the next cell state, but for what reaches it
+        through the next hidden state.
+    cache : tuple
+        From `lstm_step_forward`.
+
+    Returns
+    -------
+    dx : ndarray, shape (N, D)
+        Gradient of the input.
+    dprev_h : ndarray, shape (N, H)
+        Gradient of the previous hidden state.
+    dprev_c : ndarray, shape (N, H)
+        Gradient of the previous cell state.
+    dWx : ndarray, shape (D, 4H)
+        Gradient of the input-to-hidden weights.
+    dWh : ndarray, shape (H, 4H)
+        Gradient of the hidden-to-hidden weights.
+    db : ndarray, shape (4H,)
+        Gradient of the biases.
+
+    Raises
+    ------
+    TypeError
+        If the common dtype of the gradients and the cache is neither float32 nor float64.
+    ValueError
+        If `dnext_h` or `dnext_c` does not have the shape of the states.
+    """
+    x, prev_h, prev_c, Wx, Wh, i, f, o, g, tanh_c = cache
+    dnext_h, dnext_c, tanh_c = _checks.as_floats(dnext_h=dnext_h, dnext_c=dnext_c, tanh_c=tanh_c)
+    N, H = tanh_c.shape
+    _checks.match_shapes({"N": N, "H": H}, dnext_h=(dnext_h, "N H"), dnext_c=(dnext_c, "N H"))
+
+    dc = dnext_c + dnext_h * o * (1 - tanh_c * tanh_c)
+    da_i = dc * g * i * (1 - i)  # sigmoid' = sigmoid (1 - sigmoid)
+    da_f = dc * prev_c * f * (1 - f)
+    da_o = dnext_h * tanh_c * o * (1 - o)
+    da_g = dc * i * (1 - g * g)
+    da = np.concatenate((da_i, da_f, da_o, da_g), axis=1)
+    return da @ Wx.T, da @ Wh.T, dc * f, x.T @ da, prev_h.T @ da, da.sum(axis=0)
+
+
+def lstm_forward(
+    x: np.ndarray,
+    h0: np.ndarray,
+    Wx: np.ndarray,
+    Wh: np.ndarray,
+    b: np.ndarray,
+    *,
+    lengths: np.ndarray | None = None,
+) -> tuple[np.ndarray, tuple]:
+    """An LSTM over whole sequences: `lstm_step_forward`, T times, from a cell state of zero.
+
+    Parameters
+    ----------
+    x : ndarray, shape (N, T, D)
+        Inputs.
+    h0 : ndarray, shape (N, H)
+        Initial hidden state. The initial cell state is zero.
+    Wx : ndarray, shape (D, 4H)
+        Input-to-hidden weights; blocks i, f, o, g.
+    Wh : ndarray, shape (H, 4H)
+        Hidden-to-hidden weights; blocks i, f, o, g.
+    b : ndarray, shape (4H,)
+        Biases; blocks i, f, o, g.
+    lengths : ndarray of int, shape (N,), optional
+        Number of steps of each row, 0..T; all T if None.
+
+    Returns
+    -------
+    h : ndarray, shape (N, T, H)
+        Hidden states after each step; zero from step ``lengths[n]`` on.
+    cache : tuple
+        For `lstm_backward`.
+
+    Raises
+    ------
+    TypeError
+        If the common dtype is neither float32 nor float64, or `lengths` is not integer.
+    ValueError
+        If the shapes do not fit each other, or a length lies outside 0..T.
+    """
+    x, h0, Wx, Wh, b = _checks.as_floats(x=x, h0=h0, Wx=Wx, Wh=Wh, b=b)
+    sizes = _checks.match_shapes(
+        x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D 4H"), Wh=(Wh, "H 4H"), b=(b, "4H")
+    )
+    N, T, H = sizes["N"], sizes["T"], sizes["H"]
+    lengths = _checks.as_lengths(lengths, N, T)
+
+    h = np.zeros((N, T, H), dtype=x.dtype)
+    state, cell = h0.copy(), np.zeros_like(h0)
+    steps = []
+    for t in range(T):
+        rows = np.flatnonzero(lengths > t)  # a row that has ended takes no further part
+        state[rows], cell[rows], step = lstm_step_forward(
+            x[rows, t], state[rows], cell[rows], Wx, Wh, b
+        )
+        h[rows, t] = state[rows]
+        steps.append((rows, step))
+    return h, (steps, x.shape, Wx, Wh)
+
+
+def lstm_backward(
+    dh: np.ndarray, cache: tuple
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients of `lstm_forward`: back-propagation through time.
+
+    Parameters
+    ----------
+    dh : ndarray, shape (N, T, H)
+        Gradient of the loss with respect to all hidden states, as far as the loss depends on
+        each of them directly. Past the length of a row it is ignored.
+    cache : tuple
+        From `lstm_forward`.
+
+    Returns
+    -------
+    dx : ndarray, shape (N, T, D)
+        Gradient of the inputs; zero past the length of a row.
+    dh0 : ndarray, shape (N, H)
+        Gradient of the initial hidden state.
+    dWx : ndarray, shape (D, 4H)
+        Gradient of the input-to-hidden weights.
+    dWh : ndarray, shape (H, 4H)
+        Gradient of the hidden-to-hidden weights.
+    db : ndarray, shape (4H,)
+        Gradient of the biases.
+
+    Raises
+    ------
+    TypeError
+        If the common dtype of `dh` and the cache is neither float32 nor float64.
+    ValueError
+        If `dh` does not have the shape of the hidden states.
+    """
+    steps, (N, T, D), Wx, Wh = cache
+    H = Wh.shape[0]
+    dh, Wx, Wh = _checks.as_floats(dh=dh, Wx=Wx, Wh=Wh)
+    _checks.match_shapes({"N": N, "T": T, "H": H}, dh=(dh, "N T H"))
+
+    dx = np.zeros((N, T, D), dtype=dh.dtype)
+    dstate, dcell = np.zeros((2, N, H), dtype=dh.dtype)
+    dWx, dWh, db = np.zeros_like(Wx), np.zeros_like(Wh), np.zeros_like(Wh, shape=4 * H)
+    for t in reversed(range(T)):
+        rows, step = steps[t]
+        # A hidden state acts on the loss directly and through the step that follows.
+        dx[rows, t], dstate[rows], dcell[rows], dWx_t, dWh_t, db_t = lstm_step_backward(
+            dh[rows, t] + dstate[rows], dcell[rows], step
+        )
+        dWx += dWx_t
+        dWh += dWh_t
+        db += db_t
+    return dx, dstate, dWx, dWh, db
+
+
+def temporal_affine_forward(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray
+) -> tuple[np.ndarray, tuple]:
+    """The same affine map at every time step: ``out[n, t] = x[n, t] w + b``.
+
+    Parameters
+    ----------
+    x : ndarray, shape (N, T, D)
+        Inputs.
+    w : ndarray, shape (D, M)
+        Weights.
+    b : ndarray, shape (M,)
+        Biases.
+
+    Returns
+    -------
+    out : ndarray, shape (N, T, M)
+        Outputs.
+    cache : tuple
+        ``(x, w, b, out)``, for `temporal_affine_backward`.
+
+    Raises
+    ------
+    TypeError
+        If the common dtype is neither float32 nor float64.
+    ValueError
+        If the shapes do not fit each other.
+    """
+    x, w, b = _checks.as_floats(x=x, w=w, b=b)
+    N, T, D, M = _checks.match_shapes(x=(x, "N T D"), w=(w, "D M"), b=(b, "M")).values()
+    out, _ = affine_forward(x.reshape(N * T, D), w, b)
+    out = out.reshape(N, T, M)
+    return out, (x, w, b, out)
+
+
+def temporal_affine_backward(
+    dout: np.ndarray, cache: tuple
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients of `temporal_affine_forward`.
+
+    Parameters
+    ----------
+    dout : ndarray, shape (N, T, M)
+        Gradient of the loss with respect to the output.
+    cache : tuple
+        From `temporal_affine_forward`.
+
+    Returns
+    -------
+    dx : ndarray, shape (N, T, D)
+        Gradient of the inputs.
+    dw : ndarray, shape (D, M)
+        Gradient of the weights.
+    db : ndarray, shape (M,)
+        Gradient of the biases.
+
+    Raises
+    ------
+    TypeError
+        If the common dtype of `dout` and the cache is neither float32 nor float64.
+    ValueError
+        If `dout` does not have the shape of the output.
+    """
+    x, w, b, _ = cache
+    dout, x = _checks.as_floats(dout=dout, x=x)
+    N, T, D = x.shape
+    M = w.shape[1]
+    _checks.match_shapes({"N": N, "T": T, "M": M}, dout=(dout, "N T M"))
+    dx, dw, db = affine_backward(dout.reshape(N * T, M), (x.reshape(N * T, D), w, b))
+    return dx.reshape(N, T, D), dw, db
+
+
+def temporal_softmax_loss(
+    x: np.ndarray, y: np.ndarray, mask: np.ndarray, verbose: bool = False
+) -> tuple[np.float64, np.ndarray]:
+    """Cross-entropy of word scores, summed over time and divided by the rows of the batch.
+
+    ``loss = -1/N sum_{n,t} mask[n, t] log(exp(x[n, t, y_nt]) / sum_v exp(x[n, t, v]))``
+
+    Parameters
+    ----------
+    x : ndarray, shape (N, T, V)
+        Scores of all words at every step.
+    y : ndarray of int, shape (N, T)
+        The right word of each step, in ``[-V, V)`` where it is masked, too.
+    mask : ndarray of bool, int or float, shape (N, T)
+        Weight of each step. A step of weight 0 adds exactly nothing, whatever its scores.
+        The mask does not take part in the promotion of dtypes.
+    verbose : bool, default False
+        Print the shape of the gradient as the course does.
+
+    Returns
+    -------
+    loss : float64
+        Loss in nats a row; 0.0 for an empty batch. Its terms have the dtype of `x`, their sum
+        is float64.
+    dx : ndarray, shape (N, T, V)
+        Gradient of the scores, in the dtype of `x`.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not floating, `y` not integer, or `mask` not a real number.
+    ValueError
+        If the shapes do not fit each other.
+    IndexError
+        If a word id lies outside ``[-V, V)``.
+    """
+    (x,) = _checks.as_floats(x=x)
+    (y,) = _checks.as_integers(y=y)
+    mask = np.asarray(mask)
+    if mask.dtype.kind not in "biuf":
+        raise TypeError(f"mask has dtype {mask.dtype}; expected bool, integer or float")
+    N, T, V = _checks.match_shapes(x=(x, "N T V"), y=(y, "N T"), mask=(mask, "N T")).values()
+    _checks.check_ids("y", y, V)
+
+    dx = np.zeros_like(x)
+    loss = np.float64(0.0)
+    scored = mask != 0
+    if scored.any():
+        scores, word = x[scored], y[scored]  # (S, V) and (S,) for the S steps that count
+        weight = mask[scored].astype(x.dtype)
+        step = np.arange(len(word))
+        # The largest score of a step is subtracted so that exp() cannot overflow.
+        shifted = scores - scores.max(axis=1, keepdims=True)
+        log_probs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        loss = -(weight * log_probs[step, word]).sum(dtype=np.float64) / N
+        dscores = np.exp(log_probs)
+        dscores[step, word] -= 1
+        dx[scored] = dscores * weight[:, None] / N
+    if verbose:
+        print("dx_flat: ", (N * T, V))
+    return loss, dx
