@@ -1,0 +1,329 @@
+"""The flat namespace of chapter 7 of the book 《深度学习实战》.
+
+``from fastrnn.book import *`` stands for its two imports (``classifiers.chapter7`` and ``utils``).
+The layers, the data and the pictures are those of the course; what the book does otherwise is
+here: its update rules, its trainer, and its model, which is always float64 and whose captions
+begin with ``<START>``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from . import optim as _optim
+from .captioning_solver import CaptioningSolver as _CaptioningSolver
+from .classifiers.rnn import CaptioningRNN as _CaptioningRNN
+from .coco_utils import decode_captions, read_captioning_directory, sample_coco_minibatch
+from .gradient_check import (
+    eval_numerical_gradient,
+    eval_numerical_gradient_array,
+    eval_numerical_gradient_blobs,
+    eval_numerical_gradient_net,
+    grad_check_sparse,
+)
+from .image_utils import (
+    SQUEEZENET_MEAN,
+    SQUEEZENET_STD,
+    blur_image,
+    deprocess_image,
+    image_from_url,
+    load_image,
+    preprocess_image,
+)
+from .layers import (
+    affine_backward,
+    affine_forward,
+    relu_backward,
+    relu_forward,
+    softmax_loss,
+    svm_loss,
+)
+from .rnn_layers import (
+    lstm_backward,
+    lstm_forward,
+    lstm_step_backward,
+    lstm_step_forward,
+    rnn_backward,
+    rnn_forward,
+    rnn_step_backward,
+    rnn_step_forward,
+    sigmoid,
+    temporal_affine_backward,
+    temporal_affine_forward,
+    temporal_softmax_loss,
+    word_embedding_backward,
+    word_embedding_forward,
+)
+
+_Config = dict[str, Any]
+
+sgd = _optim.sgd
+
+
+def sgd_momentum(
+    w: np.ndarray, dw: np.ndarray, config: _Config | None = None
+) -> tuple[np.ndarray, _Config]:
+    """Gradient descent with momentum: ``v = momentum v - lr dw``, ``w + v``.
+
+    Parameters
+    ----------
+    w, dw : ndarray, same shape
+        Parameters and their gradient; neither is changed.
+    config : dict, optional
+        learning_rate (1e-2), momentum (0.9) and the state velocity; updated in place.
+
+    Returns
+    -------
+    next_w : ndarray
+    config : dict
+    """
+    config = {} if config is None else config
+    learning_rate = config.setdefault("learning_rate", 1e-2)
+    momentum = config.setdefault("momentum", 0.9)
+    velocity = config.setdefault("velocity", np.zeros_like(w))
+    config["velocity"] = momentum * velocity - learning_rate * dw
+    return w + config["velocity"], config
+
+
+def rmsprop(
+    w: np.ndarray, dw: np.ndarray, config: _Config | None = None
+) -> tuple[np.ndarray, _Config]:
+    """RMSProp with epsilon inside the root: ``w - lr dw / sqrt(cache + epsilon)``.
+
+    Parameters
+    ----------
+    w, dw : ndarray, same shape
+        Parameters and their gradient; neither is changed.
+    config : dict, optional
+        learning_rate (1e-2), decay_rate (0.99), epsilon (1e-8) and the state cache, the moving
+        mean of ``dw ** 2``; updated in place.
+
+    Returns
+    -------
+    next_w : ndarray
+    config : dict
+    """
+    config = {} if config is None else config
+    learning_rate = config.setdefault("learning_rate", 1e-2)
+    decay_rate = config.setdefault("decay_rate", 0.99)
+    epsilon = config.setdefault("epsilon", 1e-8)
+    cache = config.setdefault("cache", np.zeros_like(w))
+    config["cache"] = decay_rate * cache + (1 - decay_rate) * dw**2
+    return w - learning_rate * dw / np.sqrt(config["cache"] + epsilon), config
+
+
+def adam(
+    w: np.ndarray, dw: np.ndarray, config: _Config | None = None
+) -> tuple[np.ndarray, _Config]:
+    """Adam as Kingma and Ba print it (2015, algorithm 1): both moments are bias-corrected first.
+
+    The course's Adam adds epsilon to the root of the uncorrected second moment instead.
+
+    Parameters
+    ----------
+    w, dw : ndarray, same shape
+        Parameters and their gradient; neither is changed.
+    config : dict, optional
+        learning_rate (1e-3), beta1 (0.9), beta2 (0.999), epsilon (1e-8) and the state m, v, t;
+        updated in place.
+
+    Returns
+    -------
+    next_w : ndarray
+    config : dict
+    """
+    config = {} if config is None else config
+    learning_rate = config.setdefault("learning_rate", 1e-3)
+    beta1 = config.setdefault("beta1", 0.9)
+    beta2 = config.setdefault("beta2", 0.999)
+    epsilon = config.setdefault("epsilon", 1e-8)
+    m = config.setdefault("m", np.zeros_like(w))
+    v = config.setdefault("v", np.zeros_like(w))
+    t = config["t"] = config.get("t", 0) + 1
+    m = config["m"] = beta1 * m + (1 - beta1) * dw
+    v = config["v"] = beta2 * v + (1 - beta2) * dw**2
+    m_unbiased, v_unbiased = m / (1 - beta1**t), v / (1 - beta2**t)
+    return w - learning_rate * m_unbiased / (np.sqrt(v_unbiased) + epsilon), config
+
+
+updater = SimpleNamespace(sgd=sgd, sgd_momentum=sgd_momentum, rmsprop=rmsprop, adam=adam)
+
+
+class CaptioningRNN(_CaptioningRNN):
+    """The book's captioning model: `fastrnn.classifiers.rnn.CaptioningRNN`, always in float64.
+
+    Parameters
+    ----------
+    word_to_idx : mapping of str to int
+    input_dim, wordvec_dim, hidden_dim : int, optional
+    cell_type : {'rnn', 'lstm'}, optional
+        All as in the course's class.
+    """
+
+    def __init__(
+        self,
+        word_to_idx: Mapping[str, int],
+        input_dim: int = 512,
+        wordvec_dim: int = 128,
+        hidden_dim: int = 128,
+        cell_type: str = "rnn",
+    ) -> None:
+        super().__init__(word_to_idx, input_dim, wordvec_dim, hidden_dim, cell_type, np.float64)
+
+    def sample(
+        self, features: np.ndarray, max_length: int = 30, *, stop_at_end: bool = False
+    ) -> np.ndarray:
+        """Caption pictures greedily, ``<START>`` first.
+
+        Parameters
+        ----------
+        features : float ndarray (N, D)
+            Image features.
+        max_length : int, optional
+            The number of columns, that of ``<START>`` included.
+        stop_at_end : bool, optional
+            True fills a row with ``<NULL>`` after its first ``<END>``.
+
+        Returns
+        -------
+        int32 ndarray (N, max_length)
+            Column 0 is ``<START>``, the sampled words follow.
+
+        Raises
+        ------
+        ValueError
+            As the course's class does.
+        """
+        words = super().sample(features, max(max_length - 1, 0), stop_at_end=stop_at_end)
+        start = np.full((len(words), 1), self._start, dtype=np.int32)
+        return np.hstack([start, words])[:, :max_length]
+
+
+class CaptioningTrainer(_CaptioningSolver):
+    """The book's trainer: a `CaptioningSolver` with the book's update rules and words.
+
+    Parameters
+    ----------
+    model, data
+        As for the solver.
+    updater_config : dict, optional
+        The settings of the update rule, in place of optim_config.
+    update_rule : str, optional
+        The name of a function in `updater`.
+    **kwargs
+        lr_decay, batch_size, num_epochs, print_every, verbose, as for the solver.
+
+    Attributes
+    ----------
+    updater_config, updater_configs : dict
+        What the solver calls optim_config and optim_configs.
+
+    Raises
+    ------
+    ValueError
+        As the solver does.
+
+    Notes
+    -----
+    An epoch is num_train / batch_size iterations by true division. Where that is no whole number,
+    the learning rate decays only at the iterations that are a multiple of it, if there are any.
+    """
+
+    _rules = updater
+
+    def __init__(self, model: Any, data: Mapping[str, Any], **kwargs: Any) -> None:
+        if "optim_config" in kwargs:
+            raise ValueError('Unrecognized arguments "optim_config" (here it is updater_config)')
+        kwargs["optim_config"] = kwargs.pop("updater_config", {})
+        super().__init__(model, data, **kwargs)
+
+    @property
+    def updater_config(self) -> _Config:
+        return self.optim_config
+
+    @property
+    def updater_configs(self) -> dict[str, _Config]:
+        return self.optim_configs
+
+    def _iterations_per_epoch(self) -> float:
+        return max(self.data["train_captions"].shape[0] / self.batch_size, 1)
+
+
+def load_coco_data(
+    base_dir: str | os.PathLike[str] = "datasets/coco_captioning",
+    max_train: int | None = None,
+    pca_features: bool = True,
+) -> dict[str, Any]:
+    """Read a captioning data set; `fastrnn.coco_utils.load_coco_data` has the particulars.
+
+    Parameters
+    ----------
+    base_dir : path, optional
+        The directory, by default the book's, relative to the working directory.
+    max_train : int, optional
+        Keep this many training captions, drawn with replacement by the global ``np.random``.
+    pca_features : bool, optional
+        Read the features of reduced dimension.
+
+    Returns
+    -------
+    dict
+        Captions, image indices, features, vocabulary and URLs.
+
+    Raises
+    ------
+    FileNotFoundError, OSError, ValueError
+        As `fastrnn.coco_utils.load_coco_data` does.
+    """
+    return read_captioning_directory(base_dir, max_train, pca_features)
+
+
+__all__ = [
+    "SQUEEZENET_MEAN",
+    "SQUEEZENET_STD",
+    "CaptioningRNN",
+    "CaptioningTrainer",
+    "adam",
+    "affine_backward",
+    "affine_forward",
+    "blur_image",
+    "decode_captions",
+    "deprocess_image",
+    "eval_numerical_gradient",
+    "eval_numerical_gradient_array",
+    "eval_numerical_gradient_blobs",
+    "eval_numerical_gradient_net",
+    "grad_check_sparse",
+    "image_from_url",
+    "load_coco_data",
+    "load_image",
+    "lstm_backward",
+    "lstm_forward",
+    "lstm_step_backward",
+    "lstm_step_forward",
+    "preprocess_image",
+    "relu_backward",
+    "relu_forward",
+    "rmsprop",
+    "rnn_backward",
+    "rnn_forward",
+    "rnn_step_backward",
+    "rnn_step_forward",
+    "sample_coco_minibatch",
+    "sgd",
+    "sgd_momentum",
+    "sigmoid",
+    "softmax_loss",
+    "svm_loss",
+    "temporal_affine_backward",
+    "temporal_affine_forward",
+    "temporal_softmax_loss",
+    "updater",
+    "word_embedding_backward",
+    "word_embedding_forward",
+]

@@ -1,0 +1,257 @@
+"""CaptioningRNN: image features in, captions out, over the layers of `fastrnn.rnn_layers`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..rnn_layers import (
+    affine_backward,
+    affine_forward,
+    lstm_backward,
+    lstm_forward,
+    lstm_step_forward,
+    rnn_backward,
+    rnn_forward,
+    rnn_step_forward,
+    temporal_affine_backward,
+    temporal_affine_forward,
+    temporal_softmax_loss,
+    word_embedding_backward,
+    word_embedding_forward,
+)
+
+
+class CaptioningRNN:
+    """A recurrent network that says what is in a picture.
+
+    The picture's features are projected to the first hidden state; then each word goes in and the
+    next word is to come out.
+
+    Parameters
+    ----------
+    word_to_idx : mapping of str to int
+        The vocabulary, V entries, ``<NULL>`` among them. ``<START>`` is needed for sampling and
+        ``<END>`` for stopping there; both may be absent while only the loss is asked for.
+    input_dim : int, optional
+        D, the width of the image features.
+    wordvec_dim : int, optional
+        W, the width of the word vectors.
+    hidden_dim : int, optional
+        H, the width of the hidden state.
+    cell_type : {'rnn', 'lstm'}, optional
+        Plain tanh recurrence or LSTM.
+    dtype : float32 or float64, optional
+        The dtype of the parameters; float64 is for gradient checks.
+
+    Attributes
+    ----------
+    params : dict of str to ndarray
+        ``W_embed (V, W)``, ``W_proj (D, H)``, ``b_proj (H,)``, ``Wx (W, kH)``, ``Wh (H, kH)``,
+        ``b (kH,)``, ``W_vocab (H, V)``, ``b_vocab (V,)``, with k = 4 for the LSTM (gates i, f, o,
+        g) and 1 else. Entries may be replaced or changed in place between calls.
+    word_to_idx, idx_to_word : dict
+        The vocabulary and its inverse.
+    cell_type, dtype
+        As given.
+
+    Raises
+    ------
+    ValueError
+        `cell_type` is neither name, or a dimension is less than 1.
+    TypeError
+        `dtype` is neither float32 nor float64.
+    KeyError
+        `word_to_idx` lacks ``<NULL>``.
+
+    Notes
+    -----
+    Weights are drawn from the global ``np.random`` in the order of `params`, in float64, scaled
+    by 1/100 (W_embed) or one over the root of their number of rows, and then cast: a seed gives
+    the weights that it gives with the course's class. Biases start at zero.
+    """
+
+    def __init__(
+        self,
+        word_to_idx: Mapping[str, int],
+        input_dim: int = 512,
+        wordvec_dim: int = 128,
+        hidden_dim: int = 128,
+        cell_type: str = "rnn",
+        dtype: Any = np.float32,
+    ) -> None:
+        if cell_type not in ("rnn", "lstm"):
+            raise ValueError(f'Invalid cell_type "{cell_type}"')
+        for name, dim in (
+            ("input_dim", input_dim),
+            ("wordvec_dim", wordvec_dim),
+            ("hidden_dim", hidden_dim),
+        ):
+            if dim < 1:
+                raise ValueError(f"{name} must be at least 1, was {dim}")
+        if np.dtype(dtype) not in (np.float32, np.float64):
+            raise TypeError(f"dtype must be float32 or float64, was {np.dtype(dtype)}")
+        if "<NULL>" not in word_to_idx:
+            raise KeyError("word_to_idx has no '<NULL>', the word that fills captions up")
+
+        self.cell_type = cell_type
+        self.dtype = dtype
+        self.word_to_idx = word_to_idx
+        self.idx_to_word = {idx: word for word, idx in word_to_idx.items()}
+        self._null = word_to_idx["<NULL>"]
+        self._start = word_to_idx.get("<START>")
+        self._end = word_to_idx.get("<END>")
+
+        vocab_size = len(word_to_idx)
+        gates = {"rnn": 1, "lstm": 4}[cell_type] * hidden_dim
+        drawn = {
+            "W_embed": np.random.randn(vocab_size, wordvec_dim) / 100,
+            "W_proj": np.random.randn(input_dim, hidden_dim) / np.sqrt(input_dim),
+            "b_proj": np.zeros(hidden_dim),
+            "Wx": np.random.randn(wordvec_dim, gates) / np.sqrt(wordvec_dim),
+            "Wh": np.random.randn(hidden_dim, gates) / np.sqrt(hidden_dim),
+            "b": np.zeros(gates),
+            "W_vocab": np.random.randn(hidden_dim, vocab_size) / np.sqrt(hidden_dim),
+            "b_vocab": np.zeros(vocab_size),
+        }
+        self.params: dict[str, np.ndarray] = {k: v.astype(dtype) for k, v in drawn.items()}
+
+    def loss(self, features: np.ndarray, captions: np.ndarray) -> tuple[Any, dict[str, np.ndarray]]:
+        """Compute the training loss and its gradients.
+
+        Parameters
+        ----------
+        features : float ndarray (N, D)
+            Image features.
+        captions : int ndarray (N, T + 1)
+            Their captions, from ``<START>``, filled up with ``<NULL>``.
+
+        Returns
+        -------
+        loss : float
+            Cross-entropy of captions[:, 1:] given captions[:, :-1], summed over all words that
+            are not ``<NULL>``, divided by N; in nats.
+        grads : dict of str to ndarray
+            The gradient for each entry of `params`.
+
+        Raises
+        ------
+        ValueError
+            Shapes that do not fit one another or `params`.
+        TypeError
+            Captions that are not integers, features that are not real numbers.
+        IndexError
+            Word ids outside [-V, V).
+        """
+        features, captions = self._check_features(features), np.asarray(captions)
+        if captions.ndim != 2 or captions.shape[1] < 1 or captions.shape[0] != features.shape[0]:
+            raise ValueError(
+                f"captions must have shape (N, T + 1) with N = {features.shape[0]} as in features, "
+                f"was {captions.shape}"
+            )
+        if captions.dtype.kind not in "iu":
+            raise TypeError(f"captions must be integers, dtype was {captions.dtype}")
+        captions_in, captions_out = captions[:, :-1], captions[:, 1:]
+        return self._loss(features, captions_in, captions_out, captions_out != self._null)
+
+    def _loss(
+        self,
+        features: np.ndarray,
+        captions_in: np.ndarray,
+        captions_out: np.ndarray,
+        mask: np.ndarray,
+    ) -> tuple[Any, dict[str, np.ndarray]]:
+        p = self.params
+        if self.cell_type == "rnn":
+            sequence_forward, sequence_backward = rnn_forward, rnn_backward
+        else:
+            sequence_forward, sequence_backward = lstm_forward, lstm_backward
+
+        h0, proj_cache = affine_forward(features, p["W_proj"], p["b_proj"])
+        x, embed_cache = word_embedding_forward(captions_in, p["W_embed"])
+        h, sequence_cache = sequence_forward(x, h0, p["Wx"], p["Wh"], p["b"])
+        scores, vocab_cache = temporal_affine_forward(h, p["W_vocab"], p["b_vocab"])
+        loss, dscores = temporal_softmax_loss(scores, captions_out, mask)
+
+        dh, dW_vocab, db_vocab = temporal_affine_backward(dscores, vocab_cache)
+        dx, dh0, dWx, dWh, db = sequence_backward(dh, sequence_cache)
+        dW_embed = word_embedding_backward(dx, embed_cache)
+        _, dW_proj, db_proj = affine_backward(dh0, proj_cache)
+        return loss, {
+            "W_embed": dW_embed,
+            "W_proj": dW_proj,
+            "b_proj": db_proj,
+            "Wx": dWx,
+            "Wh": dWh,
+            "b": db,
+            "W_vocab": dW_vocab,
+            "b_vocab": db_vocab,
+        }
+
+    def sample(
+        self, features: np.ndarray, max_length: int = 30, *, stop_at_end: bool = False
+    ) -> np.ndarray:
+        """Caption pictures greedily: at each step the word with the highest score.
+
+        Parameters
+        ----------
+        features : float ndarray (N, D)
+            Image features.
+        max_length : int, optional
+            The number of words.
+        stop_at_end : bool, optional
+            True fills a row with ``<NULL>`` after its first ``<END>``, and returns as soon as every
+            row is finished. False, as the course has it, lets rows run on.
+
+        Returns
+        -------
+        int32 ndarray (N, max_length)
+            Word ids. Column 0 has the first sampled word, not ``<START>``.
+
+        Raises
+        ------
+        ValueError
+            Features that do not fit, a negative `max_length`, or a vocabulary without ``<START>``
+            (or without ``<END>``, with `stop_at_end`).
+        """
+        features = self._check_features(features)
+        if max_length < 0:
+            raise ValueError(f"max_length must be at least 0, was {max_length}")
+        if self._start is None:
+            raise ValueError("word_to_idx has no '<START>', the word that sampling begins with")
+        if stop_at_end and self._end is None:
+            raise ValueError("word_to_idx has no '<END>', the word for stop_at_end to stop at")
+
+        p = self.params
+        num_images = features.shape[0]
+        captions = np.full((num_images, max_length), self._null, dtype=np.int32)
+        words = np.full(num_images, self._start)
+        running = np.ones(num_images, dtype=bool)
+        h, _ = affine_forward(features, p["W_proj"], p["b_proj"])
+        c = np.zeros_like(h)
+        for t in range(max_length):
+            x = p["W_embed"][words]
+            if self.cell_type == "rnn":
+                h, _ = rnn_step_forward(x, h, p["Wx"], p["Wh"], p["b"])
+            else:
+                h, c, _ = lstm_step_forward(x, h, c, p["Wx"], p["Wh"], p["b"])
+            scores, _ = affine_forward(h, p["W_vocab"], p["b_vocab"])
+            words = scores.argmax(axis=1)
+            captions[running, t] = words[running]
+            if stop_at_end:
+                running &= words != self._end
+                if not running.any():
+                    break
+        return captions
+
+    def _check_features(self, features: np.ndarray) -> np.ndarray:
+        features = np.asarray(features)
+        input_dim = self.params["W_proj"].shape[0]
+        if features.ndim != 2 or features.shape[1] != input_dim:
+            raise ValueError(
+                f"features must have shape (N, D) with D = {input_dim} as in params['W_proj'], "
+                f"was {features.shape}"
+            )
+        return features
