@@ -1,8 +1,8 @@
 """CS231n's NumPy RNN captioning code, name for name, with its hot loops in Cython and C.
 
-Replace ``cs231n`` by ``fastrnn`` in the imports of a notebook; see the modules `rnn_layers`, `layers`, `optim`,
-`classifiers.rnn`, `captioning_solver`, `coco_utils`, `image_utils` and `gradient_check`. `fastrnn.reference` holds the
-same layers in plain NumPy.
+Replace ``cs231n`` by ``fastrnn`` in the imports of a notebook; see the modules `rnn_layers`,
+`layers`, `optim`, `classifiers.rnn`, `captioning_solver`, `coco_utils`, `image_utils` and
+`gradient_check`. `fastrnn.reference` holds the same layers in plain NumPy.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ import os as _os
 __version__ = "0.1.0"
 
 try:
-    # libgomp reads these once, when it is loaded. Its threads would spin for some milliseconds after each call and so slow
-    # down what runs next, NumPy's own threads included; this lets them sleep after some tenths of a millisecond.
+    # libgomp reads these once, when it is loaded. Its threads would spin for some milliseconds
+    # after each call and so slow down what runs next, NumPy's own threads included; this lets them
+    # sleep after some tenths of a millisecond.
     _patience = None
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & _os.environ.keys():
         _patience = _os.environ["GOMP_SPINCOUNT"] = "10000"
-    from ._core import kernels as _kernels
+    # unlike "from ._core import kernels", a ModuleNotFoundError where it is missing
+    import fastrnn._core.kernels as _kernels
 except ModuleNotFoundError as _error:
     if _error.name is None or not _error.name.startswith("fastrnn._core"):
         raise
     raise ImportError(
-        "fastrnn is not built here: its compiled core is missing. Run `python -m pip install -e .` in the folder of "
-        "setup.py (a C compiler is needed), or leave that folder to import an installed fastrnn."
+        "fastrnn is not built here: its compiled core is missing. Run "
+        "`python -m pip install -e .` in the folder of setup.py (a C compiler is needed), or leave "
+        "that folder to import an installed fastrnn."
     ) from None
 finally:
     if _patience is not None:
@@ -57,8 +60,9 @@ def set_num_threads(count: int) -> None:
 def get_num_threads() -> int:
     """Return how many threads the large operations use.
 
-    At the start it is the first of FASTRNN_NUM_THREADS, OMP_NUM_THREADS and the number of processors that this process may
-    use. It is 1 in a build without OpenMP, and in a child of ``os.fork()``.
+    At the start it is the first of FASTRNN_NUM_THREADS, OMP_NUM_THREADS and the number of
+    processors that this process may use. It is 1 in a build without OpenMP, and in a child of
+    ``os.fork()``.
     """
     return _kernels.get_threads()
 

@@ -11,15 +11,16 @@ import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-BASE_DIR = os.path.join(os.path.dirname(os.path.abspath(__file__)), "datasets", "coco_captioning")
+BASE_DIR = str(Path(__file__).resolve().parent / "datasets" / "coco_captioning")
 
 # Where the course's own download script puts the data, seen from its notebooks.
-_COURSE_DIR = os.path.join("cs231n", "datasets", "coco_captioning")
+_COURSE_DIR = str(Path("cs231n", "datasets", "coco_captioning"))
 
 _SPLITS = ("train", "val")
 
@@ -60,7 +61,7 @@ def load_coco_data(
         point outside the features, the URLs or the vocabulary; or `max_train` is negative.
     """
     defaulted = os.fspath(base_dir) == BASE_DIR
-    if defaulted and not os.path.isdir(BASE_DIR) and os.path.isdir(_COURSE_DIR):
+    if defaulted and not Path(BASE_DIR).is_dir() and Path(_COURSE_DIR).is_dir():
         base_dir = _COURSE_DIR
     print("base dir ", os.fspath(base_dir))
     return read_captioning_directory(base_dir, max_train, pca_features)
@@ -77,7 +78,7 @@ def read_captioning_directory(
         raise ValueError(f"max_train must be at least 0, was {max_train}")
 
     def place(name: str) -> str:
-        return os.path.join(base_dir, name)
+        return str(Path(base_dir, name))
 
     captions_path = place("coco2014_captions.h5")
     vocab_path = place("coco2014_vocab.json")
@@ -199,13 +200,13 @@ def _decode(row: list[int], idx_to_word: Any) -> str:
 
 
 def _missing(path: str) -> FileNotFoundError:
-    what = "no such data file" if os.path.isdir(os.path.dirname(path)) else "no such data directory"
+    what = "no such data file" if Path(path).parent.is_dir() else "no such data directory"
     return FileNotFoundError(errno.ENOENT, what, path)
 
 
 def _read_h5(path: str) -> dict[str, np.ndarray]:
     """Read every dataset at the top of an HDF5 file."""
-    if not os.path.isfile(path):
+    if not Path(path).is_file():
         raise _missing(path)
     # A file cut short fails on opening or, where only its data is gone, on reading; damaged
     # metadata surfaces from h5py as RuntimeError or KeyError.
@@ -270,10 +271,10 @@ def _check_captions(path: str, data: Mapping[str, Any], split: str) -> None:
 
 
 def _read_vocabulary(path: str) -> dict[str, Any]:
-    if not os.path.isfile(path):
+    if not Path(path).is_file():
         raise _missing(path)
     try:
-        with open(path, encoding="utf-8") as file:
+        with Path(path).open(encoding="utf-8") as file:
             vocab = json.load(file)
     except ValueError as error:
         raise ValueError(f"{path}: not a JSON file ({error})") from error
@@ -297,8 +298,8 @@ _JSON_NAMES = {list: "array", dict: "object"}
 
 
 def _read_lines(path: str) -> np.ndarray:
-    if not os.path.isfile(path):
+    if not Path(path).is_file():
         raise _missing(path)
-    with open(path, encoding="utf-8") as file:
+    with Path(path).open(encoding="utf-8") as file:
         # An empty list would make a float array; URLs are text whatever their number.
         return np.asarray([line.strip() for line in file], dtype=np.str_)

@@ -1,6 +1,7 @@
-"""CS231n's ``layers.py``, as far as the captioning assignment goes: affine, ReLU, softmax and SVM loss.
+"""CS231n's ``layers.py``, as far as the captioning assignment goes: affine, ReLU and two losses.
 
-The affine map and the softmax loss run in the compiled core; ReLU and the SVM loss are those of `fastrnn.reference`.
+The affine map and the softmax loss run in the compiled core; ReLU and the SVM loss are those of
+`fastrnn.reference`.
 """
 
 from __future__ import annotations

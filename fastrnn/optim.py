@@ -17,8 +17,8 @@ def _checked(w: np.ndarray, dw: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
     w, dw = _checks.as_weights(w, dw)
     if not w.flags.writeable:
         raise ValueError("w is read-only; expected an array that can be changed in place")
-    dw = np.require(dw, requirements="CA")
-    return w, dw, w if w.flags.carray else np.require(w, requirements="CA")
+    dw = np.require(dw, requirements=["C", "A"])
+    return w, dw, w if w.flags.carray else np.require(w, requirements=["C", "A"])
 
 
 def _state(config: dict, key: str, w: np.ndarray) -> np.ndarray:
@@ -26,7 +26,7 @@ def _state(config: dict, key: str, w: np.ndarray) -> np.ndarray:
     state = config.get(key)
     if state is None:
         return np.zeros_like(w, order="C")
-    state = np.require(state, dtype=w.dtype, requirements="CA")
+    state = np.require(state, dtype=w.dtype, requirements=["C", "A"])
     if state.shape != w.shape:
         raise ValueError(f"{key} has shape {state.shape}; expected the shape of w, {w.shape}")
     return state

@@ -48,7 +48,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 def rnn_step_forward(
     x: np.ndarray, prev_h: np.ndarray, Wx: np.ndarray, Wh: np.ndarray, b: np.ndarray
-) -> tuple[np.ndarray, tuple]:
+) -> tuple[np.ndarray, object]:
     """One time step of a vanilla RNN: ``next_h = tanh(x Wx + prev_h Wh + b)`` (Elman, 1990).
 
     Parameters
@@ -68,7 +68,7 @@ def rnn_step_forward(
     -------
     next_h : ndarray, shape (N, H)
         Hidden state after the step.
-    cache : tuple
+    cache : object
         For `rnn_step_backward`.
 
     Raises
@@ -82,7 +82,7 @@ def rnn_step_forward(
 
 
 def rnn_step_backward(
-    dnext_h: np.ndarray, cache: tuple
+    dnext_h: np.ndarray, cache: object
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `rnn_step_forward`.
 
@@ -90,7 +90,7 @@ def rnn_step_backward(
     ----------
     dnext_h : ndarray, shape (N, H)
         Gradient of the loss with respect to the next hidden state.
-    cache : tuple
+    cache : object
         From `rnn_step_forward`.
 
     Returns
@@ -124,7 +124,7 @@ def rnn_forward(
     b: np.ndarray,
     *,
     lengths: np.ndarray | None = None,
-) -> tuple[np.ndarray, tuple]:
+) -> tuple[np.ndarray, object]:
     """A vanilla RNN over whole sequences: `rnn_step_forward`, T times.
 
     Parameters
@@ -146,7 +146,7 @@ def rnn_forward(
     -------
     h : ndarray, shape (N, T, H)
         Hidden states after each step; zero from step ``lengths[n]`` on.
-    cache : tuple
+    cache : object
         For `rnn_backward`.
 
     Raises
@@ -160,7 +160,7 @@ def rnn_forward(
 
 
 def rnn_backward(
-    dh: np.ndarray, cache: tuple
+    dh: np.ndarray, cache: object
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `rnn_forward`: back-propagation through time (Werbos, 1990).
 
@@ -169,7 +169,7 @@ def rnn_backward(
     dh : ndarray, shape (N, T, H)
         Gradient of the loss with respect to all hidden states, as far as the loss depends on
         each of them directly. Past the length of a row it is ignored.
-    cache : tuple
+    cache : object
         From `rnn_forward`.
 
     Returns
@@ -256,7 +256,7 @@ def lstm_step_forward(
     Wx: np.ndarray,
     Wh: np.ndarray,
     b: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, tuple]:
+) -> tuple[np.ndarray, np.ndarray, object]:
     """One time step of an LSTM with forget gates and without peepholes.
 
     ``a = x Wx + prev_h Wh + b``, cut into four blocks of H columns;
@@ -285,7 +285,7 @@ def lstm_step_forward(
         Hidden state after the step.
     next_c : ndarray, shape (N, H)
         Cell state after the step.
-    cache : tuple
+    cache : object
         For `lstm_step_backward`.
 
     Raises
@@ -299,7 +299,7 @@ def lstm_step_forward(
 
 
 def lstm_step_backward(
-    dnext_h: np.ndarray, dnext_c: np.ndarray, cache: tuple
+    dnext_h: np.ndarray, dnext_c: np.ndarray, cache: object
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `lstm_step_forward`.
 
@@ -310,7 +310,7 @@ def lstm_step_backward(
     dnext_c : ndarray, shape (N, H)
         Gradient of the loss with respect to the next cell state, but for what reaches it
         through the next hidden state.
-    cache : tuple
+    cache : object
         From `lstm_step_forward`.
 
     Returns
@@ -346,7 +346,7 @@ def lstm_forward(
     b: np.ndarray,
     *,
     lengths: np.ndarray | None = None,
-) -> tuple[np.ndarray, tuple]:
+) -> tuple[np.ndarray, object]:
     """An LSTM over whole sequences: `lstm_step_forward`, T times, from a cell state of zero.
 
     Parameters
@@ -368,7 +368,7 @@ def lstm_forward(
     -------
     h : ndarray, shape (N, T, H)
         Hidden states after each step; zero from step ``lengths[n]`` on.
-    cache : tuple
+    cache : object
         For `lstm_backward`.
 
     Raises
@@ -382,7 +382,7 @@ def lstm_forward(
 
 
 def lstm_backward(
-    dh: np.ndarray, cache: tuple
+    dh: np.ndarray, cache: object
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `lstm_forward`: back-propagation through time.
 
@@ -391,7 +391,7 @@ def lstm_backward(
     dh : ndarray, shape (N, T, H)
         Gradient of the loss with respect to all hidden states, as far as the loss depends on
         each of them directly. Past the length of a row it is ignored.
-    cache : tuple
+    cache : object
         From `lstm_forward`.
 
     Returns

@@ -7,29 +7,78 @@ enum { BLOCK_K = 512 };
 INLINE ptrdiff_t share(ptrdiff_t n, ptrdiff_t q, ptrdiff_t blocks) { return n * q / blocks; }
 INLINE ptrdiff_t blocks_of(ptrdiff_t n, ptrdiff_t most) { return (n + most - 1) / most; }
 
-void KERNEL(gemm_pack)(REAL *packed, REAL *colsum, const REAL *B, const ptrdiff_t *row, ptrdiff_t rs, ptrdiff_t cs,
-                       ptrdiff_t K, ptrdiff_t N, ptrdiff_t first, ptrdiff_t last) {
-    for (ptrdiff_t p = first; p < last; p++) {
+#if defined(__GNUC__) && !defined(__clang__)
+INLINE vec exchange(vec a, vec b, int distance, int upper) {
+    vec_int from; /* constant once inlined: one shuffle */
+    for (int l = 0; l < LANES; l++) {
+        const int high = (l & distance) != 0;
+        from[l] = upper ? (high ? LANES + l : l + distance) : (high ? LANES + l - distance : l);
+    }
+    return __builtin_shuffle(a, b, from);
+}
+
+#define EXCHANGE(distance)                                                                                             \
+    for (int i = 0; distance < LANES && i < LANES; i++)                                                                \
+        if (!(i & distance)) {                                                                                         \
+            const vec a = v[i], b = v[(i + distance) % LANES];                                                         \
+            v[i] = exchange(a, b, distance, 0);                                                                        \
+            v[(i + distance) % LANES] = exchange(a, b, distance, 1);                                                   \
+        }
+
+/* v (LANES, LANES) = its transpose: rounds in which pairs of vectors exchange halves, quarters, ... */
+INLINE void transpose(vec *v) {
+    EXCHANGE(8)
+    EXCHANGE(4)
+    EXCHANGE(2)
+    EXCHANGE(1)
+}
+#else
+INLINE void transpose(vec *v) {
+    REAL from[LANES * LANES], to[LANES];
+    for (int i = 0; i < LANES; i++) store(from + i * LANES, v[i]);
+    for (int i = 0; i < LANES; i++) {
+        for (int l = 0; l < LANES; l++) to[l] = from[l * LANES + i];
+        v[i] = load(to);
+    }
+}
+#endif
+
+void KERNEL(gemm_pack)(REAL *packed, ptrdiff_t step, REAL *colsum, const REAL *B, const ptrdiff_t *row, ptrdiff_t rs,
+                       ptrdiff_t cs, ptrdiff_t K, ptrdiff_t N, ptrdiff_t first, ptrdiff_t last) {
+    for (ptrdiff_t p = first; p < last; p++, packed += step) {
         const ptrdiff_t n0 = p * PANEL_WIDTH, width = N - n0 < PANEL_WIDTH ? N - n0 : PANEL_WIDTH;
         if (cs == 1 && width == PANEL_WIDTH) {
             vec sum[PANEL_VECTORS];
-            for (int j = 0; j < PANEL_VECTORS; j++)
-                sum[j] = splat(0);
-            for (ptrdiff_t k = 0; k < K; k++, packed += PANEL_WIDTH) {
+            for (int j = 0; j < PANEL_VECTORS; j++) sum[j] = splat(0);
+            for (ptrdiff_t k = 0; k < K; k++) {
                 const REAL *from = B + (row ? row[k] : k * rs) + n0;
                 PREFETCH(B + (row ? row[k + 8 < K ? k + 8 : k] : (k + 8) * rs) + n0);
                 for (int j = 0; j < PANEL_VECTORS; j++) {
                     const vec x = load(from + j * LANES);
-                    store(packed + j * LANES, x);
+                    store(packed + k * PANEL_WIDTH + j * LANES, x);
                     sum[j] = sum[j] + x;
                 }
             }
             if (colsum)
-                for (int j = 0; j < PANEL_VECTORS; j++)
-                    store(colsum + n0 + j * LANES, sum[j]);
+                for (int j = 0; j < PANEL_VECTORS; j++) store(colsum + n0 + j * LANES, sum[j]);
             continue;
         }
-        /* by blocks of k, so that columns are read in runs where the elements of a column lie side by side */
+        if (rs == 1 && !row && !colsum && width == PANEL_WIDTH) { /* B transposed: a column lies side by side */
+            for (ptrdiff_t k = 0; k < K; k += LANES) {
+                const ptrdiff_t run = K - k < LANES ? K - k : LANES;
+                for (int j = 0; j < PANEL_VECTORS; j++) {
+                    vec v[LANES];
+                    for (int l = 0; l < LANES; l++) {
+                        const REAL *from = B + (n0 + j * LANES + l) * cs + k;
+                        v[l] = run == LANES ? load(from) : load_part(from, run);
+                    }
+                    transpose(v);
+                    for (ptrdiff_t l = 0; l < run; l++) store(packed + (k + l) * PANEL_WIDTH + j * LANES, v[l]);
+                }
+            }
+            continue;
+        }
+        /* edges; by blocks of k, so that columns are read in runs where the elements of a column lie side by side */
         enum { RUN = 16 };
         REAL sums[PANEL_WIDTH] = {0};
         for (ptrdiff_t k0 = 0; k0 < K; k0 += RUN) {
@@ -41,74 +90,85 @@ void KERNEL(gemm_pack)(REAL *packed, REAL *colsum, const REAL *B, const ptrdiff_
                     sums[n] += x;
                 }
             for (ptrdiff_t k = k0; k < k1; k++)
-                for (ptrdiff_t n = width; n < PANEL_WIDTH; n++)
-                    packed[k * PANEL_WIDTH + n] = 0;
+                for (ptrdiff_t n = width; n < PANEL_WIDTH; n++) packed[k * PANEL_WIDTH + n] = 0;
         }
-        if (colsum)
-            memcpy(colsum + n0, sums, (size_t)width * sizeof(REAL));
-        packed += K * PANEL_WIDTH;
+        if (colsum) memcpy(colsum + n0, sums, (size_t)width * sizeof(REAL));
     }
 }
 
-void KERNEL(gemm_pack_rows)(REAL *packed, const REAL *A, const ptrdiff_t *row, ptrdiff_t rs, const ptrdiff_t *col,
-                            ptrdiff_t cs, ptrdiff_t M, ptrdiff_t K, ptrdiff_t height, ptrdiff_t first, ptrdiff_t last) {
-    for (ptrdiff_t t = first; t < last; t++, packed += height * K) {
+/* A vector at p where it does not reach past `end`, else what of it lies before. */
+INLINE void store_before(REAL *p, vec x, const REAL *end) {
+    if (p + LANES <= end) {
+        store(p, x);
+    } else {
+        store_part(p, x, end - p);
+    }
+}
+
+void KERNEL(gemm_pack_rows)(REAL *packed, ptrdiff_t step, const REAL *A, const ptrdiff_t *row, ptrdiff_t rs,
+                            const ptrdiff_t *col, ptrdiff_t cs, ptrdiff_t M, ptrdiff_t K, ptrdiff_t height,
+                            ptrdiff_t first, ptrdiff_t last) {
+    for (ptrdiff_t t = first; t < last; t++, packed += step) {
         const ptrdiff_t i0 = t * height, rows = M - i0 < height ? M - i0 : height;
-        if (!row && rs == 1) { /* A transposed: the rows of a tile lie side by side */
+        /* vectors of LANES rows are stored `height` apart, each over the rest of the one before */
+        const REAL *end = packed + height * K;
+        if (height <= LANES && !row && rs == 1) { /* A transposed: the rows of a tile lie side by side */
             for (ptrdiff_t k = 0; k < K; k++) {
                 const REAL *from = A + i0 + (col ? col[k] : k * cs);
-                REAL *to = packed + k * height;
-                for (ptrdiff_t i = 0; i < rows; i++)
-                    to[i] = from[i];
-                for (ptrdiff_t i = rows; i < height; i++)
-                    to[i] = 0;
+                PREFETCH(A + i0 + (col ? col[k + 8 < K ? k + 8 : k] : (k + 8) * cs));
+                const vec x = i0 + LANES <= M ? load(from) : load_part(from, rows);
+                store_before(packed + k * height, x, end);
             }
             continue;
         }
-        enum { RUN = 16 };
-        for (ptrdiff_t k0 = 0; k0 < K; k0 += RUN) {
-            const ptrdiff_t k1 = k0 + RUN < K ? k0 + RUN : K;
-            for (ptrdiff_t i = 0; i < height; i++) {
-                if (i >= rows) {
-                    for (ptrdiff_t k = k0; k < k1; k++)
-                        packed[k * height + i] = 0;
-                    continue;
+        if (height <= LANES && !col && cs == 1) {
+            for (ptrdiff_t k = 0; k < K; k += LANES) {
+                const ptrdiff_t run = K - k < LANES ? K - k : LANES;
+                vec v[LANES];
+                for (int i = 0; i < LANES; i++) {
+                    const REAL *from = A + (i < rows ? (row ? row[i0 + i] : (i0 + i) * rs) + k : 0);
+                    v[i] = i >= rows ? splat(0) : run == LANES ? load(from) : load_part(from, run);
                 }
-                const REAL *from = A + (row ? row[i0 + i] : (i0 + i) * rs);
-                for (ptrdiff_t k = k0; k < k1; k++)
-                    packed[k * height + i] = from[col ? col[k] : k * cs];
+                transpose(v);
+                for (ptrdiff_t l = 0; l < run; l++) store_before(packed + (k + l) * height, v[l], end);
             }
+            continue;
         }
+        for (ptrdiff_t k = 0; k < K; k++)
+            for (ptrdiff_t i = 0; i < height; i++)
+                packed[k * height + i] =
+                    i < rows ? A[(row ? row[i0 + i] : (i0 + i) * rs) + (col ? col[k] : k * cs)] : 0;
     }
 }
 
 enum { FROM_ZERO, FROM_BIAS, FROM_C };
 
-/* C (rows, PANEL_WIDTH) = start + A (rows, K) panel (K, PANEL_WIDTH), rows of the panel `step` apart, held in
- * registers; `rows` and `start` are constants where this is inlined. Fifteen rows are reached from three pointers and
- * the factors 1, 2, 4 of an address, since a pointer for each row would not fit the general registers. */
-INLINE void tile(const int rows, ptrdiff_t K, const REAL *A, ptrdiff_t rs, ptrdiff_t cs, const REAL *panel,
-                 ptrdiff_t step, REAL *C, ptrdiff_t ldc, const REAL *bias, int start) {
+/* C (rows, PANEL_WIDTH) = start + A (rows, K) panel (K, PANEL_WIDTH), rows of the panel `step` apart, held in registers.
+ * `rows`, `packed` and `stream` are constants where this is inlined. packed: the rows of A lie side by side (rs is 1), which
+ * is a few per cent faster. Else fifteen rows are reached from three pointers and the factors 1, 2, 4 of an address, since a
+ * pointer for each row would not fit the general registers. stream: the panel comes from far, and is fetched ahead. */
+INLINE void tile(const int rows, const int packed, const int stream, ptrdiff_t K, const REAL *A, ptrdiff_t rs,
+                 ptrdiff_t cs, const REAL *panel, ptrdiff_t step, REAL *C, ptrdiff_t ldc, const REAL *bias,
+                 int start) {
     vec c[TILE_HEIGHT][PANEL_VECTORS];
     const REAL *a0 = A, *a5 = A + 5 * rs, *a10 = A + 10 * rs;
     const ptrdiff_t rs2 = 2 * rs, rs3 = 3 * rs, rs4 = 4 * rs;
     const REAL *ahead = panel + 12 * step;
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < PANEL_VECTORS; j++)
-            c[i][j] = start == FROM_C      ? load(C + i * ldc + j * LANES)
-                      : start == FROM_BIAS ? load(bias + j * LANES)
-                                           : splat(0);
+        for (int j = 0; j < PANEL_VECTORS; j++) {
+            c[i][j] = splat(0);
+            PREFETCH_WRITE(C + i * ldc + j * LANES);
+        }
     for (ptrdiff_t k = 0; k < K; k++) {
         vec b[PANEL_VECTORS];
         for (int j = 0; j < PANEL_VECTORS; j++) {
             b[j] = load(panel + j * LANES);
-            PREFETCH(ahead + j * LANES);
+            if (stream) PREFETCH(ahead + j * LANES);
         }
 #define ROW(i, address)                                                                                                \
     if (i < rows && i < TILE_HEIGHT) {                                                                                 \
-        const vec a = splat(*(address));                                                                               \
-        for (int j = 0; j < PANEL_VECTORS; j++)                                                                        \
-            c[i < TILE_HEIGHT ? i : 0][j] += a * b[j];                                                                 \
+        const vec a = splat(packed ? a0[i] : *(address));                                                              \
+        for (int j = 0; j < PANEL_VECTORS; j++) c[i < TILE_HEIGHT ? i : 0][j] += a * b[j];                             \
     }
         ROW(0, a0)
         ROW(1, a0 + rs)
@@ -131,15 +191,29 @@ INLINE void tile(const int rows, ptrdiff_t K, const REAL *A, ptrdiff_t rs, ptrdi
         a5 += cs;
         a10 += cs;
     }
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < PANEL_VECTORS; j++)
-            store(C + i * ldc + j * LANES, c[i][j]);
+    for (int j = 0; j < PANEL_VECTORS; j++) {
+        const vec from = start == FROM_BIAS ? load(bias + j * LANES) : splat(0);
+        for (int i = 0; i < rows; i++) {
+            REAL *to = C + i * ldc + j * LANES;
+            store(to, c[i][j] + (start == FROM_C ? load(to) : from));
+        }
+    }
 }
 
 #define TILE_OF(n)                                                                                                     \
     NOINLINE void tile_##n(ptrdiff_t K, const REAL *A, ptrdiff_t rs, ptrdiff_t cs, const REAL *panel, ptrdiff_t step,  \
-                           REAL *C, ptrdiff_t ldc, const REAL *bias, int start) {                                      \
-        tile(n, K, A, rs, cs, panel, step, C, ldc, bias, start);                                                       \
+                           REAL *C, ptrdiff_t ldc, const REAL *bias, int start, int stream) {                          \
+        if (rs == 1) {                                                                                                 \
+            if (stream)                                                                                                \
+                tile(n, 1, 1, K, A, 1, cs, panel, step, C, ldc, bias, start);                                          \
+            else                                                                                                       \
+                tile(n, 1, 0, K, A, 1, cs, panel, step, C, ldc, bias, start);                                          \
+        } else {                                                                                                       \
+            if (stream)                                                                                                \
+                tile(n, 0, 1, K, A, rs, cs, panel, step, C, ldc, bias, start);                                         \
+            else                                                                                                       \
+                tile(n, 0, 0, K, A, rs, cs, panel, step, C, ldc, bias, start);                                         \
+        }                                                                                                              \
     }
 TILE_OF(1)
 TILE_OF(2)
@@ -159,31 +233,28 @@ TILE_OF(14)
 #endif
 
 typedef void (*tile_function)(ptrdiff_t, const REAL *, ptrdiff_t, ptrdiff_t, const REAL *, ptrdiff_t, REAL *, ptrdiff_t,
-                              const REAL *, int);
+                              const REAL *, int, int);
 static const tile_function tile_of_rows[] = {NULL,   tile_1, tile_2, tile_3,  tile_4,  tile_5,  tile_6,
 #if TILE_HEIGHT_MAX > 6
-                                             tile_7, tile_8, tile_9, tile_10, tile_11, tile_12, tile_13,
-                                             tile_14
+                                             tile_7, tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14
 #endif
 };
 
 /* One tile against one panel; the last panel may have fewer columns than its width. */
 INLINE void tile_at(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t K, const REAL *A, ptrdiff_t rs, ptrdiff_t cs,
-                    const REAL *panel, ptrdiff_t step, REAL *C, ptrdiff_t ldc, const REAL *bias, int start) {
+                    const REAL *panel, ptrdiff_t step, REAL *C, ptrdiff_t ldc, const REAL *bias, int start,
+                    int stream) {
     if (columns == PANEL_WIDTH) {
-        tile_of_rows[rows](K, A, rs, cs, panel, step, C, ldc, bias, start);
+        tile_of_rows[rows](K, A, rs, cs, panel, step, C, ldc, bias, start, stream);
         return;
     }
     REAL edge[TILE_HEIGHT * PANEL_WIDTH] = {0}, edge_bias[PANEL_WIDTH] = {0};
     const size_t bytes = (size_t)columns * sizeof(REAL);
     if (start == FROM_C)
-        for (ptrdiff_t i = 0; i < rows; i++)
-            memcpy(edge + i * PANEL_WIDTH, C + i * ldc, bytes);
-    if (start == FROM_BIAS)
-        memcpy(edge_bias, bias, bytes);
-    tile_of_rows[rows](K, A, rs, cs, panel, step, edge, PANEL_WIDTH, edge_bias, start);
-    for (ptrdiff_t i = 0; i < rows; i++)
-        memcpy(C + i * ldc, edge + i * PANEL_WIDTH, bytes);
+        for (ptrdiff_t i = 0; i < rows; i++) memcpy(edge + i * PANEL_WIDTH, C + i * ldc, bytes);
+    if (start == FROM_BIAS) memcpy(edge_bias, bias, bytes);
+    tile_of_rows[rows](K, A, rs, cs, panel, step, edge, PANEL_WIDTH, edge_bias, start, stream);
+    for (ptrdiff_t i = 0; i < rows; i++) memcpy(C + i * ldc, edge + i * PANEL_WIDTH, bytes);
 }
 
 /* All the products: tiles of up to `height` rows, `tile_step` elements of A apart (0: rows of A shared out evenly), and
@@ -204,7 +275,7 @@ INLINE void product(REAL *C, ptrdiff_t ldc, const REAL *A, ptrdiff_t rs, ptrdiff
                 const ptrdiff_t i1 = !tile_step ? share(M, t + 1, tiles) : i0 + height < M ? i0 + height : M;
                 const REAL *from = tile_step ? A + t * tile_step : A + i0 * rs;
                 tile_at(i1 - i0, columns, k1 - k0, from + k0 * cs, rs, cs, B + p * panel_step + k0 * step, step,
-                        C + i0 * ldc + n0, ldc, bias ? bias + n0 : NULL, start);
+                        C + i0 * ldc + n0, ldc, bias ? bias + n0 : NULL, start, t == 0 || step != PANEL_WIDTH);
             }
         }
     }
@@ -233,7 +304,7 @@ void KERNEL(gemm_unpacked)(REAL *C, ptrdiff_t ldc, const REAL *A, ptrdiff_t rs, 
     REAL panel[RUN * PANEL_WIDTH];
     for (ptrdiff_t k = 0; whole < N && (k < K || k == 0); k += RUN) {
         const ptrdiff_t run = K - k < RUN ? K - k : RUN;
-        KERNEL(gemm_pack)(panel, NULL, B + k * ldb + whole, NULL, ldb, 1, run, N - whole, 0, 1);
+        KERNEL(gemm_pack)(panel, 0, NULL, B + k * ldb + whole, NULL, ldb, 1, run, N - whole, 0, 1);
         KERNEL(gemm)(C + whole, ldc, A + k * cs, rs, cs, panel, bias ? bias + whole : NULL, M, N - whole, run,
                      k > 0 || accumulate);
     }

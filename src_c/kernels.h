@@ -17,20 +17,21 @@
  * result. */
 
 /* Pack panels [first, last) of B (K, N). Element (k, n) is B[row[k] + n * cs], or B[k * rs + n * cs] where row is NULL.
- *   packed  out, ((last - first), K, width), 64-byte aligned: where panel `first` begins
+ *   packed  out, where panel `first` begins; each panel is (K, width), 64-byte aligned, the next one `step` further, so
+ *           that the rows of another matrix can stand between
  *   colsum  out (N,) or NULL: the sum of each column over k, for the columns of these panels only
  *   B       in;  row  in (K,) or NULL */
 FRN_KERNEL(void, gemm_pack,
-           (REAL * packed, REAL *colsum, const REAL *B, const ptrdiff_t *row, ptrdiff_t rs, ptrdiff_t cs, ptrdiff_t K,
-            ptrdiff_t N, ptrdiff_t first, ptrdiff_t last));
+           (REAL * packed, ptrdiff_t step, REAL *colsum, const REAL *B, const ptrdiff_t *row, ptrdiff_t rs,
+            ptrdiff_t cs, ptrdiff_t K, ptrdiff_t N, ptrdiff_t first, ptrdiff_t last));
 
 /* Pack tiles [first, last) of A (M, K), `height` rows each (the last one may be lower and is padded with zeros).
  * Element (i, k) is A[row[i] + col[k]]; where row is NULL it is i * rs, where col is NULL k * cs.
- *   packed  out, ((last - first), K, height): where tile `first` begins
+ *   packed  out, where tile `first` begins; each tile is (K, height), the next one `step` further
  *   A       in;  row  in (M,) or NULL;  col  in (K,) or NULL */
 FRN_KERNEL(void, gemm_pack_rows,
-           (REAL * packed, const REAL *A, const ptrdiff_t *row, ptrdiff_t rs, const ptrdiff_t *col, ptrdiff_t cs,
-            ptrdiff_t M, ptrdiff_t K, ptrdiff_t height, ptrdiff_t first, ptrdiff_t last));
+           (REAL * packed, ptrdiff_t step, const REAL *A, const ptrdiff_t *row, ptrdiff_t rs, const ptrdiff_t *col,
+            ptrdiff_t cs, ptrdiff_t M, ptrdiff_t K, ptrdiff_t height, ptrdiff_t first, ptrdiff_t last));
 
 /* C (M, N) = A (M, K) B, plus bias in each row where it is given, plus C itself where accumulate is set.
  *   C       out (M, N), row stride ldc; in as well where accumulate is set

@@ -9,17 +9,22 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #if defined(__GNUC__) || defined(__clang__)
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE static __attribute__((noinline))
 #define RESTRICT __restrict__
 #define PREFETCH(p) __builtin_prefetch((p), 0, 3)
+#define PREFETCH_WRITE(p) __builtin_prefetch((p), 1, 3)
 #else
 #define INLINE static inline
 #define NOINLINE static
 #define RESTRICT
 #define PREFETCH(p) ((void)0)
+#define PREFETCH_WRITE(p) ((void)0)
 #endif
 
 /* TILE_HEIGHT x (PANEL_VECTORS * LANES) elements of C stay in registers: what the register file holds beside the
@@ -114,9 +119,32 @@ INLINE void store_part(REAL *p, vec x, ptrdiff_t n) {
 #define STORE_REST(p, x) store_part((p) + j, (x), rest)
 
 INLINE vec select(vec_int mask, vec yes, vec no) { return as_real((as_int(yes) & mask) | (as_int(no) & ~mask)); }
-/* A NaN in x stays, as no comparison with it holds. */
+/* A NaN in x stays: no comparison with it holds, and the instructions return their second operand. */
+#if defined(__AVX512F__) && defined(REAL_IS_DOUBLE)
+INLINE vec at_most(vec x, vec limit) { return (vec)_mm512_min_pd((__m512d)limit, (__m512d)x); }
+INLINE vec at_least(vec x, vec limit) { return (vec)_mm512_max_pd((__m512d)limit, (__m512d)x); }
+#elif defined(__AVX512F__)
+INLINE vec at_most(vec x, vec limit) { return (vec)_mm512_min_ps((__m512)limit, (__m512)x); }
+INLINE vec at_least(vec x, vec limit) { return (vec)_mm512_max_ps((__m512)limit, (__m512)x); }
+#else
 INLINE vec at_most(vec x, vec limit) { return select(greater(x, limit), limit, x); }
 INLINE vec at_least(vec x, vec limit) { return select(greater(limit, x), limit, x); }
+#endif
+
+/* 1 / x for a finite x >= 1. Division is slow where vectors are widest: the estimate of 14 bits and Newton's steps are
+ * as good but for the last bit. */
+INLINE vec reciprocal(vec x) {
+#if defined(__AVX512F__) && defined(REAL_IS_DOUBLE)
+    vec y = (vec)_mm512_rcp14_pd((__m512d)x);
+    y = y + y * (splat(1) - x * y);
+    return y + y * (splat(1) - x * y);
+#elif defined(__AVX512F__)
+    const vec y = (vec)_mm512_rcp14_ps((__m512)x);
+    return y + y * (splat(1) - x * y);
+#else
+    return splat(1) / x;
+#endif
+}
 
 INLINE REAL lane_sum(vec x) {
     REAL lanes[LANES], sum = 0;
@@ -143,6 +171,7 @@ enum { MANTISSA_BITS = 52, EXPONENT_BIAS = 1023, TAYLOR_TERMS = 13, LOG_TERMS = 
 #define LN2_LOW 1.90821492927058770002e-10
 #define ROUNDER 6755399441055744.0     /* 1.5 * 2^52: adding it leaves the integer in the low bits */
 #define EXP_LOWEST -708.39641853226408 /* log of the smallest normal number */
+#define EXP_ZERO -709.08956571282405
 #define EXP_HIGHEST 709.78271289338397
 #define EXP_ONE_SCALE 709.4 /* up to here 2^k is finite */
 #define TANH_IS_ONE 44.0
@@ -155,6 +184,7 @@ enum { MANTISSA_BITS = 23, EXPONENT_BIAS = 127, TAYLOR_TERMS = 7, LOG_TERMS = 5 
 #define LN2_LOW -2.12194440e-4f
 #define ROUNDER 12582912.0f
 #define EXP_LOWEST -87.336544f
+#define EXP_ZERO -88.029692f
 #define EXP_HIGHEST 88.722839f
 #define EXP_ONE_SCALE 88.3f
 #define TANH_IS_ONE 20.0f
@@ -195,13 +225,12 @@ INLINE vec expm1_reduced(vec x, vec_int *k) {
     return r + (r * r) * p;
 }
 
-/* exp for x <= EXP_ONE_SCALE, zero below EXP_LOWEST. */
+/* exp for x <= EXP_ONE_SCALE; at EXP_ZERO k is -EXPONENT_BIAS, whose power of two has the bits of zero. */
 INLINE vec vector_exp_bounded(vec x) {
     vec_int k;
-    const vec bounded = at_least(x, splat(EXP_LOWEST));
-    const vec p = expm1_reduced(bounded, &k);
+    const vec p = expm1_reduced(at_least(x, splat(EXP_ZERO)), &k);
     const vec scale = power_of_two(k);
-    return select(greater(splat(EXP_LOWEST), x), splat(0), p * scale + scale);
+    return p * scale + scale;
 }
 
 INLINE vec vector_exp(vec x) {
@@ -216,9 +245,7 @@ INLINE vec vector_exp(vec x) {
 }
 
 INLINE vec vector_sigmoid(vec x) {
-    const vec minus = at_most(splat(0) - x, splat(EXP_ONE_SCALE));
-    const vec y = splat(1) / (splat(1) + vector_exp_bounded(minus));
-    return select(greater(splat(EXP_LOWEST), x), splat(0), y);
+    return reciprocal(splat(1) + vector_exp_bounded(at_most(splat(0) - x, splat(EXP_ONE_SCALE))));
 }
 
 /* tanh|x| = e / (e + 2) with e = expm1(2|x|), which loses nothing near zero. */
@@ -229,7 +256,7 @@ INLINE vec vector_tanh(vec x) {
     const vec p = expm1_reduced(at_most(magnitude + magnitude, splat(TANH_IS_ONE)), &k);
     const vec scale = power_of_two(k);
     const vec e = p * scale + (scale - splat(1));
-    return as_real(as_int(e / (e + splat(2))) | sign);
+    return as_real(as_int(e * reciprocal(e + splat(2))) | sign);
 }
 
 /* x = 2^k m with m in [sqrt(1/2), sqrt(2)); log m = 2 artanh(s), s = (m - 1)/(m + 1). */

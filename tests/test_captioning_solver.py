@@ -118,7 +118,7 @@ def test_result_of_the_rule_is_stored_back(data, monkeypatch):
 
 
 def test_refuses(data):
-    with pytest.raises(ValueError, match='^Unrecognized arguments "a", "b"$'):
+    with pytest.raises(ValueError, match=r'^Unrecognized arguments "a", "b"$'):
         CaptioningSolver(Recorder(), data, a=1, batch_size=5, b=2)
     for rule in ("adagrad", "np"):
         with pytest.raises(ValueError, match=f'^Invalid update_rule "{rule}"$'):

@@ -161,11 +161,11 @@ def test_sample_length(rng):
 
 
 def test_constructor_refuses():
-    with pytest.raises(ValueError, match='^Invalid cell_type "gru"$'):
+    with pytest.raises(ValueError, match=r'^Invalid cell_type "gru"$'):
         CaptioningRNN(WORD_TO_IDX, cell_type="gru")
     with pytest.raises(KeyError, match="<NULL>"):
         CaptioningRNN({"cat": 0})
-    with pytest.raises(TypeError, match="dtype.*int64"):
+    with pytest.raises(TypeError, match=r"dtype.*int64"):
         CaptioningRNN(WORD_TO_IDX, dtype=np.int64)
     for name in ("input_dim", "wordvec_dim", "hidden_dim"):
         with pytest.raises(ValueError, match=f"{name} .*0"):
@@ -197,7 +197,7 @@ def test_sample_refuses():
     model = small_model("rnn")
     with pytest.raises(ValueError, match=r"features.*\(2, 4\)"):
         model.sample(np.zeros((2, 4)))
-    with pytest.raises(ValueError, match="max_length.*-1"):
+    with pytest.raises(ValueError, match=r"max_length.*-1"):
         model.sample(np.zeros((2, 5)), max_length=-1)
     without = CaptioningRNN({"<NULL>": 0, "cat": 1}, input_dim=5)
     with pytest.raises(ValueError, match="<START>"):

@@ -80,7 +80,7 @@ def test_max_train_is_one_randint_with_replacement(layout):
     np.testing.assert_array_equal(data["train_captions"], arrays["train_captions"][mask])
     np.testing.assert_array_equal(data["train_image_idxs"], arrays["train_image_idxs"][mask])
     assert len(data["train_features"]) == len(data["train_urls"]) == NUM_IMAGES["train"]
-    with pytest.raises(ValueError, match="max_train.*-1"):
+    with pytest.raises(ValueError, match=r"max_train.*-1"):
         load_coco_data(base_dir, max_train=-1)
 
 
@@ -117,7 +117,7 @@ def test_missing_file_is_named(layout, name):
 
 
 def test_missing_directory_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="directory.*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"directory.*nowhere"):
         load_coco_data(tmp_path / "nowhere")
 
 
@@ -240,7 +240,7 @@ def test_decode(idx_to_word):
 
 
 def test_decode_refuses():
-    with pytest.raises(IndexError, match="word id 11.*11"):
+    with pytest.raises(IndexError, match=r"word id 11.*11"):
         decode_captions(np.array([4, 11]), WORDS)
     with pytest.raises(KeyError, match="word id 1"):
         decode_captions(np.array([1]), {0: "<NULL>"})

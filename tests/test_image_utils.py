@@ -103,7 +103,7 @@ def test_load_image(picture):
     np.testing.assert_array_equal(load_image(path), pixels)
     assert load_image(str(path), size=2).shape == (2, 3, 3)
     assert load_image(path, size=8).shape == (8, 12, 3)
-    with pytest.raises(ValueError, match="size.*0"):
+    with pytest.raises(ValueError, match=r"size.*0"):
         load_image(path, size=0)
     with pytest.raises(FileNotFoundError):
         load_image(path.with_name("absent.png"))

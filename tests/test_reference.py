@@ -873,7 +873,7 @@ class TestSolver:
 
 def test_names_a_notebook_gets_by_star_import():
     names = {}
-    exec("from fastrnn.reference.rnn_layers import *", names)  # noqa: S102
+    exec("from fastrnn.reference.rnn_layers import *", names)
     names.pop("__builtins__")
     assert names.keys() == {
         "np", "sigmoid", "affine_forward", "affine_backward",

@@ -5,10 +5,10 @@ from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
 
 cdef void gemm_pack(
-        floating* packed, floating* colsum, const floating* B, const ptrdiff_t* row, ptrdiff_t rs, ptrdiff_t
+        floating* packed, ptrdiff_t step, floating* colsum, const floating* B, const ptrdiff_t* row, ptrdiff_t rs, ptrdiff_t
         cs, ptrdiff_t K, ptrdiff_t N, ptrdiff_t first, ptrdiff_t last) noexcept nogil
 cdef void gemm_pack_rows(
-        floating* packed, const floating* A, const ptrdiff_t* row, ptrdiff_t rs, const ptrdiff_t* col,
+        floating* packed, ptrdiff_t step, const floating* A, const ptrdiff_t* row, ptrdiff_t rs, const ptrdiff_t* col,
         ptrdiff_t cs, ptrdiff_t M, ptrdiff_t K, ptrdiff_t height, ptrdiff_t first, ptrdiff_t last) noexcept nogil
 cdef void gemm(
         floating* C, ptrdiff_t ldc, const floating* A, ptrdiff_t rs, ptrdiff_t cs, const floating* packed,
@@ -74,8 +74,10 @@ cdef size_t room(ptrdiff_t count, size_t size) noexcept nogil
 cdef ptrdiff_t leading(ptrdiff_t columns, size_t size) noexcept nogil
 cdef ptrdiff_t packed_size(ptrdiff_t K, ptrdiff_t N, size_t size) noexcept nogil
 cdef ptrdiff_t tiles_size(ptrdiff_t M, ptrdiff_t K, size_t size) noexcept nogil
-cdef void pack(floating* packed, floating* colsum, const floating* B, const ptrdiff_t* row, ptrdiff_t rs,
-               ptrdiff_t cs, ptrdiff_t K, ptrdiff_t N, int threads) noexcept nogil
+cdef ptrdiff_t panel_width(size_t size) noexcept nogil
+cdef ptrdiff_t tile_height(ptrdiff_t M, size_t size) noexcept nogil
+cdef void pack(floating* packed, ptrdiff_t step, floating* colsum, const floating* B, const ptrdiff_t* row,
+               ptrdiff_t rs, ptrdiff_t cs, ptrdiff_t K, ptrdiff_t N, int threads) noexcept nogil
 cdef void pack_tiles(floating* tiles, const floating* A, const ptrdiff_t* row, ptrdiff_t rs,
                      const ptrdiff_t* col, ptrdiff_t cs, ptrdiff_t M, ptrdiff_t K, int threads) noexcept nogil
 cdef void multiply(floating* C, ptrdiff_t ldc, const floating* tiles, const floating* packed,

@@ -18,16 +18,16 @@ cdef extern from "fastrnn.h" nogil:
     void frn_free(void* memory)
     int frn_forked()
     void (*frn_gemm_pack_f32)(
-            float* packed, float* colsum, const float* B, const ptrdiff_t* row, ptrdiff_t rs, ptrdiff_t cs,
+            float* packed, ptrdiff_t step, float* colsum, const float* B, const ptrdiff_t* row, ptrdiff_t rs, ptrdiff_t cs,
             ptrdiff_t K, ptrdiff_t N, ptrdiff_t first, ptrdiff_t last)
     void (*frn_gemm_pack_f64)(
-            double* packed, double* colsum, const double* B, const ptrdiff_t* row, ptrdiff_t rs, ptrdiff_t cs,
+            double* packed, ptrdiff_t step, double* colsum, const double* B, const ptrdiff_t* row, ptrdiff_t rs, ptrdiff_t cs,
             ptrdiff_t K, ptrdiff_t N, ptrdiff_t first, ptrdiff_t last)
     void (*frn_gemm_pack_rows_f32)(
-            float* packed, const float* A, const ptrdiff_t* row, ptrdiff_t rs, const ptrdiff_t* col, ptrdiff_t
+            float* packed, ptrdiff_t step, const float* A, const ptrdiff_t* row, ptrdiff_t rs, const ptrdiff_t* col, ptrdiff_t
             cs, ptrdiff_t M, ptrdiff_t K, ptrdiff_t height, ptrdiff_t first, ptrdiff_t last)
     void (*frn_gemm_pack_rows_f64)(
-            double* packed, const double* A, const ptrdiff_t* row, ptrdiff_t rs, const ptrdiff_t* col,
+            double* packed, ptrdiff_t step, const double* A, const ptrdiff_t* row, ptrdiff_t rs, const ptrdiff_t* col,
             ptrdiff_t cs, ptrdiff_t M, ptrdiff_t K, ptrdiff_t height, ptrdiff_t first, ptrdiff_t last)
     void (*frn_gemm_f32)(
             float* C, ptrdiff_t ldc, const float* A, ptrdiff_t rs, ptrdiff_t cs, const float* packed, const
@@ -118,21 +118,21 @@ cdef extern from "fastrnn.h" nogil:
 
 
 cdef void gemm_pack(
-        floating* packed, floating* colsum, const floating* B, const ptrdiff_t* row, ptrdiff_t rs, ptrdiff_t
+        floating* packed, ptrdiff_t step, floating* colsum, const floating* B, const ptrdiff_t* row, ptrdiff_t rs, ptrdiff_t
         cs, ptrdiff_t K, ptrdiff_t N, ptrdiff_t first, ptrdiff_t last) noexcept nogil:
     if floating is float:
-        frn_gemm_pack_f32(packed, colsum, B, row, rs, cs, K, N, first, last)
+        frn_gemm_pack_f32(packed, step, colsum, B, row, rs, cs, K, N, first, last)
     else:
-        frn_gemm_pack_f64(packed, colsum, B, row, rs, cs, K, N, first, last)
+        frn_gemm_pack_f64(packed, step, colsum, B, row, rs, cs, K, N, first, last)
 
 
 cdef void gemm_pack_rows(
-        floating* packed, const floating* A, const ptrdiff_t* row, ptrdiff_t rs, const ptrdiff_t* col,
+        floating* packed, ptrdiff_t step, const floating* A, const ptrdiff_t* row, ptrdiff_t rs, const ptrdiff_t* col,
         ptrdiff_t cs, ptrdiff_t M, ptrdiff_t K, ptrdiff_t height, ptrdiff_t first, ptrdiff_t last) noexcept nogil:
     if floating is float:
-        frn_gemm_pack_rows_f32(packed, A, row, rs, col, cs, M, K, height, first, last)
+        frn_gemm_pack_rows_f32(packed, step, A, row, rs, col, cs, M, K, height, first, last)
     else:
-        frn_gemm_pack_rows_f64(packed, A, row, rs, col, cs, M, K, height, first, last)
+        frn_gemm_pack_rows_f64(packed, step, A, row, rs, col, cs, M, K, height, first, last)
 
 
 cdef void gemm(
@@ -474,6 +474,10 @@ cdef ptrdiff_t leading(ptrdiff_t columns, size_t size) noexcept nogil:
 
 # ---- Large matrix products -------------------------------------------------------------------------------------------
 
+cdef ptrdiff_t panel_width(size_t size) noexcept nogil:
+    return frn_panel_width(size)
+
+
 cdef ptrdiff_t packed_size(ptrdiff_t K, ptrdiff_t N, size_t size) noexcept nogil:
     """Elements of B (K, N) in panels."""
     cdef ptrdiff_t width = frn_panel_width(size)
@@ -493,17 +497,19 @@ cdef ptrdiff_t tiles_size(ptrdiff_t M, ptrdiff_t K, size_t size) noexcept nogil:
     return (M + height - 1) // height * height * K
 
 
-cdef void pack(floating* packed, floating* colsum, const floating* B, const ptrdiff_t* row, ptrdiff_t rs,
-               ptrdiff_t cs, ptrdiff_t K, ptrdiff_t N, int threads) noexcept nogil:
-    """gemm_pack() of every panel, shared out."""
+cdef void pack(floating* packed, ptrdiff_t step, floating* colsum, const floating* B, const ptrdiff_t* row,
+               ptrdiff_t rs, ptrdiff_t cs, ptrdiff_t K, ptrdiff_t N, int threads) noexcept nogil:
+    """gemm_pack() of every panel, shared out; step 0: one panel after the other."""
     cdef ptrdiff_t width = frn_panel_width(sizeof(floating))
     cdef ptrdiff_t panels = (N + width - 1) // width
     cdef ptrdiff_t q
+    if step == 0:
+        step = width * K
     if threads == 1:
-        gemm_pack(packed, colsum, B, row, rs, cs, K, N, 0, panels)
+        gemm_pack(packed, step, colsum, B, row, rs, cs, K, N, 0, panels)
         return
     for q in prange(threads, num_threads=threads, schedule="static"):
-        gemm_pack(packed + panels * q // threads * width * K, colsum, B, row, rs, cs, K, N,
+        gemm_pack(packed + panels * q // threads * step, step, colsum, B, row, rs, cs, K, N,
                   panels * q // threads, panels * (q + 1) // threads)
 
 
@@ -514,10 +520,10 @@ cdef void pack_tiles(floating* tiles, const floating* A, const ptrdiff_t* row, p
     cdef ptrdiff_t count = (M + height - 1) // height
     cdef ptrdiff_t q
     if threads == 1:
-        gemm_pack_rows(tiles, A, row, rs, col, cs, M, K, height, 0, count)
+        gemm_pack_rows(tiles, height * K, A, row, rs, col, cs, M, K, height, 0, count)
         return
     for q in prange(threads, num_threads=threads, schedule="static"):
-        gemm_pack_rows(tiles + count * q // threads * height * K, A, row, rs, col, cs, M, K, height,
+        gemm_pack_rows(tiles + count * q // threads * height * K, height * K, A, row, rs, col, cs, M, K, height,
                        count * q // threads, count * (q + 1) // threads)
 
 

@@ -43,7 +43,7 @@ cdef int affine(floating* out, floating* x, floating* w, floating* b, ptrdiff_t 
     packed = <floating*> scratch.take(room(packed_size(K, N, size), size))
     tiles = <floating*> scratch.take(room(tiles_size(M, K, size), size))
     with nogil:
-        kernels.pack(packed, <floating*> NULL, w, NULL, N, 1, K, N, threads)
+        kernels.pack(packed, 0, <floating*> NULL, w, NULL, N, 1, K, N, threads)
         kernels.pack_tiles(tiles, x, NULL, K, NULL, 1, M, K, threads)
         kernels.multiply(out, N, tiles, packed, b, M, N, K, False, threads)
     return 0
@@ -104,10 +104,10 @@ cdef int affine_gradients(floating* dx, floating* dw, floating* db, floating* do
     dout_packed = <floating*> scratch.take(room(packed_size(M, N, size), size))
     x_tiles = <floating*> scratch.take(room(tiles_size(K, M, size), size))
     with nogil:
-        kernels.pack(w_packed, <floating*> NULL, w, NULL, 1, N, N, K, threads)
+        kernels.pack(w_packed, 0, <floating*> NULL, w, NULL, 1, N, N, K, threads)
         kernels.pack_tiles(dout_tiles, dout, NULL, N, NULL, 1, M, N, threads)
         kernels.multiply(dx, K, dout_tiles, w_packed, <floating*> NULL, M, K, N, False, threads)
-        kernels.pack(dout_packed, db, dout, NULL, N, 1, M, N, threads)
+        kernels.pack(dout_packed, 0, db, dout, NULL, N, 1, M, N, threads)
         kernels.pack_tiles(x_tiles, x, NULL, 1, NULL, K, K, M, threads)
         kernels.multiply(dw, N, x_tiles, dout_packed, <floating*> NULL, K, N, M, False, threads)
     return 0

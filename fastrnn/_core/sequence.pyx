@@ -17,7 +17,8 @@ from libc.string cimport memcpy, memset
 
 from . cimport kernels
 from .arrays cimport data, dim, floats, has_shape, new, refuse
-from .kernels cimport Workspace, leading, packed_size, room, threads_for, tiles_size
+from .kernels cimport (Workspace, leading, packed_size, panel_width, room, threads_for, tile_height,
+                      tiles_size)
 
 from ..reference import checks
 from ..reference import rnn_layers as twin
@@ -76,35 +77,61 @@ cdef void batch_sort(Batch* batch, void* memory, const ptrdiff_t* lengths, ptrdi
 
 # ---- Forward ---------------------------------------------------------------------------------------------------------
 
+cdef size_t forward_room(const Batch* batch, ptrdiff_t D, int threads, size_t size) noexcept nogil:
+    """Bytes of scratchpad that steps_forward() needs."""
+    return threads * room(tiles_size(rows_of(batch, 0, threads), D + batch.H, size), size)
+
+
+cdef inline ptrdiff_t rows_of(const Batch* batch, ptrdiff_t t, ptrdiff_t stride) noexcept nogil:
+    """The most rows that one of `stride` threads has at step t."""
+    return (batch.active[t] + stride - 1) // stride if batch.T > 0 else 0
+
+
 cdef void steps_forward(const Batch* batch, floating* gates, floating* h, floating* c, floating* out,
-                        const ptrdiff_t* out_at, const floating* Wh_packed, int threads) noexcept nogil:
+                        const ptrdiff_t* out_at, const floating* x, const ptrdiff_t* x_at, ptrdiff_t D,
+                        const floating* bias, const floating* weights, floating* scratch, int threads) noexcept nogil:
     """Run all steps.
 
-    gates (tokens, gates) holds the input product and becomes the activations of an LSTM; h, c (N + tokens, H) begin with
-    the N initial states; out, at out_at[token], gets a copy of h, unless it is NULL.
+    x, at x_at[token], is the input (D,) of a token, and `weights` the panels of Wx above Wh, (D + H, gates); where x is
+    NULL, gates (tokens, gates) holds the input product already, bias included, and the panels are those of Wh, with
+    D = 0. gates become the activations of an LSTM; h, c (N + tokens, H) begin with the N initial states; out, at
+    out_at[token], gets a copy of h, unless it is NULL.
     """
     cdef int k
+    cdef size_t part = forward_room(batch, D, threads, sizeof(floating)) // threads
     if threads == 1:
-        rows_forward(batch, gates, h, c, out, out_at, Wh_packed, 0, 1)
+        rows_forward(batch, gates, h, c, out, out_at, x, x_at, D, bias, weights, scratch, 0, 1)
         return
     for k in prange(threads, num_threads=threads, schedule="static"):
-        rows_forward(batch, gates, h, c, out, out_at, Wh_packed, k, threads)
+        rows_forward(batch, gates, h, c, out, out_at, x, x_at, D, bias, weights,
+                     <floating*> (<char*> scratch + k * part), k, threads)
 
 
 cdef void rows_forward(const Batch* batch, floating* gates, floating* h, floating* c, floating* out,
-                       const ptrdiff_t* out_at, const floating* Wh_packed, ptrdiff_t first,
+                       const ptrdiff_t* out_at, const floating* x, const ptrdiff_t* x_at, ptrdiff_t D,
+                       const floating* bias, const floating* weights, floating* tiles, ptrdiff_t first,
                        ptrdiff_t stride) noexcept nogil:
     """All steps of the rows first, first + stride, ..."""
-    cdef ptrdiff_t t, r, i, rows, token
-    cdef ptrdiff_t ldg = batch.ldg, ldh = batch.ldh, H = batch.H
+    cdef ptrdiff_t t, r, i, rows, token, height, count, q
+    cdef ptrdiff_t ldg = batch.ldg, ldh = batch.ldh, H = batch.H, K = D + batch.H
     cdef floating* copy = NULL
+    cdef const floating* state
     cdef uint64_t mode = kernels.denormals_flush()
     for t in range(batch.T):
         if batch.active[t] <= first:
             break
         rows = (batch.active[t] - first + stride - 1) // stride
-        kernels.gemm(gates + (batch.offset[t] + first) * ldg, stride * ldg, h + before(batch, t, first) * ldh,
-                     stride * ldh, 1, Wh_packed, <const floating*> NULL, rows, batch.gates, H, True)
+        height = tile_height(rows, sizeof(floating))
+        count = (rows + height - 1) // height
+        # the rows of a tile are [x, h before the step]
+        for q in range(count if x != NULL else 0):
+            pack_inputs(tiles + q * height * K, x, x_at + batch.offset[t] + first, stride, q * height,
+                        min(height, rows - q * height), height, D)
+        state = h + before(batch, t, first) * ldh
+        kernels.gemm_pack_rows(tiles + height * D, height * K, state, NULL, stride * ldh, NULL, 1, rows, H, height, 0,
+                               count)
+        kernels.gemm_tiles(gates + (batch.offset[t] + first) * ldg, stride * ldg, tiles, height, weights, bias, rows,
+                           batch.gates, K, x == NULL)
         for i in range(rows):
             r = first + i * stride
             token = batch.offset[t] + r
@@ -118,31 +145,56 @@ cdef void rows_forward(const Batch* batch, floating* gates, floating* h, floatin
     kernels.denormals_restore(mode)
 
 
+cdef void pack_inputs(floating* tile, const floating* x, const ptrdiff_t* x_at, ptrdiff_t stride, ptrdiff_t first,
+                      ptrdiff_t rows, ptrdiff_t height, ptrdiff_t D) noexcept nogil:
+    """The inputs of every stride-th token as one tile."""
+    cdef ptrdiff_t[16] row
+    cdef ptrdiff_t i
+    for i in range(rows):
+        row[i] = x_at[(first + i) * stride]
+    kernels.gemm_pack_rows(tile, 0, x, row, 0, NULL, 1, rows, D, height, 0, 1)
+
+
 # ---- Backward --------------------------------------------------------------------------------------------------------
 
-cdef void steps_backward(const Batch* batch, floating* da, floating* dstate, floating* dc, const floating* dh,
-                         const ptrdiff_t* dh_at, const floating* gates, const floating* h, const floating* c,
-                         const floating* Wh_transposed, int threads) noexcept nogil:
+cdef size_t backward_room(const Batch* batch, int threads, size_t size) noexcept nogil:
+    """Bytes of scratchpad that steps_backward() needs."""
+    return threads * room(tiles_size(rows_of(batch, 0, threads), batch.gates, size), size)
+
+
+cdef void steps_backward(const Batch* batch, floating* da, floating* dstate, floating* dc, floating* dx,
+                         ptrdiff_t dx_step, ptrdiff_t dx_row, ptrdiff_t D, const floating* dh, const ptrdiff_t* dh_at,
+                         const floating* gates, const floating* h, const floating* c, const floating* Wh_transposed,
+                         const floating* Wx_transposed, floating* scratch, int threads) noexcept nogil:
     """Run all steps backward.
 
     da (tokens, gates) becomes the gradient of the pre-activations, and may be gates; dstate, dc (N, H) begin as the
     gradient of the state after each row's last step and become that of the initial state; dh, at dh_at[token], is the
-    gradient of the loss with respect to each h directly.
+    gradient of the loss with respect to each h directly. dx, unless it is NULL, becomes the gradient of the inputs: that
+    of row r at step t at t * dx_step + r * dx_row, for a dense batch; where dx_step is 0, that of a token at
+    token * dx_row.
     """
     cdef int k
+    cdef size_t part = backward_room(batch, threads, sizeof(floating)) // threads
     if threads == 1:
-        rows_backward(batch, da, dstate, dc, dh, dh_at, gates, h, c, Wh_transposed, 0, 1)
+        rows_backward(batch, da, dstate, dc, dx, dx_step, dx_row, D, dh, dh_at, gates, h, c, Wh_transposed,
+                      Wx_transposed, scratch, 0, 1)
         return
     for k in prange(threads, num_threads=threads, schedule="static"):
-        rows_backward(batch, da, dstate, dc, dh, dh_at, gates, h, c, Wh_transposed, k, threads)
+        rows_backward(batch, da, dstate, dc, dx, dx_step, dx_row, D, dh, dh_at, gates, h, c, Wh_transposed,
+                      Wx_transposed, <floating*> (<char*> scratch + k * part), k, threads)
 
 
-cdef void rows_backward(const Batch* batch, floating* da, floating* dstate, floating* dc, const floating* dh,
-                        const ptrdiff_t* dh_at, const floating* gates, const floating* h, const floating* c,
-                        const floating* Wh_transposed, ptrdiff_t first, ptrdiff_t stride) noexcept nogil:
+cdef void rows_backward(const Batch* batch, floating* da, floating* dstate, floating* dc, floating* dx,
+                        ptrdiff_t dx_step, ptrdiff_t dx_row, ptrdiff_t D, const floating* dh, const ptrdiff_t* dh_at,
+                        const floating* gates, const floating* h, const floating* c, const floating* Wh_transposed,
+                        const floating* Wx_transposed, floating* tiles, ptrdiff_t first,
+                        ptrdiff_t stride) noexcept nogil:
     """All steps of the rows first, first + stride, ..., last step first."""
-    cdef ptrdiff_t t, r, i, rows, token
-    cdef ptrdiff_t ldg = batch.ldg, ldh = batch.ldh, H = batch.H
+    cdef ptrdiff_t t, r, i, rows, token, height, count
+    cdef ptrdiff_t ldg = batch.ldg, ldh = batch.ldh, H = batch.H, G = batch.gates
+    cdef const floating* nothing = NULL
+    cdef floating* to
     cdef uint64_t mode = kernels.denormals_flush()
     for t in range(batch.T - 1, -1, -1):
         if batch.active[t] <= first:
@@ -158,8 +210,17 @@ cdef void rows_backward(const Batch* batch, floating* da, floating* dstate, floa
             else:
                 kernels.rnn_gates_backward(da + token * ldg, dh + dh_at[token], dstate + r * ldh,
                                            h + (batch.N + token) * ldh, H)
-        kernels.gemm(dstate + first * ldh, stride * ldh, da + (batch.offset[t] + first) * ldg, stride * ldg, 1,
-                     Wh_transposed, <const floating*> NULL, rows, H, batch.gates, False)
+        height = tile_height(rows, sizeof(floating))
+        count = (rows + height - 1) // height
+        kernels.gemm_pack_rows(tiles, height * G, da + (batch.offset[t] + first) * ldg, NULL, stride * ldg, NULL, 1,
+                               rows, G, height, 0, count)
+        kernels.gemm_tiles(dstate + first * ldh, stride * ldh, tiles, height, Wh_transposed, nothing, rows, H, G, False)
+        if dx != NULL:
+            if dx_step > 0:
+                to = dx + t * dx_step + first * dx_row
+            else:
+                to = dx + (batch.offset[t] + first) * dx_row
+            kernels.gemm_tiles(to, stride * dx_row, tiles, height, Wx_transposed, nothing, rows, D, G, False)
     kernels.denormals_restore(mode)
 
 
@@ -234,7 +295,7 @@ cdef int run_forward(Sequence s, floating* out, floating* c_out, const floating*
     cdef size_t size = sizeof(floating)
     cdef ptrdiff_t D = s.D, H = batch.H, G = batch.gates, tokens = batch.tokens, N = batch.N, i, r
     cdef int threads = threads_for(2.0 * tokens * (D + H) * G)
-    cdef int across = <int> min(<ptrdiff_t> threads, batch.N)
+    cdef int across = <int> max(<ptrdiff_t> 1, min(<ptrdiff_t> threads, batch.N))
     cdef bint packing = batch.T > 1 or N > MODERATE
     cdef Workspace scratch = Workspace()
     cdef floating* gates = <floating*> s.gates
@@ -242,12 +303,11 @@ cdef int run_forward(Sequence s, floating* out, floating* c_out, const floating*
     cdef floating* c = <floating*> s.c
     cdef ptrdiff_t* x_at
     cdef ptrdiff_t* out_at
-    cdef floating* Wx_packed
-    cdef floating* Wh_packed
+    cdef floating* weights
     cdef floating* tiles
+    cdef ptrdiff_t step = (D + H) * panel_width(size)
     scratch.reserve(2 * room(tokens, sizeof(ptrdiff_t))
-                    + (room(packed_size(D, G, size), size) + room(packed_size(H, G, size), size)
-                       + room(tiles_size(tokens, D, size), size) if packing else 0))
+                    + (room(packed_size(D + H, G, size), size) + forward_room(batch, D, across, size) if packing else 0))
     x_at = <ptrdiff_t*> scratch.take(room(tokens, sizeof(ptrdiff_t)))
     out_at = <ptrdiff_t*> scratch.take(room(tokens, sizeof(ptrdiff_t)))
     with nogil:
@@ -261,14 +321,11 @@ cdef int run_forward(Sequence s, floating* out, floating* c_out, const floating*
             x_at[i] = s.at[i] * D
             out_at[i] = s.at[i] * H
         if packing:
-            Wx_packed = <floating*> scratch.take(room(packed_size(D, G, size), size))
-            Wh_packed = <floating*> scratch.take(room(packed_size(H, G, size), size))
-            tiles = <floating*> scratch.take(room(tiles_size(tokens, D, size), size))
-            kernels.pack(Wx_packed, <floating*> NULL, Wx, NULL, G, 1, D, G, threads)
-            kernels.pack(Wh_packed, <floating*> NULL, Wh, NULL, G, 1, H, G, threads)
-            kernels.pack_tiles(tiles, x, x_at, 0, NULL, 1, tokens, D, threads)
-            kernels.multiply(gates, batch.ldg, tiles, Wx_packed, b, tokens, G, D, False, threads)
-            steps_forward(batch, gates, h, c, out, out_at, Wh_packed, across)
+            weights = <floating*> scratch.take(room(packed_size(D + H, G, size), size))
+            tiles = <floating*> scratch.take(0)
+            kernels.pack(weights, step, <floating*> NULL, Wx, NULL, G, 1, D, G, threads)
+            kernels.pack(weights + D * panel_width(size), step, <floating*> NULL, Wh, NULL, G, 1, H, G, threads)
+            steps_forward(batch, gates, h, c, out, out_at, x, x_at, D, b, weights, tiles, across)
         else:
             single_forward(batch, gates, h, c, out, x, D, Wx, Wh, b, threads)
         if c_out != NULL:
@@ -329,14 +386,14 @@ cdef int run_backward(Sequence s, floating* dx, floating* dh0, floating* dc0, fl
     cdef size_t size = sizeof(floating)
     cdef ptrdiff_t D = s.D, H = batch.H, G = batch.gates, tokens = batch.tokens, N = batch.N, T = batch.T
     cdef int threads = threads_for(4.0 * tokens * (D + H) * G)
-    cdef int across = <int> min(<ptrdiff_t> threads, batch.N)
+    cdef int across = <int> max(<ptrdiff_t> 1, min(<ptrdiff_t> threads, batch.N))
     cdef bint ragged = tokens < N * T
     cdef bint few = T == 1 and N <= FEW
     cdef Workspace scratch = Workspace()
     cdef size_t places = room(tokens, sizeof(ptrdiff_t)), states = room(N * batch.ldh, size)
     cdef ptrdiff_t i, r, t
     scratch.reserve(3 * places + room(tokens * batch.ldg, size) + 2 * states + room(packed_size(G, H, size), size)
-                    + room(packed_size(G, D, size), size) + room(tiles_size(tokens, G, size), size)
+                    + room(packed_size(G, D, size), size) + backward_room(batch, across, size)
                     + room(packed_size(tokens, G, size), size) + room(tiles_size(D, tokens, size), size)
                     + room(tiles_size(H, tokens, size), size) + (room(tokens * D, size) if ragged else 0))
     cdef ptrdiff_t* dh_at = <ptrdiff_t*> scratch.take(places)
@@ -347,7 +404,7 @@ cdef int run_backward(Sequence s, floating* dx, floating* dh0, floating* dc0, fl
     cdef floating* dc = <floating*> scratch.take(states)
     cdef floating* Wh_packed = <floating*> scratch.take(room(packed_size(G, H, size), size))
     cdef floating* Wx_packed = <floating*> scratch.take(room(packed_size(G, D, size), size))
-    cdef floating* da_tiles = <floating*> scratch.take(room(tiles_size(tokens, G, size), size))
+    cdef floating* tiles = <floating*> scratch.take(backward_room(batch, across, size))
     cdef floating* da_packed = <floating*> scratch.take(room(packed_size(tokens, G, size), size))
     cdef floating* x_tiles = <floating*> scratch.take(room(tiles_size(D, tokens, size), size))
     cdef floating* h_tiles = <floating*> scratch.take(room(tiles_size(H, tokens, size), size))
@@ -367,53 +424,26 @@ cdef int run_backward(Sequence s, floating* dx, floating* dh0, floating* dc0, fl
         if dc_last != NULL:
             for r in range(N):
                 memcpy(dc + r * batch.ldh, dc_last + batch.row[r] * H, H * size)
-        kernels.pack(Wh_packed, <floating*> NULL, Wh, NULL, 1, G, G, H, threads)
-        steps_backward(batch, da, dstate, dc, dh, dh_at, <floating*> s.gates, <floating*> s.h, <floating*> s.c,
-                       Wh_packed, across)
+        kernels.pack(Wh_packed, 0, <floating*> NULL, Wh, NULL, 1, G, G, H, threads)
+        kernels.pack(Wx_packed, 0, <floating*> NULL, Wx, NULL, 1, G, G, D, threads)
+        steps_backward(batch, da, dstate, dc, dx_tokens, 0 if ragged else D, D if ragged else T * D, D, dh, dh_at,
+                       <floating*> s.gates, <floating*> s.h, <floating*> s.c, Wh_packed, Wx_packed, tiles, across)
         for r in range(N):
             memcpy(dh0 + batch.row[r] * H, dstate + r * batch.ldh, H * size)
             if dc0 != NULL:
                 memcpy(dc0 + batch.row[r] * H, dc + r * batch.ldh, H * size)
 
-        kernels.pack(da_packed, db, da, NULL, batch.ldg, 1, tokens, G, threads)
+        kernels.pack(da_packed, 0, db, da, NULL, batch.ldg, 1, tokens, G, threads)
         kernels.pack_tiles(x_tiles, x, NULL, 1, x_at, 0, D, tokens, threads)
         kernels.multiply(dWx, G, x_tiles, da_packed, nothing, D, G, tokens, False, threads)
         kernels.pack_tiles(h_tiles, <const floating*> s.h, NULL, 1, h_at, 0, H, tokens, threads)
         kernels.multiply(dWh, G, h_tiles, da_packed, nothing, H, G, tokens, False, threads)
 
-        kernels.pack(Wx_packed, <floating*> NULL, Wx, NULL, 1, G, G, D, threads)
         if ragged:
-            kernels.pack_tiles(da_tiles, da, NULL, batch.ldg, NULL, 1, tokens, G, threads)
-            kernels.multiply(dx_tokens, D, da_tiles, Wx_packed, nothing, tokens, D, G, False, threads)
             memset(dx, 0, N * T * D * size)
             for i in range(tokens):
                 memcpy(dx + x_at[i], dx_tokens + i * D, D * size)
-        elif tokens > 0:
-            inputs_backward(dx, da, batch, Wx_packed, D, threads)
     return 0
-
-
-cdef void inputs_backward(floating* dx, const floating* da, const Batch* batch, const floating* Wx_packed,
-                          ptrdiff_t D, int threads) noexcept nogil:
-    """dx (N, T, D) = da Wx' of a dense batch, step by step; parts of a step where there are too few steps."""
-    cdef ptrdiff_t parts = (2 * threads + batch.T - 1) // batch.T if threads > 1 else 1
-    cdef ptrdiff_t task
-    parts = min(parts, (batch.N + 7) // 8)
-    if threads == 1:
-        for task in range(batch.T * parts):
-            inputs_part(dx, da, batch, Wx_packed, D, task // parts, task % parts, parts)
-        return
-    for task in prange(batch.T * parts, num_threads=threads, schedule="dynamic"):
-        inputs_part(dx, da, batch, Wx_packed, D, task // parts, task % parts, parts)
-
-
-cdef void inputs_part(floating* dx, const floating* da, const Batch* batch, const floating* Wx_packed, ptrdiff_t D,
-                      ptrdiff_t t, ptrdiff_t part, ptrdiff_t parts) noexcept nogil:
-    cdef ptrdiff_t n0 = batch.N * part // parts, n1 = batch.N * (part + 1) // parts
-    cdef uint64_t mode = kernels.denormals_flush()
-    kernels.gemm(dx + (n0 * batch.T + t) * D, batch.T * D, da + (t * batch.N + n0) * batch.ldg, batch.ldg, 1,
-                 Wx_packed, <const floating*> NULL, n1 - n0, D, batch.gates, False)
-    kernels.denormals_restore(mode)
 
 
 cdef Sequence start(bint lstm, cnp.ndarray x, cnp.ndarray h0, cnp.ndarray Wx, cnp.ndarray Wh, cnp.ndarray b,
