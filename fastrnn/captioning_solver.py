@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import optim
+from .classifiers.rnn import CaptioningRNN, CaptioningWorkspace
 from .coco_utils import sample_coco_minibatch
 
 
@@ -93,6 +94,7 @@ class CaptioningSolver:
         self.loss_history: list[Any] = []
         self.train_acc_history: list[float] = []
         self.val_acc_history: list[float] = []
+        self._workspace = CaptioningWorkspace()
         self.optim_configs = {name: dict(self.optim_config) for name in self.model.params}
 
     def _step(self) -> None:
@@ -100,12 +102,18 @@ class CaptioningSolver:
         captions, features, _ = sample_coco_minibatch(
             self.data, batch_size=self.batch_size, split="train"
         )
-        loss, grads = self.model.loss(features, captions)
+        # A model of ours and a rule of ours work in memory that is used again at every step; any
+        # other model with `params` and `loss`, and any other rule, do as they always did.
+        if getattr(self.model.loss, "__func__", None) is CaptioningRNN.loss:
+            loss, grads = self.model.loss(features, captions, workspace=self._workspace)
+        else:
+            loss, grads = self.model.loss(features, captions)
         self.loss_history.append(loss)
         params = self.model.params
+        reuse = {"in_place": True} if self.update_rule in optim.IN_PLACE_RULES else {}
         for name, w in params.items():
             params[name], self.optim_configs[name] = self.update_rule(
-                w, grads[name], self.optim_configs[name]
+                w, grads[name], self.optim_configs[name], **reuse
             )
 
     def _iterations_per_epoch(self) -> float:

@@ -39,7 +39,9 @@ def _written(w: np.ndarray, step: np.ndarray) -> np.ndarray:
     return w
 
 
-def sgd(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.ndarray, dict]:
+def sgd(
+    w: np.ndarray, dw: np.ndarray, config: dict | None = None, *, in_place: bool = False
+) -> tuple[np.ndarray, dict]:
     """Stochastic gradient descent: ``w -= learning_rate * dw``.
 
     Parameters
@@ -50,6 +52,8 @@ def sgd(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.n
         Gradient of the loss with respect to `w`.
     config : dict, optional
         ``learning_rate`` (default 1e-2).
+    in_place : bool, default False
+        Without effect here, as there is no state.
 
     Returns
     -------
@@ -74,7 +78,7 @@ def sgd(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.n
 
 
 def sgd_momentum(
-    w: np.ndarray, dw: np.ndarray, config: dict | None = None
+    w: np.ndarray, dw: np.ndarray, config: dict | None = None, *, in_place: bool = False
 ) -> tuple[np.ndarray, dict]:
     """Gradient descent with momentum: ``v = mu v - learning_rate dw; w += v``.
 
@@ -87,6 +91,8 @@ def sgd_momentum(
     config : dict, optional
         ``learning_rate`` (default 1e-2), ``momentum`` mu (default 0.9), ``velocity`` v (shape
         of `w`, default zeros).
+    in_place : bool, default False
+        Change the arrays of the state in place, too, rather than put new ones into `config`.
 
     Returns
     -------
@@ -113,7 +119,7 @@ def sgd_momentum(
     config.setdefault("momentum", 0.9)
     velocity = _state(config, "velocity", w)
 
-    v = np.empty_like(velocity)
+    v = velocity if in_place else np.empty_like(velocity)
     _core.sgd_momentum(
         step, dw, velocity, v, float(config["learning_rate"]), float(config["momentum"])
     )
@@ -121,7 +127,9 @@ def sgd_momentum(
     return _written(w, step), config
 
 
-def rmsprop(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.ndarray, dict]:
+def rmsprop(
+    w: np.ndarray, dw: np.ndarray, config: dict | None = None, *, in_place: bool = False
+) -> tuple[np.ndarray, dict]:
     """RMSProp: a step divided by the root of a running mean of squared gradients.
 
     ``cache = rho cache + (1 - rho) dw^2; w -= learning_rate dw / (sqrt(cache) + epsilon)``
@@ -135,6 +143,8 @@ def rmsprop(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[
     config : dict, optional
         ``learning_rate`` (default 1e-2), ``decay_rate`` rho (default 0.99), ``epsilon``
         (default 1e-8), ``cache`` (shape of `w`, default zeros).
+    in_place : bool, default False
+        Change the arrays of the state in place, too, rather than put new ones into `config`.
 
     Returns
     -------
@@ -161,14 +171,16 @@ def rmsprop(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[
     config.setdefault("epsilon", 1e-8)
     cache = _state(config, "cache", w)
 
-    following = np.empty_like(cache)
+    following = cache if in_place else np.empty_like(cache)
     rates = (float(config[key]) for key in ("learning_rate", "decay_rate", "epsilon"))
     _core.rmsprop(step, dw, cache, following, *rates)
     config["cache"] = following
     return _written(w, step), config
 
 
-def adam(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.ndarray, dict]:
+def adam(
+    w: np.ndarray, dw: np.ndarray, config: dict | None = None, *, in_place: bool = False
+) -> tuple[np.ndarray, dict]:
     """Adam, in the form in which the bias correction is folded into the step size.
 
     ``t += 1; m = beta1 m + (1 - beta1) dw; v = beta2 v + (1 - beta2) dw^2``
@@ -183,6 +195,8 @@ def adam(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.
     config : dict, optional
         ``learning_rate`` (default 1e-3), ``beta1`` (0.9), ``beta2`` (0.999), ``epsilon``
         (1e-8), ``m`` and ``v`` (shape of `w`, zeros), ``t`` (steps taken, 0).
+    in_place : bool, default False
+        Change the arrays of the state in place, too, rather than put new ones into `config`.
 
     Returns
     -------
@@ -219,8 +233,11 @@ def adam(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.
     beta1, beta2 = float(config["beta1"]), float(config["beta2"])
     t = config["t"] + 1
     alpha = float(config["learning_rate"]) * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
-    next_m, next_v = np.empty_like(m), np.empty_like(v)
+    next_m, next_v = (m, v) if in_place else (np.empty_like(m), np.empty_like(v))
     epsilon = float(config["epsilon"])
     _core.adam(step, dw, m, v, next_m, next_v, alpha, beta1, beta2, epsilon)
     config["m"], config["v"], config["t"] = next_m, next_v, t
     return _written(w, step), config
+
+
+IN_PLACE_RULES = (sgd, sgd_momentum, rmsprop, adam)

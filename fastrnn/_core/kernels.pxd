@@ -58,6 +58,7 @@ cdef void adam(
 
 cdef uint64_t denormals_flush() noexcept nogil
 cdef void denormals_restore(uint64_t mode) noexcept nogil
+cdef double seconds() noexcept nogil
 
 cdef int threads_for(double work) noexcept nogil
 

@@ -17,6 +17,7 @@ cdef extern from "fastrnn.h" nogil:
     void* frn_alloc(size_t size)
     void frn_free(void* memory)
     int frn_forked()
+    double frn_seconds()
     void (*frn_gemm_pack_f32)(
             float* packed, ptrdiff_t step, float* colsum, const float* B, const ptrdiff_t* row, ptrdiff_t rs, ptrdiff_t cs,
             ptrdiff_t K, ptrdiff_t N, ptrdiff_t first, ptrdiff_t last)
@@ -312,6 +313,10 @@ cdef uint64_t denormals_flush() noexcept nogil:
 
 cdef void denormals_restore(uint64_t mode) noexcept nogil:
     frn_denormals_restore(mode)
+
+
+cdef double seconds() noexcept nogil:
+    return frn_seconds()
 
 
 # ---- Instruction set and threads -------------------------------------------------------------------------------------

@@ -92,9 +92,9 @@ cdef void steps_forward(const Batch* batch, floating* gates, floating* h, floati
                         const floating* bias, const floating* weights, floating* scratch, int threads) noexcept nogil:
     """Run all steps.
 
-    x, at x_at[token], is the input (D,) of a token, and `weights` the panels of Wx above Wh, (D + H, gates); where x is
-    NULL, gates (tokens, gates) holds the input product already, bias included, and the panels are those of Wh, with
-    D = 0. gates become the activations of an LSTM; h, c (N + tokens, H) begin with the N initial states; out, at
+    x, at x_at[token], is the input (D,) of a token, and `weights` the panels of Wx above Wh, (D + H, gates); where D is
+    0, x at x_at[token] is the input product (gates,) itself, bias included, and the panels are those of Wh alone. gates
+    (tokens, gates) become the activations of an LSTM; h, c (N + tokens, H) begin with the N initial states; out, at
     out_at[token], gets a copy of h, unless it is NULL.
     """
     cdef int k
@@ -124,14 +124,17 @@ cdef void rows_forward(const Batch* batch, floating* gates, floating* h, floatin
         height = tile_height(rows, sizeof(floating))
         count = (rows + height - 1) // height
         # the rows of a tile are [x, h before the step]
-        for q in range(count if x != NULL else 0):
+        for i in range(rows if D == 0 else 0):
+            token = batch.offset[t] + first + i * stride
+            memcpy(gates + token * ldg, x + x_at[token], batch.gates * sizeof(floating))
+        for q in range(count if D > 0 else 0):
             pack_inputs(tiles + q * height * K, x, x_at + batch.offset[t] + first, stride, q * height,
                         min(height, rows - q * height), height, D)
         state = h + before(batch, t, first) * ldh
         kernels.gemm_pack_rows(tiles + height * D, height * K, state, NULL, stride * ldh, NULL, 1, rows, H, height, 0,
                                count)
         kernels.gemm_tiles(gates + (batch.offset[t] + first) * ldg, stride * ldg, tiles, height, weights, bias, rows,
-                           batch.gates, K, x == NULL)
+                           batch.gates, K, D == 0)
         for i in range(rows):
             r = first + i * stride
             token = batch.offset[t] + r
@@ -320,6 +323,8 @@ cdef int run_forward(Sequence s, floating* out, floating* c_out, const floating*
         for i in range(tokens):
             x_at[i] = s.at[i] * D
             out_at[i] = s.at[i] * H
+        if D == 0:
+            x = b  # no inputs: the input product of every token is the bias
         if packing:
             weights = <floating*> scratch.take(room(packed_size(D + H, G, size), size))
             tiles = <floating*> scratch.take(0)

@@ -1,4 +1,8 @@
-"""CaptioningRNN: image features in, captions out, over the layers of `fastrnn.rnn_layers`."""
+"""CaptioningRNN: image features in, captions out.
+
+The loss with its gradients is one fused pass in the compiled core, and so is greedy decoding; both give what the layers of
+`fastrnn.rnn_layers` give one after the other (`fastrnn.reference.classifier` spells that out).
+"""
 
 from __future__ import annotations
 
@@ -7,21 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from ..rnn_layers import (
-    affine_backward,
-    affine_forward,
-    lstm_backward,
-    lstm_forward,
-    lstm_step_forward,
-    rnn_backward,
-    rnn_forward,
-    rnn_step_forward,
-    temporal_affine_backward,
-    temporal_affine_forward,
-    temporal_softmax_loss,
-    word_embedding_backward,
-    word_embedding_forward,
-)
+from .._core import captioner as _core
+from .._core.kernels import Workspace
+
+
+class CaptioningWorkspace:
+    """Memory of `CaptioningRNN.loss` that grows to the largest batch and stays.
+
+    With one, a training step allocates nothing in its steady state. It serves one model, one
+    thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self.memory = Workspace()
+        self.grads: dict[str, np.ndarray] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held at present, gradients included."""
+        return self.memory.nbytes + sum(grad.nbytes for grad in (self.grads or {}).values())
 
 
 class CaptioningRNN:
@@ -118,7 +126,13 @@ class CaptioningRNN:
         }
         self.params: dict[str, np.ndarray] = {k: v.astype(dtype) for k, v in drawn.items()}
 
-    def loss(self, features: np.ndarray, captions: np.ndarray) -> tuple[Any, dict[str, np.ndarray]]:
+    def loss(
+        self,
+        features: np.ndarray,
+        captions: np.ndarray,
+        *,
+        workspace: CaptioningWorkspace | None = None,
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         """Compute the training loss and its gradients.
 
         Parameters
@@ -127,14 +141,17 @@ class CaptioningRNN:
             Image features.
         captions : int ndarray (N, T + 1)
             Their captions, from ``<START>``, filled up with ``<NULL>``.
+        workspace : CaptioningWorkspace, optional
+            Memory to use again from call to call. The gradients that come back then belong to it:
+            the next call with it writes over them. Without one they are new arrays.
 
         Returns
         -------
-        loss : float
+        loss : float64
             Cross-entropy of captions[:, 1:] given captions[:, :-1], summed over all words that
             are not ``<NULL>``, divided by N; in nats.
         grads : dict of str to ndarray
-            The gradient for each entry of `params`.
+            The gradient for each entry of `params`, in the common dtype of features and `params`.
 
         Raises
         ------
@@ -153,42 +170,13 @@ class CaptioningRNN:
             )
         if captions.dtype.kind not in "iu":
             raise TypeError(f"captions must be integers, dtype was {captions.dtype}")
-        captions_in, captions_out = captions[:, :-1], captions[:, 1:]
-        return self._loss(features, captions_in, captions_out, captions_out != self._null)
-
-    def _loss(
-        self,
-        features: np.ndarray,
-        captions_in: np.ndarray,
-        captions_out: np.ndarray,
-        mask: np.ndarray,
-    ) -> tuple[Any, dict[str, np.ndarray]]:
-        p = self.params
-        if self.cell_type == "rnn":
-            sequence_forward, sequence_backward = rnn_forward, rnn_backward
-        else:
-            sequence_forward, sequence_backward = lstm_forward, lstm_backward
-
-        h0, proj_cache = affine_forward(features, p["W_proj"], p["b_proj"])
-        x, embed_cache = word_embedding_forward(captions_in, p["W_embed"])
-        h, sequence_cache = sequence_forward(x, h0, p["Wx"], p["Wh"], p["b"])
-        scores, vocab_cache = temporal_affine_forward(h, p["W_vocab"], p["b_vocab"])
-        loss, dscores = temporal_softmax_loss(scores, captions_out, mask)
-
-        dh, dW_vocab, db_vocab = temporal_affine_backward(dscores, vocab_cache)
-        dx, dh0, dWx, dWh, db = sequence_backward(dh, sequence_cache)
-        dW_embed = word_embedding_backward(dx, embed_cache)
-        _, dW_proj, db_proj = affine_backward(dh0, proj_cache)
-        return loss, {
-            "W_embed": dW_embed,
-            "W_proj": dW_proj,
-            "b_proj": db_proj,
-            "Wx": dWx,
-            "Wh": dWh,
-            "b": db,
-            "W_vocab": dW_vocab,
-            "b_vocab": db_vocab,
-        }
+        lstm = self.cell_type == "lstm"
+        if workspace is None:
+            return _core.loss(self.params, features, captions, self._null, lstm)
+        loss, workspace.grads = _core.loss(
+            self.params, features, captions, self._null, lstm, workspace.memory, workspace.grads
+        )
+        return loss, dict(workspace.grads)
 
     def sample(
         self, features: np.ndarray, max_length: int = 30, *, stop_at_end: bool = False
@@ -224,26 +212,9 @@ class CaptioningRNN:
         if stop_at_end and self._end is None:
             raise ValueError("word_to_idx has no '<END>', the word for stop_at_end to stop at")
 
-        p = self.params
-        num_images = features.shape[0]
-        captions = np.full((num_images, max_length), self._null, dtype=np.int32)
-        words = np.full(num_images, self._start)
-        running = np.ones(num_images, dtype=bool)
-        h, _ = affine_forward(features, p["W_proj"], p["b_proj"])
-        c = np.zeros_like(h)
-        for t in range(max_length):
-            x = p["W_embed"][words]
-            if self.cell_type == "rnn":
-                h, _ = rnn_step_forward(x, h, p["Wx"], p["Wh"], p["b"])
-            else:
-                h, c, _ = lstm_step_forward(x, h, c, p["Wx"], p["Wh"], p["b"])
-            scores, _ = affine_forward(h, p["W_vocab"], p["b_vocab"])
-            words = scores.argmax(axis=1)
-            captions[running, t] = words[running]
-            if stop_at_end:
-                running &= words != self._end
-                if not running.any():
-                    break
+        captions = np.full((features.shape[0], max_length), self._null, dtype=np.int32)
+        end = self._end if stop_at_end else None
+        _core.sample(self.params, features, self._start, end, captions, self.cell_type == "lstm")
         return captions
 
     def _check_features(self, features: np.ndarray) -> np.ndarray:

@@ -1,0 +1,576 @@
+"""The captioner's training step and its greedy decoding, fused: the same numbers as the layers one after the other.
+
+What a captioner need not compute, it does not: steps after a caption's last word, scores of masked positions, and the
+input product of a word more than once a batch.
+"""
+
+import numpy as np
+
+cimport numpy as cnp
+from cython cimport floating
+from cython.parallel cimport prange, threadid
+from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport int32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from . cimport kernels
+from .arrays cimport data, dim, floats, ids_of, new, wrap_ids
+from .kernels cimport (Workspace, leading, multiply, pack, pack_tiles, packed_size, room, seconds, threads_for,
+                       tile_height, tiles_size)
+from .layers cimport columns_product, sort_by_word
+from .sequence cimport (Batch, backward_room, batch_room, batch_sort, before, forward_room, steps_backward,
+                        steps_forward)
+
+from ..reference import checks
+
+cnp.import_array()
+
+NAMES = ("W_embed", "W_proj", "b_proj", "Wx", "Wh", "b", "W_vocab", "b_vocab")
+
+cdef enum:
+    FEW = 4          # rows up to which decoding reads the weights as they lie
+    BLOCK_ROWS = 98  # rows whose scores are computed at a time: seven tiles, and the scores stay in the cache
+
+
+# ---- Time in each phase ----------------------------------------------------------------------------------------------
+
+cdef enum:
+    PREPARE, INPUTS, FORWARD, VOCABULARY, BACKWARD, RECURRENT_GRADIENTS, INPUT_GRADIENTS, VOCABULARY_GRADIENTS, PHASES
+
+cdef double[PHASES] spent
+PHASE_NAMES = ("prepare", "input product", "time loop forward", "vocabulary and softmax", "time loop backward",
+               "dWh", "dWx and dW_embed", "dW_vocab")
+
+
+def profile(bint reset=True):
+    """Return the seconds spent in each phase of the training step since the last reset, by name."""
+    found = {name: spent[phase] for phase, name in enumerate(PHASE_NAMES)}
+    if reset:
+        memset(spent, 0, sizeof(spent))
+    return found
+
+
+cdef inline double charge(int phase, double since) noexcept nogil:
+    cdef double now = seconds()
+    spent[phase] += now - since
+    return now
+
+
+# ---- Parameters ------------------------------------------------------------------------------------------------------
+
+cdef tuple parameters(object params, object features, bint lstm):
+    """The features and the eight parameters as C-contiguous arrays of one dtype, of shapes that fit."""
+    cdef tuple arrays = floats(("features", *NAMES), (features, *[params[name] for name in NAMES]))
+    cdef str gates = "4H" if lstm else "H"
+    cdef cnp.ndarray f, We, Wp, bp, Wx, Wh, b, Wv, bv
+    f, We, Wp, bp, Wx, Wh, b, Wv, bv = arrays
+    checks.match_shapes(
+        {"D": dim(Wp, 0), "H": dim(Wp, 1), "V": dim(We, 0)}, W_proj=(Wp, "D H"), b_proj=(bp, "H"), W_embed=(We, "V W"),
+        Wx=(Wx, f"W {gates}"), Wh=(Wh, f"H {gates}"), b=(b, gates), W_vocab=(Wv, "H V"), b_vocab=(bv, "V"),
+        features=(f, "N D"))
+    return arrays
+
+
+# ---- Training step ---------------------------------------------------------------------------------------------------
+
+cdef struct Task:
+    ptrdiff_t N, T, V, D, W, H, G, scored, words, ldv, ldw
+    int threads
+    Batch batch
+    # (tokens,) each: the word that goes in, by its place among the distinct words; where its input product, the gradient
+    # of its state and its previous state lie
+    ptrdiff_t* word
+    ptrdiff_t* product_at
+    ptrdiff_t* dh_at
+    ptrdiff_t* h_at
+    # (scored,) each: where the state of a token that counts lies, and the word that should come out
+    ptrdiff_t* scored_at
+    ptrdiff_t* target
+    # (words,): the distinct words, and where their vectors lie
+    ptrdiff_t* vector_at
+    ptrdiff_t* start      # (words + 1,) of the tokens by word
+    ptrdiff_t* by_word    # (tokens,) where their gates lie
+    ptrdiff_t* feature_at  # (N,) where the features of each row of the batch lie
+
+
+cdef ptrdiff_t prepare(Task* task, ptrdiff_t* place, const ptrdiff_t* captions, const char* masked) noexcept nogil:
+    """Fill in the index arrays. captions (N, T + 1), masked (N, T); place (V,) is scratch."""
+    cdef Batch* batch = &task.batch
+    cdef ptrdiff_t t, r, n, i, v, token, scored = 0, words = 0
+    memset(place, 0, task.V * sizeof(ptrdiff_t))
+    for t in range(task.T):
+        for r in range(batch.active[t]):
+            place[captions[batch.row[r] * (task.T + 1) + t]] = 1
+    # words in the order of their ids, so that nothing depends on where they stand
+    for v in range(task.V):
+        if place[v]:
+            task.vector_at[words] = v * task.W
+            place[v] = words
+            words += 1
+    task.words = words
+    for t in range(task.T):
+        for r in range(batch.active[t]):
+            n = batch.row[r]
+            token = batch.offset[t] + r
+            i = place[captions[n * (task.T + 1) + t]]
+            task.word[token] = i
+            task.product_at[token] = i * batch.ldg
+            task.h_at[token] = before(batch, t, r) * batch.ldh
+            if masked[n * task.T + t]:
+                task.dh_at[token] = -1
+            else:
+                task.dh_at[token] = scored * batch.ldh
+                task.scored_at[scored] = (batch.N + token) * batch.ldh
+                task.target[scored] = captions[n * (task.T + 1) + t + 1]
+                scored += 1
+    task.scored = scored
+    for token in range(batch.tokens):
+        if task.dh_at[token] < 0:
+            task.dh_at[token] = scored * batch.ldh  # a row of zeros
+    for r in range(task.N):
+        task.feature_at[r] = batch.row[r] * task.D
+    sort_by_word(task.start, task.by_word, task.word, batch.tokens, words, batch.ldg)
+    return scored
+
+
+cdef size_t vocabulary_room(const Task* task, size_t size) noexcept nogil:
+    """Bytes of scratchpad of one thread for vocabulary_block()."""
+    return room(tiles_size(BLOCK_ROWS, max(task.H, task.V), size) + 64 * max(task.H, task.V), size)
+
+
+cdef void vocabulary_block(const Task* task, floating* dscores, double* losses, floating* dh, const floating* h,
+                           const floating* W, const floating* W_transposed, const floating* b, floating* tiles,
+                           ptrdiff_t first, ptrdiff_t last) noexcept nogil:
+    """Scores, softmax, losses, their gradient, and dh, of scored tokens first to last."""
+    cdef ptrdiff_t rows = last - first, i
+    cdef ptrdiff_t height = tile_height(rows, sizeof(floating))
+    cdef ptrdiff_t count = (rows + height - 1) // height
+    cdef uint64_t mode = kernels.denormals_flush()
+    kernels.gemm_pack_rows(tiles, height * task.H, h, task.scored_at + first, 0, NULL, 1, rows, task.H, height, 0, count)
+    kernels.gemm_tiles(dscores + first * task.ldv, task.ldv, tiles, height, W, b, rows, task.V, task.H, False)
+    for i in range(first, last):
+        losses[i] = kernels.softmax_loss(dscores + i * task.ldv, dscores + i * task.ldv, task.V, task.target[i],
+                                         <floating> (1.0 / task.N))
+    kernels.gemm_pack_rows(tiles, height * task.V, dscores + first * task.ldv, NULL, task.ldv, NULL, 1, rows, task.V,
+                           height, 0, count)
+    kernels.gemm_tiles(dh + first * task.batch.ldh, task.batch.ldh, tiles, height, W_transposed,
+                       <const floating*> NULL, rows, task.H, task.V, False)
+    kernels.denormals_restore(mode)
+
+
+cdef double train_step(Task* task, Workspace workspace, floating** grads, const floating* features,
+                       const floating** params, const ptrdiff_t* captions, const char* masked,
+                       const ptrdiff_t* lengths, bint lstm) except? -1:
+    """Loss and gradients; params and grads in the order of NAMES."""
+    cdef size_t size = sizeof(floating)
+    cdef ptrdiff_t N = task.N, T = task.T, V = task.V, D = task.D, W = task.W, H = task.H, G = task.G
+    cdef Batch* batch = &task.batch
+    cdef ptrdiff_t n, most = 0, words, blocks, q, i
+    for n in range(N):
+        most += lengths[n]
+    words = min(V, most)
+    cdef double work = 6.0 * most * (H * (G + V)) + 6.0 * words * W * G
+    cdef int threads = threads_for(work)
+    cdef int across = <int> max(<ptrdiff_t> 1, min(<ptrdiff_t> threads, N))
+    cdef size_t places = room(most, sizeof(ptrdiff_t))
+    cdef ptrdiff_t ldh = leading(H, size), ldg = leading(G, size)
+    cdef size_t forward_bytes, backward_bytes, block_bytes
+    cdef size_t states = room((N + most) * ldh, size)
+    task.threads = threads
+    task.ldv = leading(V, size)
+    task.ldw = leading(W, size)
+    block_bytes = vocabulary_room(task, size)
+    # the tiles of one thread are at most those of all its rows
+    forward_bytes = across * room(tiles_size((N + across - 1) // across, H, size), size)
+    backward_bytes = across * room(tiles_size((N + across - 1) // across, G, size), size)
+
+    workspace.reserve(
+        batch_room(N, T) + 8 * places + 3 * room(V + 1, sizeof(ptrdiff_t)) + room(N, sizeof(ptrdiff_t))
+        + room(most, sizeof(double)) + 2 * states + room((most + 1) * ldh, size)
+        + room(most * ldg, size) + 2 * room(words * ldg, size) + room(most * task.ldv, size)
+        + 2 * room(N * ldh, size) + room(words * task.ldw, size)
+        + room(tiles_size(N, D, size), size) + room(packed_size(D, H, size), size)
+        + room(tiles_size(words, W, size), size) + room(packed_size(W, G, size), size)
+        + room(packed_size(H, G, size), size) + room(packed_size(G, H, size), size)
+        + room(packed_size(H, V, size), size) + room(packed_size(V, H, size), size)
+        + max(forward_bytes, backward_bytes) + threads * block_bytes
+        + room(tiles_size(H, most, size), size) + room(packed_size(most, max(G, V), size), size)
+        + room(tiles_size(D, N, size), size) + room(packed_size(N, H, size), size)
+        + room(tiles_size(W, words, size), size) + room(packed_size(words, G, size), size)
+        + room(tiles_size(words, G, size), size) + room(packed_size(G, W, size), size))
+    cdef void* batch_memory = workspace.take(batch_room(N, T))
+    task.word = <ptrdiff_t*> workspace.take(places)
+    task.product_at = <ptrdiff_t*> workspace.take(places)
+    task.dh_at = <ptrdiff_t*> workspace.take(places)
+    task.h_at = <ptrdiff_t*> workspace.take(places)
+    task.scored_at = <ptrdiff_t*> workspace.take(places)
+    task.target = <ptrdiff_t*> workspace.take(places)
+    task.by_word = <ptrdiff_t*> workspace.take(places)
+    task.vector_at = <ptrdiff_t*> workspace.take(places)
+    task.start = <ptrdiff_t*> workspace.take(room(V + 1, sizeof(ptrdiff_t)))
+    cdef ptrdiff_t* place = <ptrdiff_t*> workspace.take(room(V + 1, sizeof(ptrdiff_t)))
+    task.feature_at = <ptrdiff_t*> workspace.take(room(N, sizeof(ptrdiff_t)))
+    cdef double* losses = <double*> workspace.take(room(most, sizeof(double)))
+    cdef floating* h = <floating*> workspace.take(states)
+    cdef floating* c = <floating*> workspace.take(states)
+    cdef floating* dh = <floating*> workspace.take(room((most + 1) * ldh, size))
+    cdef floating* gates = <floating*> workspace.take(room(most * ldg, size))
+    cdef floating* products = <floating*> workspace.take(room(words * ldg, size))
+    cdef floating* dproducts = <floating*> workspace.take(room(words * ldg, size))
+    cdef floating* dscores = <floating*> workspace.take(room(most * task.ldv, size))
+    cdef floating* dstate = <floating*> workspace.take(room(N * ldh, size))
+    cdef floating* dc = <floating*> workspace.take(room(N * ldh, size))
+    cdef floating* dvectors = <floating*> workspace.take(room(words * task.ldw, size))
+    cdef floating* feature_tiles = <floating*> workspace.take(room(tiles_size(N, D, size), size))
+    cdef floating* W_proj_packed = <floating*> workspace.take(room(packed_size(D, H, size), size))
+    cdef floating* word_tiles = <floating*> workspace.take(room(tiles_size(words, W, size), size))
+    cdef floating* Wx_packed = <floating*> workspace.take(room(packed_size(W, G, size), size))
+    cdef floating* Wh_packed = <floating*> workspace.take(room(packed_size(H, G, size), size))
+    cdef floating* Wh_transposed = <floating*> workspace.take(room(packed_size(G, H, size), size))
+    cdef floating* W_vocab_packed = <floating*> workspace.take(room(packed_size(H, V, size), size))
+    cdef floating* W_vocab_transposed = <floating*> workspace.take(room(packed_size(V, H, size), size))
+    cdef floating* loop_scratch = <floating*> workspace.take(max(forward_bytes, backward_bytes))
+    cdef char* block_scratch = <char*> workspace.take(threads * block_bytes)
+    cdef floating* left = <floating*> workspace.take(room(tiles_size(H, most, size), size))
+    cdef floating* right = <floating*> workspace.take(room(packed_size(most, max(G, V), size), size))
+    cdef floating* features_left = <floating*> workspace.take(room(tiles_size(D, N, size), size))
+    cdef floating* dstate_right = <floating*> workspace.take(room(packed_size(N, H, size), size))
+    cdef floating* words_left = <floating*> workspace.take(room(tiles_size(W, words, size), size))
+    cdef floating* dproducts_right = <floating*> workspace.take(room(packed_size(words, G, size), size))
+    cdef floating* dproducts_tiles = <floating*> workspace.take(room(tiles_size(words, G, size), size))
+    cdef floating* Wx_transposed = <floating*> workspace.take(room(packed_size(G, W, size), size))
+    cdef const floating* nothing = NULL
+    cdef floating* nowhere = NULL
+    cdef double loss = 0, since
+    with nogil:
+        since = seconds()
+        batch_sort(batch, batch_memory, lengths, N, T, H, lstm, size)
+        prepare(task, place, captions, masked)
+        words = task.words
+        since = charge(PREPARE, since)
+
+        # h0, and the input product of each distinct word
+        pack(W_proj_packed, 0, nowhere, params[1], NULL, H, 1, D, H, threads)
+        pack_tiles(feature_tiles, features, task.feature_at, 0, NULL, 1, N, D, threads)
+        multiply(h, ldh, feature_tiles, W_proj_packed, params[2], N, H, D, False, threads)
+        memset(c, 0, N * ldh * size)
+        pack(Wx_packed, 0, nowhere, params[3], NULL, G, 1, W, G, threads)
+        pack_tiles(word_tiles, params[0], task.vector_at, 0, NULL, 1, words, W, threads)
+        multiply(products, ldg, word_tiles, Wx_packed, params[5], words, G, W, False, threads)
+        since = charge(INPUTS, since)
+
+        pack(Wh_packed, 0, nowhere, params[4], NULL, G, 1, H, G, threads)
+        steps_forward(batch, gates, h, c, nowhere, NULL, <const floating*> products, task.product_at, 0, nothing,
+                      <const floating*> Wh_packed, loop_scratch, across)
+        since = charge(FORWARD, since)
+
+        pack(W_vocab_packed, 0, nowhere, params[6], NULL, V, 1, H, V, threads)
+        pack(W_vocab_transposed, 0, nowhere, params[6], NULL, 1, V, V, H, threads)
+        # as many blocks as give each thread the same number of them
+        blocks = (task.scored + BLOCK_ROWS * threads - 1) // (BLOCK_ROWS * threads) * threads
+        for q in prange(blocks, num_threads=threads, schedule="static", chunksize=1):
+            if task.scored * (q + 1) // blocks > task.scored * q // blocks:
+                vocabulary_block(task, dscores, losses, dh, <const floating*> h, <const floating*> W_vocab_packed,
+                                 <const floating*> W_vocab_transposed, params[7],
+                                 <floating*> (block_scratch + threadid() * block_bytes),
+                                 task.scored * q // blocks, task.scored * (q + 1) // blocks)
+        memset(dh + task.scored * ldh, 0, H * size)
+        for i in range(task.scored):
+            loss += losses[i]
+        since = charge(VOCABULARY, since)
+
+        pack(Wh_transposed, 0, nowhere, params[4], NULL, 1, G, G, H, threads)
+        memset(dstate, 0, N * ldh * size)
+        memset(dc, 0, N * ldh * size)
+        # in place: the gradient of the gates takes the place of the gates
+        steps_backward(batch, gates, dstate, dc, nowhere, 0, 0, 0, <const floating*> dh, task.dh_at,
+                       <const floating*> gates, <const floating*> h, <const floating*> c,
+                       <const floating*> Wh_transposed, nothing, loop_scratch, across)
+        since = charge(BACKWARD, since)
+
+        pack(right, 0, grads[5], <const floating*> gates, NULL, ldg, 1, batch.tokens, G, threads)
+        pack_tiles(left, <const floating*> h, NULL, 1, task.h_at, 0, H, batch.tokens, threads)
+        multiply(grads[4], G, left, right, nothing, H, G, batch.tokens, False, threads)
+        since = charge(RECURRENT_GRADIENTS, since)
+
+        # through the input product: first the tokens of each word are added up, then one product for all words
+        for q in prange(words, num_threads=threads, schedule="dynamic", chunksize=8):
+            kernels.rows_sum(dproducts + q * ldg, <const floating*> gates, task.by_word + task.start[q],
+                             task.start[q + 1] - task.start[q], G)
+        pack(dproducts_right, 0, nowhere, <const floating*> dproducts, NULL, ldg, 1, words, G, threads)
+        pack_tiles(words_left, params[0], NULL, 1, task.vector_at, 0, W, words, threads)
+        multiply(grads[3], G, words_left, dproducts_right, nothing, W, G, words, False, threads)
+        pack(Wx_transposed, 0, nowhere, params[3], NULL, 1, G, G, W, threads)
+        pack_tiles(dproducts_tiles, <const floating*> dproducts, NULL, ldg, NULL, 1, words, G, threads)
+        multiply(dvectors, task.ldw, dproducts_tiles, Wx_transposed, nothing, words, W, G, False, threads)
+        memset(grads[0], 0, V * W * size)
+        for q in range(words):
+            memcpy(grads[0] + task.vector_at[q], dvectors + q * task.ldw, W * size)
+        pack(dstate_right, 0, grads[2], <const floating*> dstate, NULL, ldh, 1, N, H, threads)
+        pack_tiles(features_left, features, NULL, 1, task.feature_at, 0, D, N, threads)
+        multiply(grads[1], H, features_left, dstate_right, nothing, D, H, N, False, threads)
+        since = charge(INPUT_GRADIENTS, since)
+
+        pack(right, 0, grads[7], <const floating*> dscores, NULL, task.ldv, 1, task.scored, V, threads)
+        pack_tiles(left, <const floating*> h, NULL, 1, task.scored_at, 0, H, task.scored, threads)
+        multiply(grads[6], V, left, right, nothing, H, V, task.scored, False, threads)
+        charge(VOCABULARY_GRADIENTS, since)
+    return loss / N if N > 0 else 0.0
+
+
+def loss(params, features, captions, null, bint lstm, Workspace workspace=None, grads=None):
+    """Return (loss, grads) of CaptioningRNN.loss.
+
+    `workspace` holds what the step needs meanwhile, `grads` the arrays of an earlier call of the same model, to be
+    written over; each is new where it is None.
+    """
+    cdef cnp.ndarray captions_ = ids_of("captions", captions), wrapped, lengths, masked
+    cdef tuple arrays = parameters(params, features, lstm)
+    cdef cnp.ndarray array, first = arrays[0], We = arrays[1], Wp = arrays[2]
+    cdef int kind = cnp.PyArray_TYPE(first), k
+    cdef Task task
+    cdef void* to[8]
+    cdef void* source[8]
+    cdef double value
+    cdef ptrdiff_t n, t, last, id, null_id = null
+    task.N, task.D, task.H, task.V, task.W = dim(first, 0), dim(Wp, 0), dim(Wp, 1), dim(We, 0), dim(We, 1)
+    task.T = dim(captions_, 1) - 1
+    task.G = 4 * task.H if lstm else task.H
+    wrapped = new(cnp.NPY_INTP, 2, task.N, task.T + 1)
+    if not wrap_ids(<ptrdiff_t*> data(wrapped), <cnp.npy_intp*> data(captions_), task.N * (task.T + 1), task.V):
+        checks.check_ids("captions", captions_, task.V)
+    lengths = new(cnp.NPY_INTP, 1, task.N)
+    masked = new(cnp.NPY_BOOL, 2, task.N, task.T)
+    cdef const cnp.npy_intp* ids = <cnp.npy_intp*> data(captions_)
+    for n in range(task.N):
+        last = 0
+        for t in range(task.T):
+            id = ids[n * (task.T + 1) + t + 1]
+            (<char*> data(masked))[n * task.T + t] = id == null_id
+            if id != null_id:
+                last = t + 1
+        (<ptrdiff_t*> data(lengths))[n] = last
+    if workspace is None:
+        workspace = Workspace()
+    if grads is None or any(grads[name].dtype != first.dtype or grads[name].shape != array.shape
+                            for name, array in zip(NAMES, arrays[1:])):
+        grads = {name: np.empty_like(array) for name, array in zip(NAMES, arrays[1:])}
+    for k in range(8):
+        array = arrays[1 + k]
+        source[k] = data(array)
+        array = grads[NAMES[k]]
+        to[k] = data(array)
+    if kind == cnp.NPY_FLOAT32:
+        value = train_step(&task, workspace, <float**> to, <float*> data(first), <const float**> source,
+                           <ptrdiff_t*> data(wrapped), <char*> data(masked), <ptrdiff_t*> data(lengths), lstm)
+    else:
+        value = train_step(&task, workspace, <double**> to, <double*> data(first), <const double**> source,
+                           <ptrdiff_t*> data(wrapped), <char*> data(masked), <ptrdiff_t*> data(lengths), lstm)
+    return np.float64(value), grads
+
+
+# ---- Greedy decoding -------------------------------------------------------------------------------------------------
+
+cdef struct Decoder:
+    ptrdiff_t V, W, H, G, T, ldh, ldg, ldv
+    bint lstm
+    ptrdiff_t start, end      # end: -1 to run on
+
+
+cdef size_t decode_room(const Decoder* d, ptrdiff_t rows, size_t size) noexcept nogil:
+    """Bytes of scratchpad for decode_block()."""
+    return (room(rows * d.ldg, size) + 2 * room(rows * d.ldh, size) + room(rows * d.ldv, size)
+            + room(tiles_size(rows, d.H, size) + 16 * d.H, size) + 2 * room(rows, sizeof(ptrdiff_t)))
+
+
+cdef void decode_block(const Decoder* d, int32_t* captions, const floating* h0, const floating* products,
+                       const floating* Wh, const floating* W_vocab, const floating* b_vocab, char* memory,
+                       ptrdiff_t rows) noexcept nogil:
+    """Decode `rows` pictures from h0 (rows, ldh) into captions (rows, T); rows that end are dropped."""
+    cdef size_t size = sizeof(floating)
+    cdef floating* gates = <floating*> memory
+    cdef floating* h = <floating*> (memory + room(rows * d.ldg, size))
+    cdef floating* c = <floating*> (<char*> h + room(rows * d.ldh, size))
+    cdef floating* scores = <floating*> (<char*> c + room(rows * d.ldh, size))
+    cdef floating* tiles = <floating*> (<char*> scores + room(rows * d.ldv, size))
+    cdef ptrdiff_t* row = <ptrdiff_t*> (<char*> tiles + room(tiles_size(rows, d.H, size) + 16 * d.H, size))
+    cdef ptrdiff_t* word = <ptrdiff_t*> (<char*> row + room(rows, sizeof(ptrdiff_t)))
+    cdef ptrdiff_t t, i, kept, height, count, active = rows
+    cdef bint packed = False
+    cdef uint64_t mode = kernels.denormals_flush()
+    memcpy(h, h0, rows * d.ldh * size)
+    memset(c, 0, rows * d.ldh * size)
+    for i in range(rows):
+        row[i] = i
+        word[i] = d.start
+    for t in range(d.T):
+        if active == 0:
+            break
+        height = tile_height(active, size)
+        count = (active + height - 1) // height
+        for i in range(active):
+            memcpy(gates + i * d.ldg, products + word[i] * d.ldg, d.G * size)
+        if not packed:
+            kernels.gemm_pack_rows(tiles, height * d.H, <const floating*> h, NULL, d.ldh, NULL, 1, active, d.H, height,
+                                   0, count)
+        kernels.gemm_tiles(gates, d.ldg, <const floating*> tiles, height, Wh, <const floating*> NULL, active, d.G, d.H,
+                           True)
+        for i in range(active):
+            if d.lstm:
+                kernels.lstm_gates_forward(gates + i * d.ldg, c + i * d.ldh, h + i * d.ldh, <floating*> NULL,
+                                           <const floating*> c + i * d.ldh, d.H)
+            else:
+                kernels.rnn_gates_forward(h + i * d.ldh, <floating*> NULL, <const floating*> gates + i * d.ldg, d.H)
+        kernels.gemm_pack_rows(tiles, height * d.H, <const floating*> h, NULL, d.ldh, NULL, 1, active, d.H, height, 0,
+                               count)
+        kernels.gemm_tiles(scores, d.ldv, <const floating*> tiles, height, W_vocab, b_vocab, active, d.V, d.H, False)
+        packed = True
+        kept = 0
+        for i in range(active):
+            word[i] = kernels.argmax(<const floating*> scores + i * d.ldv, d.V)
+            captions[row[i] * d.T + t] = <int32_t> word[i]
+            if word[i] != d.end:
+                if kept < i:
+                    row[kept], word[kept] = row[i], word[i]
+                    memcpy(h + kept * d.ldh, h + i * d.ldh, d.H * size)
+                    memcpy(c + kept * d.ldh, c + i * d.ldh, d.H * size)
+                    packed = False
+                kept += 1
+        if kept < active:
+            packed = False
+        active = kept
+    kernels.denormals_restore(mode)
+
+
+cdef void decode_few(const Decoder* d, int32_t* captions, floating* h, floating* c, floating* gates, floating* scores,
+                     floating* x, ptrdiff_t* word, const floating* W_embed, const floating* Wx, const floating* Wh,
+                     const floating* b, const floating* W_vocab, const floating* b_vocab, ptrdiff_t rows,
+                     int threads) noexcept nogil:
+    """Decode a few pictures: every step reads the weights once, and threads share out their columns."""
+    cdef ptrdiff_t t, i, running
+    cdef uint64_t mode = kernels.denormals_flush()
+    for i in range(rows):
+        word[i] = d.start
+    running = rows
+    for t in range(d.T):
+        if running == 0:
+            break
+        for i in range(rows):
+            memcpy(x + i * d.W, W_embed + max(word[i], <ptrdiff_t> 0) * d.W, d.W * sizeof(floating))
+        columns_product(gates, d.ldg, <const floating*> x, d.W, Wx, d.G, b, rows, d.G, d.W, False, threads)
+        columns_product(gates, d.ldg, <const floating*> h, d.ldh, Wh, d.G, <const floating*> NULL, rows, d.G, d.H,
+                        True, threads)
+        for i in range(rows):
+            if d.lstm:
+                kernels.lstm_gates_forward(gates + i * d.ldg, c + i * d.ldh, h + i * d.ldh, <floating*> NULL,
+                                           <const floating*> c + i * d.ldh, d.H)
+            else:
+                kernels.rnn_gates_forward(h + i * d.ldh, <floating*> NULL, <const floating*> gates + i * d.ldg, d.H)
+        columns_product(scores, d.ldv, <const floating*> h, d.ldh, W_vocab, d.V, b_vocab, rows, d.V, d.H, False,
+                        threads)
+        for i in range(rows):
+            if word[i] < 0:
+                continue
+            word[i] = kernels.argmax(<const floating*> scores + i * d.ldv, d.V)
+            captions[i * d.T + t] = <int32_t> word[i]
+            if word[i] == d.end:
+                word[i] = -1  # finished
+                running -= 1
+    kernels.denormals_restore(mode)
+
+
+cdef int decode(Decoder* d, int32_t* captions, const floating* features, const floating** params, ptrdiff_t N,
+                ptrdiff_t D) except -1:
+    """Greedy captions (N, T) of features (N, D); places after the end of a row are left as they are."""
+    cdef size_t size = sizeof(floating), block_bytes, reserved
+    cdef ptrdiff_t blocks, q, rows, V = d.V, W = d.W, H = d.H, G = d.G
+    cdef int threads = threads_for(2.0 * N * d.T * H * (G + V))
+    cdef Workspace scratch = Workspace()
+    cdef floating* h
+    cdef floating* c
+    cdef floating* gates
+    cdef floating* scores
+    cdef floating* x
+    cdef floating* tiles
+    cdef floating* products
+    cdef floating* W_proj
+    cdef floating* Wx
+    cdef floating* Wh
+    cdef floating* W_vocab
+    cdef ptrdiff_t* word
+    cdef char* memory
+    cdef floating* nowhere = NULL
+    d.ldh, d.ldg, d.ldv = leading(H, size), leading(G, size), leading(V, size)
+    if N <= FEW:
+        scratch.reserve(2 * room(N * d.ldh, size) + room(N * d.ldg, size) + room(N * d.ldv, size) + room(N * W, size)
+                        + room(N, sizeof(ptrdiff_t)))
+        h = <floating*> scratch.take(room(N * d.ldh, size))
+        c = <floating*> scratch.take(room(N * d.ldh, size))
+        gates = <floating*> scratch.take(room(N * d.ldg, size))
+        scores = <floating*> scratch.take(room(N * d.ldv, size))
+        x = <floating*> scratch.take(room(N * W, size))
+        word = <ptrdiff_t*> scratch.take(room(N, sizeof(ptrdiff_t)))
+        with nogil:
+            columns_product(h, d.ldh, features, D, params[1], H, params[2], N, H, D, False, threads)
+            memset(c, 0, N * d.ldh * size)
+            # a step of a few rows is worth threads only where the weights are large
+            threads = threads_for(2.0 * N * H * (G + V))
+            decode_few(d, captions, h, c, gates, scores, x, word, params[0], params[3], params[4], params[5], params[6],
+                       params[7], N, threads)
+        return 0
+    blocks = (N + BLOCK_ROWS * threads - 1) // (BLOCK_ROWS * threads) * threads
+    rows = (N + blocks - 1) // blocks
+    block_bytes = decode_room(d, rows, size)
+    scratch.reserve(room(N * d.ldh, size) + room(V * d.ldg, size) + room(packed_size(D, H, size), size)
+                    + room(packed_size(W, G, size), size) + room(packed_size(H, G, size), size)
+                    + room(packed_size(H, V, size), size)
+                    + room(max(tiles_size(N, D, size), tiles_size(V, W, size)), size) + threads * block_bytes)
+    h = <floating*> scratch.take(room(N * d.ldh, size))
+    products = <floating*> scratch.take(room(V * d.ldg, size))
+    W_proj = <floating*> scratch.take(room(packed_size(D, H, size), size))
+    Wx = <floating*> scratch.take(room(packed_size(W, G, size), size))
+    Wh = <floating*> scratch.take(room(packed_size(H, G, size), size))
+    W_vocab = <floating*> scratch.take(room(packed_size(H, V, size), size))
+    tiles = <floating*> scratch.take(room(max(tiles_size(N, D, size), tiles_size(V, W, size)), size))
+    memory = <char*> scratch.take(threads * block_bytes)
+    with nogil:
+        pack(W_proj, 0, nowhere, params[1], NULL, H, 1, D, H, threads)
+        pack_tiles(tiles, features, NULL, D, NULL, 1, N, D, threads)
+        multiply(h, d.ldh, tiles, W_proj, params[2], N, H, D, False, threads)
+        # the input product of every word of the vocabulary
+        pack(Wx, 0, nowhere, params[3], NULL, G, 1, W, G, threads)
+        pack_tiles(tiles, params[0], NULL, W, NULL, 1, V, W, threads)
+        multiply(products, d.ldg, tiles, Wx, params[5], V, G, W, False, threads)
+        pack(Wh, 0, nowhere, params[4], NULL, G, 1, H, G, threads)
+        pack(W_vocab, 0, nowhere, params[6], NULL, V, 1, H, V, threads)
+        for q in prange(blocks, num_threads=threads, schedule="static", chunksize=1):
+            if N * (q + 1) // blocks > N * q // blocks:
+                decode_block(d, captions + N * q // blocks * d.T, <const floating*> h + N * q // blocks * d.ldh,
+                             <const floating*> products, <const floating*> Wh, <const floating*> W_vocab, params[7],
+                             memory + threadid() * block_bytes, N * (q + 1) // blocks - N * q // blocks)
+    return 0
+
+
+def sample(params, features, start, end, cnp.ndarray captions, bint lstm):
+    """Write greedy captions into `captions`, int32 (N, T); rows stop at the id `end`, or run on where it is None."""
+    cdef tuple arrays = parameters(params, features, lstm)
+    cdef cnp.ndarray array, first = arrays[0], We = arrays[1], Wp = arrays[2]
+    cdef Decoder d
+    cdef void* source[8]
+    cdef int k
+    d.V, d.W, d.H, d.T = dim(We, 0), dim(We, 1), dim(Wp, 1), dim(captions, 1)
+    d.G = 4 * d.H if lstm else d.H
+    d.lstm = lstm
+    d.start = start + d.V if start < 0 else start
+    if not 0 <= d.start < d.V:
+        raise IndexError(f"<START> has the id {start}; expected an id in [{-d.V}, {d.V})")
+    d.end = -1 if end is None else end
+    if dim(first, 0) == 0 or d.T == 0:
+        return
+    for k in range(8):
+        array = arrays[1 + k]
+        source[k] = data(array)
+    if cnp.PyArray_TYPE(first) == cnp.NPY_FLOAT32:
+        decode(&d, <int32_t*> data(captions), <float*> data(first), <const float**> source, dim(first, 0), dim(Wp, 0))
+    else:
+        decode(&d, <int32_t*> data(captions), <double*> data(first), <const double**> source, dim(first, 0), dim(Wp, 0))
