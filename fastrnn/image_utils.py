@@ -10,6 +10,7 @@ import io
 import os
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -165,7 +166,7 @@ def image_from_url(url: str | os.PathLike[str]) -> np.ndarray | None:
             with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
                 content = response.read()
         else:
-            with open(url, "rb") as file:
+            with Path(url).open("rb") as file:
                 content = file.read()
     except urllib.error.HTTPError as error:
         print("HTTP Error: ", error.code, url)

@@ -16,7 +16,7 @@ void KERNEL(rnn_gates_backward)(REAL *da, const REAL *dh, const REAL *dh_next, c
     vec d = dh ? LOAD(dh) : splat(0);                                                                                  \
     if (dh_next)                                                                                                       \
         d = d + LOAD(dh_next);                                                                                         \
-    STORE(da, d - d * y * y);
+    STORE(da, d * (splat(1) - y * y));
     FOR_VECTORS(H, BODY);
 #undef BODY
 }

@@ -1,7 +1,7 @@
 /* The matrix product: packing, the tile that stays in registers, and the loops around it (kernels.h). */
 
 /* Products are summed over blocks of about this many k, so that a tile of A and a panel of B stay near the core. */
-enum { BLOCK_K = 512 };
+enum { BLOCK_K = 2048 };
 
 /* Where block q of `blocks` begins. */
 INLINE ptrdiff_t share(ptrdiff_t n, ptrdiff_t q, ptrdiff_t blocks) { return n * q / blocks; }

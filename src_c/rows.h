@@ -5,7 +5,7 @@ double KERNEL(softmax_loss)(REAL *dx, const REAL *x, ptrdiff_t V, ptrdiff_t targ
     ptrdiff_t v = 0;
     for (; v + LANES <= V; v += LANES) {
         const vec s = load(x + v);
-        tops = select(greater(s, tops) | unequal(s, s), s, tops);
+        tops = blend(greater(s, tops) | unequal(s, s), s, tops);
     }
     REAL top = (REAL)-INFINITY;
     REAL lanes[LANES];
@@ -52,7 +52,7 @@ ptrdiff_t KERNEL(argmax)(const REAL *x, ptrdiff_t n) {
     ptrdiff_t j = 0;
     for (; j + LANES <= n; j += LANES) {
         const vec s = load(x + j);
-        tops = select(greater(s, tops), s, tops);
+        tops = blend(greater(s, tops), s, tops);
         bad |= unequal(s, s);
     }
     lane_int lanes[LANES], any_bad = 0;
@@ -111,6 +111,9 @@ ELEMENTWISE(log)
 #define BODY(LOAD, STORE) STORE(y, vector_tanh(LOAD(x)));
 ELEMENTWISE(tanh)
 #undef BODY
-#define BODY(LOAD, STORE) STORE(y, vector_sigmoid(LOAD(x)));
+/* vector_sigmoid() stops at its smallest result, which is a denormal: zero, unless denormals are not flushed */
+#define BODY(LOAD, STORE)                                                                                              \
+    const vec s = LOAD(x);                                                                                             \
+    STORE(y, blend(greater(splat(EXP_LOWEST), s), splat(0), vector_sigmoid(s)));
 ELEMENTWISE(sigmoid)
 #undef BODY

@@ -118,7 +118,7 @@ INLINE void store_part(REAL *p, vec x, ptrdiff_t n) {
 #define LOAD_REST(p) load_part((p) + j, rest)
 #define STORE_REST(p, x) store_part((p) + j, (x), rest)
 
-INLINE vec select(vec_int mask, vec yes, vec no) { return as_real((as_int(yes) & mask) | (as_int(no) & ~mask)); }
+INLINE vec blend(vec_int mask, vec yes, vec no) { return as_real((as_int(yes) & mask) | (as_int(no) & ~mask)); }
 /* A NaN in x stays: no comparison with it holds, and the instructions return their second operand. */
 #if defined(__AVX512F__) && defined(REAL_IS_DOUBLE)
 INLINE vec at_most(vec x, vec limit) { return (vec)_mm512_min_pd((__m512d)limit, (__m512d)x); }
@@ -127,8 +127,8 @@ INLINE vec at_least(vec x, vec limit) { return (vec)_mm512_max_pd((__m512d)limit
 INLINE vec at_most(vec x, vec limit) { return (vec)_mm512_min_ps((__m512)limit, (__m512)x); }
 INLINE vec at_least(vec x, vec limit) { return (vec)_mm512_max_ps((__m512)limit, (__m512)x); }
 #else
-INLINE vec at_most(vec x, vec limit) { return select(greater(x, limit), limit, x); }
-INLINE vec at_least(vec x, vec limit) { return select(greater(limit, x), limit, x); }
+INLINE vec at_most(vec x, vec limit) { return blend(greater(x, limit), limit, x); }
+INLINE vec at_least(vec x, vec limit) { return blend(greater(limit, x), limit, x); }
 #endif
 
 /* 1 / x for a finite x >= 1. Division is slow where vectors are widest: the estimate of 14 bits and Newton's steps are
@@ -240,8 +240,8 @@ INLINE vec vector_exp(vec x) {
     /* 2^k alone overflows for the largest x: half of the exponent at a time */
     const vec_int half = k >> 1;
     vec y = (p + splat(1)) * power_of_two(half) * power_of_two(k - half);
-    y = select(greater(splat(EXP_LOWEST), x), splat(0), y);
-    return select(greater(x, splat(EXP_HIGHEST)), splat((REAL)INFINITY), y);
+    y = blend(greater(splat(EXP_LOWEST), x), splat(0), y);
+    return blend(greater(x, splat(EXP_HIGHEST)), splat((REAL)INFINITY), y);
 }
 
 INLINE vec vector_sigmoid(vec x) {
@@ -275,10 +275,10 @@ INLINE vec vector_log(vec x) {
     const vec half_square = f * f * splat((REAL)0.5);
     vec y = f - (half_square - s * (half_square + z * q));
     y = whole * splat(LN2_HIGH) + (y + whole * splat(LN2_LOW));
-    y = select(greater(splat(SMALLEST_NORMAL), x), splat((REAL)-INFINITY), y);
-    y = select(greater(splat(0), x), splat((REAL)NAN), y);
-    y = select(greater(x, splat(IS_DOUBLE ? (REAL)1.7976931348623157e308 : (REAL)3.4028234e38)), x, y);
-    return select(unequal(x, x), x, y);
+    y = blend(greater(splat(SMALLEST_NORMAL), x), splat((REAL)-INFINITY), y);
+    y = blend(greater(splat(0), x), splat((REAL)NAN), y);
+    y = blend(greater(x, splat(IS_DOUBLE ? (REAL)1.7976931348623157e308 : (REAL)3.4028234e38)), x, y);
+    return blend(unequal(x, x), x, y);
 }
 
 #endif

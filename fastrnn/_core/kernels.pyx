@@ -477,6 +477,10 @@ cdef ptrdiff_t leading(ptrdiff_t columns, size_t size) noexcept nogil:
     return (lines | 1) * 64 // size
 
 
+cdef enum:
+    CACHED_BYTES = 448 << 10
+
+
 # ---- Large matrix products -------------------------------------------------------------------------------------------
 
 cdef ptrdiff_t panel_width(size_t size) noexcept nogil:
@@ -541,23 +545,24 @@ cdef void multiply(floating* C, ptrdiff_t ldc, const floating* tiles, const floa
     cdef ptrdiff_t panels = (N + width - 1) // width
     cdef ptrdiff_t heights = (M + height - 1) // height
     cdef ptrdiff_t across, down, task
-    cdef uint64_t mode
     if M == 0 or N == 0:
         return
-    if threads == 1:
-        mode = frn_denormals_flush()
-        gemm_tiles(C, ldc, tiles, height, packed, bias, M, N, K, accumulate)
-        frn_denormals_restore(mode)
-        return
-    # several tasks for each thread, so that one that is held up does not hold up the others
-    across = min(panels, <ptrdiff_t> (6 * threads))
-    down = min(heights, (6 * threads + across - 1) // across)
-    for task in prange(across * down, num_threads=threads, schedule="dynamic"):
-        multiply_part(C, ldc, tiles, height, packed, bias, M, N, K, accumulate,
-                      panels * (task % across) // across * width,
-                      min(N, panels * (task % across + 1) // across * width),
-                      heights * (task // across) // down * height,
-                      min(M, heights * (task // across + 1) // down * height))
+    # so few rows at a time that their tiles stay in the second-level cache while the panels pass by, and several tasks
+    # for each thread, so that one that is held up does not hold up the others
+    down = min(heights, 1 + M * K * <ptrdiff_t> sizeof(floating) // CACHED_BYTES)
+    if threads > 1:
+        across = min(panels, (6 * threads + down - 1) // down)
+        down = min(heights, max(down, (6 * threads + across - 1) // across))
+        for task in prange(across * down, num_threads=threads, schedule="dynamic"):
+            multiply_part(C, ldc, tiles, height, packed, bias, M, N, K, accumulate,
+                          panels * (task % across) // across * width,
+                          min(N, panels * (task % across + 1) // across * width),
+                          heights * (task // across) // down * height,
+                          min(M, heights * (task // across + 1) // down * height))
+    else:
+        for task in range(down):
+            multiply_part(C, ldc, tiles, height, packed, bias, M, N, K, accumulate, 0, N,
+                          heights * task // down * height, min(M, heights * (task + 1) // down * height))
 
 
 cdef void multiply_part(floating* C, ptrdiff_t ldc, const floating* tiles, ptrdiff_t height,

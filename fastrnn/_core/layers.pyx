@@ -283,9 +283,9 @@ cdef void sort_by_word(ptrdiff_t* start, ptrdiff_t* row, const ptrdiff_t* ids, p
 
 def temporal_softmax_loss(x, y, mask):
     """Return (loss, dx); mask is a float array or a bool one, weights of the steps."""
-    cdef cnp.ndarray x_, y_ = ids_of("y", y), weight, dx
-    cdef cnp.ndarray targets
+    cdef cnp.ndarray x_, y_, weight, targets, dx
     (x_,) = floats(("x",), (x,))
+    y_ = ids_of("y", y)
     mask_array = np.asarray(mask)
     cdef ptrdiff_t N = dim(x_, 0), T = dim(x_, 1), V = dim(x_, 2)
     if (cnp.PyArray_NDIM(x_) != 3 or not has_shape(y_, 2, N, T) or mask_array.shape != (N, T)
@@ -300,8 +300,9 @@ def temporal_softmax_loss(x, y, mask):
 
 
 def softmax_loss(x, y):
-    cdef cnp.ndarray x_, y_ = ids_of("y", y), targets, dx
+    cdef cnp.ndarray x_, y_, targets, dx
     (x_,) = floats(("x",), (x,))
+    y_ = ids_of("y", y)
     cdef ptrdiff_t N = dim(x_, 0), C = dim(x_, 1)
     if cnp.PyArray_NDIM(x_) != 2 or not has_shape(y_, 1, N):
         refuse(twin_layers.softmax_loss, (x, y))
@@ -362,7 +363,8 @@ cdef inline void softmax_row(floating* dx, double* loss, const floating* x, ptrd
 
 # ---- Element-wise functions ------------------------------------------------------------------------------------------
 
-cdef cnp.ndarray elementwise(str name, object x):
+cdef object elementwise(str name, object x):
+    """The function over all elements; of a single number a NumPy scalar, as NumPy's own functions give."""
     cdef cnp.ndarray x_, y
     (x_,) = floats(("x",), (x,))
     y = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x_), cnp.PyArray_DIMS(x_), cnp.PyArray_TYPE(x_), 0)
@@ -370,7 +372,7 @@ cdef cnp.ndarray elementwise(str name, object x):
         elementwise_rows(<float*> data(y), <float*> data(x_), cnp.PyArray_SIZE(x_), ord(name[0]))
     else:
         elementwise_rows(<double*> data(y), <double*> data(x_), cnp.PyArray_SIZE(x_), ord(name[0]))
-    return y
+    return y if cnp.PyArray_NDIM(y) else y[()]
 
 
 cdef void elementwise_rows(floating* y, const floating* x, ptrdiff_t n, int which) noexcept:

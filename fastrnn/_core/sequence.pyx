@@ -234,6 +234,7 @@ cdef class Sequence:
     cdef Batch batch
     cdef Workspace kept
     cdef int kind           # type number of NumPy
+    cdef bint step          # of a single step, with x (N, D)
     cdef ptrdiff_t D
     cdef cnp.ndarray x, Wx, Wh
     cdef ptrdiff_t* at      # (tokens,) position of each token in an array (N, T, .)
@@ -299,7 +300,7 @@ cdef int run_forward(Sequence s, floating* out, floating* c_out, const floating*
     cdef ptrdiff_t D = s.D, H = batch.H, G = batch.gates, tokens = batch.tokens, N = batch.N, i, r
     cdef int threads = threads_for(2.0 * tokens * (D + H) * G)
     cdef int across = <int> max(<ptrdiff_t> 1, min(<ptrdiff_t> threads, batch.N))
-    cdef bint packing = batch.T > 1 or N > MODERATE
+    cdef bint packing = batch.T > 1 or N > MODERATE or tokens < N * batch.T
     cdef Workspace scratch = Workspace()
     cdef floating* gates = <floating*> s.gates
     cdef floating* h = <floating*> s.h
@@ -467,6 +468,7 @@ cdef Sequence start(bint lstm, cnp.ndarray x, cnp.ndarray h0, cnp.ndarray Wx, cn
         lengths_ = np.require(checks.as_lengths(lengths, N, T), requirements="CA")
         s.allocate(<ptrdiff_t*> data(lengths_), N, T, D, H, lstm, cnp.PyArray_TYPE(x))
     s.x, s.Wx, s.Wh = x, Wx, Wh
+    s.step = cnp.PyArray_NDIM(x) == 2
     return s
 
 
@@ -503,6 +505,17 @@ cdef tuple backward_of(Sequence s, cnp.ndarray dh, cnp.ndarray dc, bint with_c):
     return dx, dh0, dc0, dWx, dWh, db
 
 
+cdef Sequence cache_of(object cache, bint lstm, bint step):
+    """The cache, if it is one of the forward pass that belongs to this backward pass."""
+    if not isinstance(cache, Sequence):
+        raise TypeError(f"cache is {type(cache).__name__}; expected the cache of the forward pass")
+    cdef Sequence s = cache
+    if s.batch.lstm != lstm or s.step != step:
+        raise ValueError("cache is that of another forward pass; expected that of "
+                         f"{'lstm' if lstm else 'rnn'}{'_step' if step else ''}_forward")
+    return s
+
+
 cdef tuple in_common(Sequence s, tuple names, tuple gradients):
     """The cache and the gradients that came for it, in one dtype."""
     cdef tuple found = floats((*names, "cache"), (*gradients, s.Wh))
@@ -525,7 +538,7 @@ cdef tuple sequence_forward(bint lstm, object twin_forward, object x, object h0,
     return out, s
 
 
-cdef tuple sequence_backward(object twin_backward, object dh, Sequence s):
+cdef tuple sequence_backward(object dh, Sequence s):
     s, (dh_,) = in_common(s, ("dh",), (dh,))
     if not has_shape(dh_, 3, s.batch.N, s.batch.T, s.batch.H):
         checks.match_shapes({"N": s.batch.N, "T": s.batch.T, "H": s.batch.H}, dh=(dh_, "N T H"))
@@ -538,7 +551,7 @@ def rnn_forward(x, h0, Wx, Wh, b, lengths=None):
 
 
 def rnn_backward(dh, cache):
-    return sequence_backward(twin.rnn_backward, dh, cache)
+    return sequence_backward(dh, cache_of(cache, False, False))
 
 
 def lstm_forward(x, h0, Wx, Wh, b, lengths=None):
@@ -546,7 +559,7 @@ def lstm_forward(x, h0, Wx, Wh, b, lengths=None):
 
 
 def lstm_backward(dh, cache):
-    return sequence_backward(twin.lstm_backward, dh, cache)
+    return sequence_backward(dh, cache_of(cache, True, False))
 
 
 def rnn_step_forward(x, prev_h, Wx, Wh, b):
@@ -562,7 +575,7 @@ def rnn_step_forward(x, prev_h, Wx, Wh, b):
 
 
 def rnn_step_backward(dnext_h, cache):
-    s, (dh_,) = in_common(cache, ("dnext_h",), (dnext_h,))
+    s, (dh_,) = in_common(cache_of(cache, False, True), ("dnext_h",), (dnext_h,))
     if not has_shape(dh_, 2, (<Sequence> s).batch.N, (<Sequence> s).batch.H):
         checks.match_shapes({"N": (<Sequence> s).batch.N, "H": (<Sequence> s).batch.H}, dnext_h=(dh_, "N H"))
     dx, dh0, _, dWx, dWh, db = backward_of(s, dh_, None, False)
@@ -583,7 +596,7 @@ def lstm_step_forward(x, prev_h, prev_c, Wx, Wh, b):
 
 
 def lstm_step_backward(dnext_h, dnext_c, cache):
-    s, (dh_, dc_) = in_common(cache, ("dnext_h", "dnext_c"), (dnext_h, dnext_c))
+    s, (dh_, dc_) = in_common(cache_of(cache, True, True), ("dnext_h", "dnext_c"), (dnext_h, dnext_c))
     sizes = {"N": (<Sequence> s).batch.N, "H": (<Sequence> s).batch.H}
     if not has_shape(dh_, 2, sizes["N"], sizes["H"]) or not has_shape(dc_, 2, sizes["N"], sizes["H"]):
         checks.match_shapes(sizes, dnext_h=(dh_, "N H"), dnext_c=(dc_, "N H"))

@@ -1,0 +1,351 @@
+"""The core as a guest in somebody's process: threads, fork, denormals, the GIL, the environment."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import inspect
+import multiprocessing
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from equivalence import OPS, compiled, draw, run
+
+import fastrnn
+from fastrnn._core import kernels
+
+PACKAGE = Path(fastrnn.__file__).parent
+LARGE = {"N": 71, "T": 6, "D": 130, "H": 67, "V": 609, "M": 211}  # for all threads to take part
+OPENMP = pytest.mark.skipif(kernels.openmp() == 0, reason="a build without OpenMP")
+FORK = pytest.mark.skipif(
+    "fork" not in multiprocessing.get_all_start_methods(), reason="no fork() here"
+)
+
+
+@pytest.fixture
+def two_threads():
+    """Run with two threads; the number before is put back."""
+    before = fastrnn.get_num_threads()
+    fastrnn.set_num_threads(2)
+    yield
+    fastrnn.set_num_threads(before)
+
+
+VARIABLES = ("FASTRNN_NUM_THREADS", "OMP_NUM_THREADS", "FASTRNN_MAX_ISA")
+
+
+def python(code, tree=PACKAGE.parent, **environment):
+    """Run code in a new interpreter, in the folder of the package that it is to find."""
+    env = {k: v for k, v in os.environ.items() if k not in (*VARIABLES, "PYTHONSAFEPATH")}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tree,
+        env=env | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+# ---- Environment ---------------------------------------------------------------------------------
+
+
+@OPENMP
+@pytest.mark.parametrize(
+    ("environment", "count"),
+    [
+        ({"FASTRNN_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "4"}, 4),
+        ({"OMP_NUM_THREADS": "5,2"}, 5),  # one for each level of nesting
+        ({"FASTRNN_NUM_THREADS": "1", "OMP_NUM_THREADS": "4"}, 1),
+        ({"FASTRNN_NUM_THREADS": "", "OMP_NUM_THREADS": "2"}, 2),
+    ],
+)
+def test_threads_by_environment(environment, count):
+    done = python("import fastrnn; print(fastrnn.get_num_threads())", **environment)
+    assert done.stdout.split() == [str(count)], done.stderr
+
+
+@OPENMP
+def test_threads_by_default():
+    done = python(
+        "import os, fastrnn\n"
+        "own = getattr(os, 'sched_getaffinity', None)\n"
+        "print(fastrnn.get_num_threads(), len(own(0)) if own else os.cpu_count())"
+    )
+    got, processors = done.stdout.split()
+    assert got == processors
+
+
+@pytest.mark.parametrize("name", ["FASTRNN_NUM_THREADS", "OMP_NUM_THREADS"])
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "100000", "²"])
+def test_bad_number_of_threads(name, value):
+    done = python("import fastrnn", **{name: value})
+    assert done.returncode == 1
+    assert f"ImportError: {name} is {value!r}; expected a number of threads" in done.stderr
+
+
+def test_bad_instruction_set():
+    done = python("import fastrnn", FASTRNN_MAX_ISA="sse9")
+    assert done.returncode == 1
+    assert "ImportError: FASTRNN_MAX_ISA is 'sse9'; expected baseline, avx2" in done.stderr
+
+
+def test_import_leaves_the_environment_alone():
+    done = python(
+        "import os\nbefore = dict(os.environ)\nimport fastrnn\nprint(dict(os.environ) == before)"
+    )
+    assert done.stdout.split() == ["True"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("count", "error"),
+    [(0, ValueError), (-2, ValueError), (1025, ValueError), (2.0, TypeError), ("2", TypeError),
+     (True, TypeError), (None, TypeError)],
+)  # fmt: skip
+def test_bad_number_of_threads_in_a_call(count, error):
+    before = fastrnn.get_num_threads()
+    with pytest.raises(error, match="count is"):
+        fastrnn.set_num_threads(count)
+    assert fastrnn.get_num_threads() == before
+
+
+@OPENMP
+def test_number_of_threads_is_set(two_threads):
+    assert fastrnn.get_num_threads() == 2
+    fastrnn.set_num_threads(np.int64(3))
+    assert fastrnn.get_num_threads() == 3
+
+
+def test_source_tree_that_is_not_built(tmp_path):
+    """`import fastrnn` where nothing is compiled says what to run."""
+    tree = tmp_path / "fastrnn"
+    shutil.copytree(PACKAGE, tree, ignore=lambda _, names: [n for n in names if is_binary(n)])
+    done = python("import fastrnn", tree=tmp_path)
+    assert done.returncode == 1
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith("ImportError: fastrnn is not built here")
+    assert "python -m pip install -e ." in message
+    assert done.stderr.count("Traceback") == 1
+
+
+def is_binary(name):
+    return name == "__pycache__" or name.endswith((".so", ".pyd", ".c"))
+
+
+# ---- Threads and processes -----------------------------------------------------------------------
+
+
+def large_calls():
+    """One large call of every op, as functions without arguments."""
+
+    def call(name):
+        arguments, gradients = draw(name, LARGE, np.float32, np.random.default_rng(7))
+        return lambda: run(compiled, name, {k: a.copy() for k, a in arguments.items()}, gradients)
+
+    return {name: call(name) for name in OPS}
+
+
+def as_bytes(results):
+    return b"".join(np.asarray(a).tobytes() for a in results)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_several_python_threads_at_once(name, two_threads):
+    call = large_calls()[name]
+    alone = as_bytes(call())
+    with ThreadPoolExecutor(4) as pool:
+        for together in pool.map(lambda _: as_bytes(call()), range(12)):
+            assert together == alone
+
+
+def test_different_ops_at_once(two_threads):
+    calls = large_calls()
+    alone = {name: as_bytes(call()) for name, call in calls.items()}
+    with ThreadPoolExecutor(4) as pool:
+        for name, together in pool.map(lambda name: (name, as_bytes(calls[name]())), [*OPS] * 2):
+            assert together == alone[name], name
+
+
+def in_a_child(queue):
+    results = {name: as_bytes(call()) for name, call in large_calls().items()}
+    queue.put((fastrnn.get_num_threads(), results))
+
+
+@FORK
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_child_of_fork_computes_the_same(two_threads):
+    """libgomp's threads are gone in the child, which hangs if the core asks for them."""
+    context = multiprocessing.get_context("fork")
+    calls = large_calls()
+    expected = {name: as_bytes(call()) for name, call in calls.items()}
+    queue = context.Queue()
+    child = context.Process(target=in_a_child, args=(queue,), daemon=True)
+    child.start()
+    try:
+        threads, results = queue.get(timeout=60)
+    finally:
+        child.kill()
+        child.join()
+    assert threads == 1
+    assert results == expected
+    # the parent has its threads still
+    assert fastrnn.get_num_threads() == (2 if kernels.openmp() else 1)
+    assert {name: as_bytes(call()) for name, call in calls.items()} == expected
+
+
+@pytest.mark.parametrize("name", ["rnn", "lstm", "temporal_affine", "temporal_softmax_loss"])
+def test_gil_is_released(name, two_threads):
+    """Another thread goes on while a call runs.
+
+    With a switch interval this long nobody is asked to give up the GIL, so that the other thread
+    gets it only when the call itself lets go of it.
+    """
+    arguments, gradients = draw(
+        name,
+        {"N": 100, "T": 16, "D": 128, "H": 128, "V": 1004, "M": 1004},
+        np.float32,
+        np.random.default_rng(7),
+    )
+    ticks = 0
+    started, stop = threading.Event(), threading.Event()
+
+    def tick():
+        nonlocal ticks
+        while not stop.is_set():
+            ticks += 1
+            started.set()
+            time.sleep(1e-4)
+
+    interval = sys.getswitchinterval()
+    other = threading.Thread(target=tick, daemon=True)
+    other.start()
+    assert started.wait(30)
+    sys.setswitchinterval(1000)
+    try:
+        for _ in range(200):
+            before = ticks
+            run(compiled, name, arguments, gradients)
+            if ticks > before:
+                break
+        else:
+            pytest.fail("the other thread stood still during every call")
+    finally:
+        sys.setswitchinterval(interval)
+        stop.set()
+        other.join()
+
+
+# ---- Denormals -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", OPS)
+def test_callers_denormals_are_left_alone(name, dtype, two_threads):
+    """The mode that flushes them is on in the workers only, and off again after the call."""
+    tiny = np.finfo(dtype).smallest_normal
+    half = np.array([tiny, -tiny, 0.75 * tiny], dtype=dtype)
+    for sizes in (LARGE, {"N": 2, "T": 1, "D": 4, "H": 5, "V": 7, "M": 3}):
+        arguments, gradients = draw(name, sizes, dtype, np.random.default_rng(7))
+        run(compiled, name, arguments, gradients)
+        assert (half / 2 != 0).all() and (half / 2 * 2 == half).all()
+        assert float(tiny) / 2 > 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", OPS)
+def test_denormal_numbers_count_as_zero_or_as_themselves(name, dtype):
+    """Nothing worse comes of them."""
+    sizes = {"N": 9, "T": 2, "D": 21, "H": 19, "V": 23, "M": 18}
+    for group in (0, 1):
+        drawn = draw(name, sizes, dtype, np.random.default_rng(7))
+        flushed = draw(name, sizes, dtype, np.random.default_rng(7))
+        for key, value in drawn[group].items():
+            if value.dtype == dtype and key not in ("v", "cache"):
+                value.flat[::3] = np.finfo(dtype).smallest_normal / 8
+                flushed[group][key].flat[::3] = 0
+        for a, b in zip(run(compiled, name, *drawn), run(compiled, name, *flushed), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=100 * np.finfo(dtype).eps)
+
+
+# ---- Caches --------------------------------------------------------------------------------------
+
+RECURRENT = ["rnn_step", "rnn", "lstm_step", "lstm"]
+
+
+def test_cache_of_something_else():
+    """A wrong cache raises; in a process of its own, for it would crash where it does not."""
+    code = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+import numpy as np
+from equivalence import OPS, compiled, draw
+sizes = {{"N": 2, "T": 3, "D": 4, "H": 4, "V": 7, "M": 3}}
+drawn = {{name: draw(name, sizes, float, np.random.default_rng(7)) for name in {RECURRENT!r}}}
+caches = {{name: compiled(name + "_forward")(**a)[-1] for name, (a, _) in drawn.items()}}
+caches |= {{"None": None, "tuple": (), "number": 3}}
+for name, (_, gradients) in drawn.items():
+    for of, cache in caches.items():
+        try:
+            compiled(name + "_backward")(*gradients.values(), cache)
+        except (TypeError, ValueError) as error:
+            assert of != name and str(error).startswith("cache is"), (name, of, error)
+        else:
+            assert of == name, (name, of)
+print("done")
+"""
+    done = python(code)
+    assert done.stdout.split() == ["done"], done.stderr or f"exit status {done.returncode}"
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("take", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_cache_cannot_be_copied(name, take):
+    arguments, _ = draw(name, LARGE, np.float32, np.random.default_rng(7))
+    cache = compiled(f"{name}_forward")(**arguments)[-1]
+    with pytest.raises(TypeError):
+        take(cache)
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_cache_serves_twice(name):
+    arguments, gradients = draw(name, LARGE, np.float32, np.random.default_rng(7))
+    cache = compiled(f"{name}_forward")(**arguments)[-1]
+    first = compiled(f"{name}_backward")(*gradients.values(), cache)
+    again = compiled(f"{name}_backward")(*gradients.values(), cache)
+    assert as_bytes(first) == as_bytes(again)
+
+
+# ---- Stubs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stub", sorted(PACKAGE.rglob("*.pyi")), ids=lambda path: path.stem)
+def test_stub_names_what_the_module_has(stub):
+    """All functions of a compiled module are in its stub, with their parameters, and no other."""
+    module = import_module(".".join(stub.relative_to(PACKAGE.parent).with_suffix("").parts))
+    stubbed = {
+        node.name: [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+        for node in ast.parse(stub.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    compiled_functions = {
+        name: list(inspect.signature(value).parameters)
+        for name, value in vars(module).items()
+        if type(value).__name__ == "cython_function_or_method" and not name.startswith("_")
+    }
+    assert stubbed == compiled_functions
+
+
+def test_every_compiled_module_has_a_stub():
+    for source in PACKAGE.rglob("*.pyx"):
+        assert source.with_suffix(".pyi").is_file()
