@@ -1,0 +1,143 @@
+"""Captions, batches and first weights that every contender is given alike.
+
+The captions are COCO's own where the shared data lies beside the project, else drawn by a fixed
+seed from COCO's lengths and from words that follow Zipf's law; `CaptionSet.source` says which.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from .shapes import Shape
+
+NULL, START, END, UNK = range(4)
+COCO_ROWS = 400135
+COCO_IMAGES = 82783
+POOL = 20000  # captions that the batches are drawn from
+_FILE = "coco/train_captions_first272108.h5"
+_T, _V = 16, 1004
+
+# How many of 272108 training captions of COCO have 0, 1, .. 16 words after <START>, <END> included.
+LENGTHS = (0, 0, 0, 0, 0, 0, 1, 9, 2381, 49044, 62081, 59931, 42716, 26810, 15540, 8704, 4891)
+
+
+@dataclass(frozen=True)
+class CaptionSet:
+    """Captions int32 (rows, T + 1), and where they come from."""
+
+    captions: np.ndarray
+    source: str
+
+
+def shared_data() -> Path:
+    """Return $FASTRNN_SHARED_DATA, or ``../shared/data`` seen from the project."""
+    beside = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+    return Path(os.environ.get("FASTRNN_SHARED_DATA", beside))
+
+
+def read_captions(shape: Shape, rows: int) -> CaptionSet:
+    """Return `rows` captions of T + 1 ids below V.
+
+    Parameters
+    ----------
+    shape : Shape
+        Its T and V must be COCO's, 16 and 1004, for the real captions to fit.
+    rows : int
+        How many; the real ones are repeated from the first on when there are too few.
+
+    Returns
+    -------
+    CaptionSet
+        ``<START>``, words, ``<END>``, then ``<NULL>``.
+    """
+    path = shared_data() / _FILE
+    if (shape.T, shape.V) != (_T, _V) or not path.is_file():
+        source = "synthetic captions (COCO's lengths, Zipf's words)"
+        return CaptionSet(draw_captions(shape, rows), source)
+    captions = np.empty((rows, _T + 1), dtype=np.int32)
+    with h5py.File(path, "r") as file:
+        real = file["train_captions"]
+        for first in range(0, rows, len(real)):
+            part = captions[first : first + len(real)]
+            real.read_direct(part, np.s_[: len(part)])
+    repeated = f", the first {len(real)} repeated" if rows > len(real) else ""
+    return CaptionSet(captions, f"real COCO captions{repeated}")
+
+
+def draw_captions(shape: Shape, rows: int) -> np.ndarray:
+    """Draw captions by a fixed seed: COCO's lengths, cut or scaled to T, and Zipf's words."""
+    rng = np.random.default_rng(231)
+    shares = np.array(LENGTHS) / sum(LENGTHS)
+    lengths = rng.choice(len(LENGTHS), size=rows, p=shares)
+    lengths = np.maximum(1, np.ceil(lengths * shape.T / _T)).astype(int)
+    rank = np.arange(1, shape.V - UNK)
+    words = rng.choice(rank, size=(rows, shape.T), p=(1 / rank) / (1 / rank).sum()) + UNK
+    place = np.arange(shape.T)
+    words[place == lengths[:, None] - 1] = END
+    words[place >= lengths[:, None]] = NULL
+    return np.column_stack([np.full(rows, START), words]).astype(np.int32)
+
+
+def vocabulary(V: int) -> dict[str, int]:
+    """Return a vocabulary with the four special words first, as COCO's has them."""
+    words = ["<NULL>", "<START>", "<END>", "<UNK>", *(f"word{i}" for i in range(4, V))]
+    return {word: i for i, word in enumerate(words)}
+
+
+def draw_pool(shape: Shape, rows: int = POOL) -> tuple[dict[str, Any], str]:
+    """Return training data in the keys of ``load_coco_data``, and the source of its captions.
+
+    The features of a picture are a fixed random projection of the words of its caption, so that
+    a model can learn to say different things of different pictures, and when to stop.
+    """
+    found = read_captions(shape, rows)
+    projection = np.random.default_rng(232).standard_normal((shape.V, shape.F), dtype=np.float32)
+    projection[[NULL, START, END]] = 0
+    features = np.zeros((rows, shape.F), dtype=np.float32)
+    for t in range(1, shape.T + 1):
+        features += projection[found.captions[:, t]]
+    features /= np.sqrt(shape.T)
+    words = vocabulary(shape.V)
+    data = {
+        "train_captions": found.captions,
+        "train_image_idxs": np.arange(rows, dtype=np.int32),
+        "train_features": features,
+        "train_urls": np.array([f"images/{i:06d}.jpg" for i in range(rows)]),
+        "word_to_idx": words,
+        "idx_to_word": list(words),
+    }
+    return data, found.source
+
+
+def draw_batch(data: dict[str, Any], N: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw captions and features by the same global draw as ``sample_coco_minibatch``.
+
+    The peers' processes call this one: they must not load fastrnn's core and its threads.
+    """
+    rows = np.random.choice(len(data["train_captions"]), N)
+    return data["train_captions"][rows], data["train_features"][data["train_image_idxs"][rows]]
+
+
+def first_params(shape: Shape, cell: str) -> dict[str, np.ndarray]:
+    """Draw float32 parameters as ``CaptioningRNN`` does after ``np.random.seed(231)``."""
+    np.random.seed(231)
+    N_gates = {"rnn": 1, "lstm": 4}[cell] * shape.H
+    return {
+        name: values.astype(np.float32)
+        for name, values in {
+            "W_embed": np.random.randn(shape.V, shape.D) / 100,
+            "W_proj": np.random.randn(shape.F, shape.H) / np.sqrt(shape.F),
+            "b_proj": np.zeros(shape.H),
+            "Wx": np.random.randn(shape.D, N_gates) / np.sqrt(shape.D),
+            "Wh": np.random.randn(shape.H, N_gates) / np.sqrt(shape.H),
+            "b": np.zeros(N_gates),
+            "W_vocab": np.random.randn(shape.H, shape.V) / np.sqrt(shape.H),
+            "b_vocab": np.zeros(shape.V),
+        }.items()
+    }

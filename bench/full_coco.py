@@ -1,0 +1,198 @@
+"""An epoch at the size of COCO: ``python -m bench.full_coco``.
+
+400135 captions (COCO's own where they are at hand, repeated to that number) over 82783 pictures
+with random features of 512 numbers, through `CaptioningSolver` with Adam. It reports captions/s,
+the time of an epoch, the share of each operation, and the peak of memory over a bare import and
+the data. What a random feature is costs what a real one costs; only the losses mean less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import json
+import pstats
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import machine, report
+from .data import COCO_IMAGES, COCO_ROWS, read_captions, vocabulary
+from .shapes import Shape
+
+MB = 1e6
+WARM = 2  # steps that are not timed
+PROFILED = 5  # steps for the shares of the operations
+_PEAK = "import resource, {}; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+AROUND = ("optim", "coco_utils")  # modules whose public functions run around the loss
+
+
+def peak_bytes() -> int:
+    """Return the largest resident size that this process has had."""
+    import resource
+
+    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return found if sys.platform == "darwin" else 1024 * found
+
+
+def bare_import_bytes() -> int:
+    """Return the same of a process that has done nothing but ``import fastrnn``."""
+    command = [sys.executable, "-c", _PEAK.format("fastrnn")]
+    found = int(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    return found if sys.platform == "darwin" else 1024 * found
+
+
+def full_data(shape: Shape) -> tuple[dict[str, Any], str]:
+    """Return training data of COCO's shapes, and the source of its captions."""
+    found = read_captions(shape, COCO_ROWS)
+    rng = np.random.default_rng(231)
+    words = vocabulary(shape.V)
+    data = {
+        "train_captions": found.captions,
+        "train_image_idxs": rng.integers(0, COCO_IMAGES, COCO_ROWS, dtype=np.int32),
+        "train_features": rng.standard_normal((COCO_IMAGES, shape.F), dtype=np.float32),
+        "train_urls": np.full(COCO_IMAGES, "images/000000000000.jpg", dtype="<U63"),
+        "word_to_idx": words,
+        "idx_to_word": list(words),
+    }
+    return data, found.source
+
+
+def shares(solver: Any) -> dict[str, float]:
+    """Return the per cent of a step's time in each operation, most expensive first.
+
+    The phases of the loss are timed by the core's own clock, the public functions around it by
+    Python's profiler.
+    """
+    from fastrnn._core import captioner
+
+    profiler = cProfile.Profile()
+    captioner.profile()  # begin afresh
+    start = time.perf_counter()
+    profiler.enable()
+    for _ in range(PROFILED):
+        solver._step()
+    profiler.disable()
+    whole = time.perf_counter() - start
+    seconds: dict[str, float] = captioner.profile()
+    for (file, _, name), (_, _, _, inclusive, _) in pstats.Stats(profiler).stats.items():
+        path = Path(file)
+        if path.parent.name == "fastrnn" and path.stem in AROUND and not name.startswith("_"):
+            seconds[name] = seconds.get(name, 0.0) + inclusive
+    seconds["the rest"] = whole - sum(seconds.values())
+    ordered = sorted(seconds.items(), key=lambda item: -item[1])
+    return {name: 100 * value / whole for name, value in ordered}
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.full_coco",
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--steps", type=int, help="stop after so many and project the epoch")
+    parser.add_argument("--json", help="write the report here too; - writes it to standard output")
+    parser.add_argument("--cell", choices=("rnn", "lstm"), default="lstm", help="recurrent cell")
+    for name, default, what in (
+        ("hidden", 512, "hidden units"),
+        ("wordvec", 256, "width of the word vectors"),
+        ("batch", 100, "captions in a batch"),
+        ("threads", min(2, machine.processors()), "threads"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=what)
+    options = parser.parse_args(arguments)
+    for name in ("steps", "hidden", "wordvec", "batch", "threads"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} is {value}; expected at least 1")
+    if options.batch > COCO_ROWS:
+        parser.error(f"--batch is {options.batch}; expected at most {COCO_ROWS}")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; return the exit status."""
+    options = parse(arguments)
+    bare = bare_import_bytes()
+
+    import fastrnn
+    from fastrnn.captioning_solver import CaptioningSolver
+    from fastrnn.classifiers.rnn import CaptioningRNN
+
+    fastrnn.set_num_threads(options.threads)
+    shape = Shape("full", options.batch, 16, options.wordvec, options.hidden)
+    data, source = full_data(shape)
+    data_bytes = sum(value.nbytes for value in data.values() if isinstance(value, np.ndarray))
+    np.random.seed(231)
+    model = CaptioningRNN(data["word_to_idx"], shape.F, shape.D, shape.H, options.cell, np.float32)
+    solver = CaptioningSolver(
+        model,
+        data,
+        update_rule="adam",
+        optim_config={"learning_rate": 1e-3},
+        batch_size=shape.N,
+        num_epochs=1,
+        verbose=False,
+    )
+    epoch = COCO_ROWS // shape.N
+    steps = min(options.steps or epoch, epoch)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr if options.json == "-" else sys.stdout, flush=True)
+
+    say(f"{COCO_ROWS} captions: {source}; {COCO_IMAGES} pictures: random features of {shape.F}")
+    for _ in range(WARM):
+        solver._step()
+    start = time.perf_counter()
+    for step in range(1, steps + 1):
+        solver._step()
+        if step % 500 == 0:
+            rate = step * shape.N / (time.perf_counter() - start)
+            say(f"step {step} / {steps}: loss {solver.loss_history[-1]:.3f}, {rate:.0f} captions/s")
+    seconds = time.perf_counter() - start
+    peak = peak_bytes()
+    found = {
+        "machine": machine.describe(),
+        "captions": source,
+        "features": f"random, {COCO_IMAGES} x {shape.F}",
+        "cell": options.cell,
+        "shape": f"{shape.N}/{shape.D}/{shape.H}",
+        "steps": steps,
+        "seconds": seconds,
+        "captions_per_second": steps * shape.N / seconds,
+        "epoch_seconds": seconds * epoch / steps,
+        "projected": steps < epoch,
+        "loss": [float(solver.loss_history[0]), float(solver.loss_history[-1])],
+        "memory_mb": {
+            "peak": peak / MB,
+            "bare_import": bare / MB,
+            "data": data_bytes / MB,
+            "over": (peak - bare - data_bytes) / MB,
+        },
+        "shares": shares(solver),
+    }
+    memory = found["memory_mb"]
+    say(
+        f"{options.cell} {found['shape']}, {options.threads} threads: {steps} steps in "
+        f"{seconds:.1f} s, {found['captions_per_second']:.0f} captions/s; an epoch of {epoch} "
+        f"steps {'would take' if found['projected'] else 'took'} {found['epoch_seconds']:.0f} s"
+    )
+    say(
+        f"peak memory {memory['peak']:.0f} MB = bare import {memory['bare_import']:.0f} + data "
+        f"{memory['data']:.0f} + training {memory['over']:.0f}"
+    )
+    for name, share in found["shares"].items():
+        say(f"{share:6.1f} %  {name}")
+    if options.json == "-":
+        json.dump(found, sys.stdout)
+    elif options.json:
+        report.write_whole(Path(options.json), json.dumps(found, indent=1).encode() + b"\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

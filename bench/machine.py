@@ -1,0 +1,150 @@
+"""What the figures were measured on: processor, libraries, and the peak of its arithmetic."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+from pathlib import Path
+
+# What the libraries of all contenders read, before they are loaded.
+THREAD_VARIABLES = (
+    "FASTRNN_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NPROC",  # XLA's pool of workers
+)
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        return os.cpu_count() or 1
+
+
+def processor_name() -> str:
+    """Return the name that the processor gives itself."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def busy_seconds() -> float | None:
+    """Return the processor time that everything here has used since the start, or None."""
+    try:
+        fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    except OSError:
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq, steal = (int(f) for f in fields[:8])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def own_seconds() -> float:
+    """Return the processor time of this process and of its children that have ended."""
+    import resource
+
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(sum(resource.getrusage(kind)[:2]) for kind in kinds)
+
+
+class Others:
+    """Watches how many processors other programs keep busy meanwhile."""
+
+    def __init__(self) -> None:
+        self.busy, self.start = busy_seconds(), time.perf_counter()
+        self.own = own_seconds() if self.busy is not None else 0.0
+
+    def average(self) -> float | None:
+        """Return their number since this was made; None where the system does not tell.
+
+        Children must have ended for their time to count as ours.
+        """
+        busy = busy_seconds()
+        if busy is None or self.busy is None:
+            return None
+        theirs = busy - self.busy - (own_seconds() - self.own)
+        return max(0.0, theirs / (time.perf_counter() - self.start))
+
+
+def describe() -> dict[str, object]:
+    """Return what determines the figures: CPU, instruction set, threads, NumPy and its BLAS."""
+    import numpy as np
+
+    import fastrnn
+    from fastrnn._core import kernels
+
+    blas = np.show_config(mode="dicts")["Build Dependencies"].get("blas", {})
+    return {
+        "cpu": processor_name(),
+        "processors": processors(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "fastrnn": fastrnn.__version__,
+        "isa": kernels.isa(),
+        "threads": fastrnn.get_num_threads(),
+        "numpy": np.__version__,
+        "blas": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(),
+    }
+
+
+def fma_peak(dtype: str, threads: int, seconds: float = 0.1, repeats: int = 5) -> float:
+    """Measure the rate of fused multiply-adds on registers.
+
+    Parameters
+    ----------
+    dtype : {'float32', 'float64'}
+        Of the registers.
+    threads : int
+        How many threads run them side by side.
+    seconds : float, optional
+        How long one run lasts, about.
+    repeats : int, optional
+        Runs; the best one counts.
+
+    Returns
+    -------
+    float
+        Operations per second of all threads together, two for each multiply-add.
+    """
+    from fastrnn._core import kernels
+
+    size = {"float32": 4, "float64": 8}[dtype]
+    rounds = 100_000
+    while True:
+        start = time.perf_counter()
+        kernels.fma_flops(size, rounds)
+        taken = time.perf_counter() - start
+        if taken > 0.01:
+            break
+        rounds *= 4
+    rounds = max(1, int(rounds * seconds / taken))
+
+    best = 0.0
+    for _ in range(repeats):
+        together = threading.Barrier(threads)
+        spans: list[tuple[float, float, float]] = []
+
+        def run(together: threading.Barrier = together, spans: list = spans) -> None:
+            together.wait()
+            start = time.perf_counter()
+            flops = kernels.fma_flops(size, rounds)
+            spans.append((start, time.perf_counter(), flops))
+
+        workers = [threading.Thread(target=run) for _ in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        starts, ends, flops = zip(*spans, strict=True)
+        best = max(best, sum(flops) / (max(ends) - min(starts)))
+    return best

@@ -1,0 +1,417 @@
+"""fastrnn against its NumPy twin, PyTorch and JAX: ``python -m bench.peers``.
+
+Every contender runs in a process of its own. They take turns in blocks of calls, with a pause
+between blocks so that no library's spinning threads slow the next one, in an order that
+alternates; minimum and median of all calls are reported, and ratios are ratios of medians. All
+draw the same batches from the same captions and begin with the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import calls, machine, report, work
+from .contenders import CONTENDERS
+from .data import draw_batch, draw_pool
+from .shapes import LAYERS, SHAPES, STEPS, Shape
+
+ROOT = Path(__file__).resolve().parent.parent
+SECTIONS = ("step", "layer", "embedding", "calls", "sample", "memory")
+CLOSE = 10.0  # seconds that a contender has to leave
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to measure.
+
+    Attributes
+    ----------
+    blocks : int
+        Blocks of calls for each contender.
+    seconds : float
+        What a block should take, about; it has at least `least` timed calls.
+    least : int
+        See `seconds`.
+    warm : int
+        Calls before the timed ones of a block, to bring caches and clocks back after the pause.
+    pause : float
+        Seconds of rest before each block.
+    brief : float
+        Seconds of rest where calls take microseconds: NumPy's BLAS spins for some 30 ms.
+    tick : float
+        Shorter calls are repeated until they take this many seconds together.
+    trained : int
+        Training steps of the model that is to stop at <END>.
+    memory_steps : int
+        Training steps of the run whose memory is measured.
+    """
+
+    blocks: int = 8
+    seconds: float = 0.5
+    least: int = 3
+    warm: int = 1
+    pause: float = 0.3
+    brief: float = 0.06
+    tick: float = 5e-4
+    trained: int = 400
+    memory_steps: int = 60
+
+
+QUICK = Plan(
+    blocks=2, seconds=0.03, least=1, warm=0, pause=0.05, brief=0.03, trained=10, memory_steps=4
+)
+
+
+class Absent(Exception):
+    """The contender's library is not installed."""
+
+
+class Contender:
+    """The process of one contender, and the talk with it."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        self.name = name
+        variables = dict.fromkeys(machine.THREAD_VARIABLES, str(threads))
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "bench.contenders", name, str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **variables, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path},
+        )
+        self.facts: dict[str, Any] = {}
+
+    def greet(self) -> None:
+        """Wait until the library is loaded."""
+        first = self._read()
+        if "absent" in first:
+            raise Absent(first["absent"])
+        self.facts = first["facts"]
+
+    def ask(self, do: str, **request: Any) -> dict[str, Any]:
+        """Send one request and wait for its answer."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"do": do, **request}) + "\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name}: its process ended with {self.process.wait()}")
+        found = json.loads(line)
+        if "error" in found:
+            raise RuntimeError(f"{self.name}: {found['error']}")
+        return found
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(CLOSE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@dataclass
+class Race:
+    """All contenders that are there, and what they have done so far."""
+
+    plan: Plan
+    threads: int
+    contenders: dict[str, Contender] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    peak: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def enter(self, names: list[str]) -> None:
+        """Start the processes; remember the absent ones."""
+        started = {name: Contender(name, self.threads) for name in names}
+        for name, contender in started.items():
+            try:
+                contender.greet()
+            except Absent as reason:
+                contender.close()
+                self.absent[name] = str(reason)
+            else:
+                self.contenders[name] = contender
+
+    def leave(self) -> None:
+        """End the processes."""
+        for contender in self.contenders.values():
+            contender.close()
+
+    def measure_peak(self) -> None:
+        """Measure the FMA peak of one and of all threads; the best of several moments counts."""
+        if "fastrnn" not in self.contenders:
+            return
+        seconds = min(0.1, self.plan.seconds)
+        for dtype in ("float32", "float64"):
+            best = self.peak.setdefault(dtype, {})
+            for threads in sorted({1, self.threads}):
+                found = self.contenders["fastrnn"].ask(
+                    "peak", arguments={"dtype": dtype, "threads": threads, "seconds": seconds}
+                )["flops"]
+                best[str(threads)] = max(found, best.get(str(threads), 0.0))
+
+    def run(
+        self,
+        names: list[str],
+        section: str,
+        label: str,
+        kind: str,
+        arguments: dict[str, Any],
+        *,
+        flop: float | None = None,
+        dtype: str = "float32",
+        brief: bool = False,
+    ) -> None:
+        """Measure one job on the contenders named, in alternating blocks; append the rows.
+
+        A `brief` job, of microseconds, is measured in short blocks with short pauses.
+        """
+        entered = [name for name in names if name in self.contenders]
+        pace, opened = {}, {}
+        for name in entered:
+            contender = self.contenders[name]
+            opened[name] = contender.ask(
+                "open", kind=kind, arguments=arguments, settle=brief or self.plan.warm > 0
+            )
+            inner = math.ceil(self.plan.tick / max(opened[name]["seconds"], 1e-9))
+            call = inner * opened[name]["seconds"]
+            block = 0.1 * self.plan.seconds if brief else self.plan.seconds
+            pace[name] = inner, max(self.plan.least, min(1000, int(block / call)))
+        times: dict[str, list[float]] = {name: [] for name in entered}
+        for block in range(self.plan.blocks):
+            for name in entered if block % 2 == 0 else reversed(entered):
+                inner, steps = pace[name]
+                time.sleep(self.plan.brief if brief else self.plan.pause)
+                found = self.contenders[name].ask(
+                    "run", seed=block, warm=self.plan.warm, steps=steps, inner=inner
+                )
+                times[name] += found["seconds"]
+        for name in entered:
+            self.contenders[name].ask("close")
+            median = statistics.median(times[name])
+            row = {
+                "section": section,
+                "label": label,
+                "dtype": dtype,
+                "contender": name,
+                "ms_min": 1e3 * min(times[name]),
+                "ms_median": 1e3 * median,
+                "calls": len(times[name]),
+                "gflop": None if flop is None else flop / 1e9,
+                "gflops": None if flop is None else flop / median / 1e9,
+                "percent_of_peak": None,
+                "loss": opened[name]["loss"],
+                "facts": opened[name]["facts"],
+            }
+            self.rows.append(row)
+        report.progress(label, {name: 1e3 * statistics.median(times[name]) for name in entered})
+
+    def finish(self) -> None:
+        """Set every rate against the peak of all threads."""
+        for row in self.rows:
+            best = self.peak.get(row["dtype"], {}).get(str(self.threads))
+            if best and row["gflops"] is not None:
+                row["percent_of_peak"] = 100 * row["gflops"] * 1e9 / best
+
+
+def average_work(shape: Shape, cell: str, batches: int = 32) -> float:
+    """Return the mean of `work.step_work` over batches as the contenders draw them."""
+    data, _ = draw_pool(shape)
+    np.random.seed(0)
+    drawn = [draw_batch(data, shape.N)[0] for _ in range(batches)]
+    return statistics.fmean(work.step_work(captions, shape, cell) for captions in drawn)
+
+
+def run_steps(race: Race, steps: list[tuple[str, str]]) -> None:
+    """Whole training steps."""
+    names = ["fastrnn", "reference", "torch padded", "torch packed", "jax"]
+    for name, cell in steps:
+        shape = SHAPES[name]
+        arguments = {"shape": asdict(shape), "cell": cell}
+        label = f"{cell.upper()} {shape.sizes}"
+        flop = average_work(shape, cell)
+        race.run(names, "step", label, "step", arguments, flop=flop)
+
+
+def run_layers(race: Race, layers: list[tuple[str, str]]) -> None:
+    """Dense LSTM layers, forward and backward."""
+    names = ["fastrnn", "reference", "torch padded", "jax"]
+    for name, dtype in layers:
+        shape = SHAPES[name]
+        arguments = {"shape": asdict(shape), "cell": "lstm", "dtype": dtype}
+        label = f"lstm {shape.sizes} {dtype}"
+        flop = work.layer_work(shape, "lstm")
+        race.run(names, "layer", label, "layer", arguments, flop=flop, dtype=dtype)
+
+
+def run_embedding(race: Race, shape: Shape) -> None:
+    """The scatter-add of a batch's gradient into the words' vectors."""
+    names = ["fastrnn", "add.at", "sort+reduceat", "torch padded"]
+    label = f"word_embedding_backward {shape.N}x{shape.T}x{shape.D}"
+    race.run(names, "embedding", label, "embedding", {"shape": asdict(shape)})
+
+
+def run_calls(race: Race, shapes: list[Shape]) -> None:
+    """Every layer and rule at the tiny shape; single steps and rules at the others too."""
+    tiny = SHAPES["tiny"]
+    jobs = [(tiny, function) for function in (*calls.LAYERS, *calls.RULES)]
+    for shape in shapes:
+        single = Shape(f"{shape.name} N=1", 1, shape.T, shape.D, shape.H, shape.V, shape.F)
+        jobs += [(s, f) for s in (shape, single) for f in calls.SINGLE_STEPS]
+    for shape, function in jobs:
+        arguments = {"shape": asdict(shape), "function": function}
+        label = f"{function} {shape.name}"
+        race.run(["fastrnn", "reference"], "calls", label, "call", arguments, brief=True)
+    for cell in ("rnn", "lstm"):
+        arguments = {"shape": asdict(tiny), "cell": cell}
+        label = f"CaptioningSolver._step {cell} tiny"
+        race.run(["fastrnn", "reference"], "calls", label, "step", arguments, brief=True)
+
+
+def run_samples(race: Race, shape: Shape, images: int = 1000, steps: int = 17) -> None:
+    """Greedy decoding of many pictures, of many with rows that stop at <END>, and of one."""
+    names = ["fastrnn", "torch padded"]
+    for count, trained in ((images, 0), (images, race.plan.trained), (1, 0)):
+        arguments = {"shape": asdict(shape), "images": count, "steps": steps}
+        label = f"sample {count} x {steps}"
+        arguments["trained"] = trained
+        label += " stop_at_end" if trained else ""
+        # rows that stop need less, and how much less depends on the model
+        flop = None if trained else work.sample_work(shape, "lstm", count, steps)
+        race.run(names, "sample", label, "sample", arguments, flop=flop)
+
+
+def measure_memory(plan: Plan, threads: int) -> dict[str, Any]:
+    """Train at the size of COCO in another process; return its report."""
+    command = [sys.executable, "-m", "bench.full_coco", "--steps", str(plan.memory_steps)]
+    found = subprocess.run(
+        [*command, "--threads", str(threads), "--json", "-"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(found.stdout)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.peers",
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--json", type=Path, help="write the figures here, and a chart beside")
+    parser.add_argument("--quick", action="store_true", help="few calls: a look, no figures")
+    parser.add_argument(
+        "--threads", type=int, default=min(2, machine.processors()), help="of each contender"
+    )
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        choices=list(SHAPES),
+        metavar="SHAPE",
+        help=f"instead of the usual ones; of {', '.join(SHAPES)}",
+    )
+    parser.add_argument(
+        "--contenders",
+        nargs="+",
+        default=list(CONTENDERS),
+        choices=list(CONTENDERS),
+        metavar="NAME",
+        help="who takes part",
+    )
+    parser.add_argument(
+        "--sections",
+        nargs="+",
+        default=list(SECTIONS),
+        choices=SECTIONS,
+        metavar="SECTION",
+        help="what is measured",
+    )
+    options = parser.parse_args(arguments)
+    if options.threads < 1:
+        parser.error(f"--threads is {options.threads}; expected at least 1")
+    if options.json is not None and not options.json.resolve().parent.is_dir():
+        parser.error(f"--json: no such folder: {options.json.resolve().parent}")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; return the exit status."""
+    options = parse(arguments)
+    plan = QUICK if options.quick else Plan()
+    steps, layers = list(STEPS), list(LAYERS)
+    first, single = SHAPES["coco"], [SHAPES["cs231n"], SHAPES["coco"]]
+    if options.shapes:
+        steps = [(name, cell) for name in options.shapes for cell in ("lstm", "rnn")]
+        layers = [(name, dtype) for dtype in ("float32", "float64") for name in options.shapes]
+        first, single = SHAPES[options.shapes[0]], []
+    race = Race(plan, options.threads)
+    others = machine.Others()
+    memory = None
+    try:
+        race.enter(options.contenders)
+        race.measure_peak()
+        if "step" in options.sections:
+            run_steps(race, steps)
+        if "layer" in options.sections:
+            race.measure_peak()
+            run_layers(race, layers)
+        if "embedding" in options.sections:
+            run_embedding(race, first)
+        if "calls" in options.sections:
+            run_calls(race, single)
+        if "sample" in options.sections:
+            run_samples(race, first)
+        race.measure_peak()
+    finally:
+        race.leave()
+    race.finish()
+    if "memory" in options.sections:
+        memory = measure_memory(plan, options.threads)
+    described = race.contenders["fastrnn"].facts if "fastrnn" in race.contenders else {}
+    result = {
+        "format": 1,
+        "quick": options.quick,
+        "threads": options.threads,
+        "date": time.strftime("%Y-%m-%d"),
+        "others": others.average(),
+        "machine": described,
+        "versions": {name: c.facts for name, c in race.contenders.items()},
+        "absent": race.absent,
+        "plan": asdict(plan),
+        "peak": race.peak,
+        "rows": race.rows,
+        "memory": memory,
+        "goals": report.goals(race.rows, memory),
+    }
+    print(report.text(result))
+    if options.json is not None:
+        report.write_whole(options.json, json.dumps(result, indent=1).encode() + b"\n")
+        chart = options.json.with_suffix(".png")
+        report.write_chart(chart, result)
+        print(f"\nwrote {options.json} and {chart}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
