@@ -6,37 +6,37 @@ dictionary `config`, which is filled with defaults where a key is missing. The a
 the state have the dtype of `w`.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from ._core import optim as _core
 from .reference import checks as _checks
 
 
-def _checked(w: np.ndarray, dw: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return `w`, `dw` and the array to step: `w` itself, or a contiguous copy to write back."""
+def _stepped(step: Callable[..., Any], w: np.ndarray, dw: np.ndarray, **states: Any) -> Any:
+    """Run ``step(w, dw, *states)`` on arrays that the core takes as they are.
+
+    Where `w` is not contiguous a copy is stepped and written back; a state that is None becomes
+    zeros.
+    """
     w, dw = _checks.as_weights(w, dw)
     if not w.flags.writeable:
         raise ValueError("w is read-only; expected an array that can be changed in place")
-    dw = np.require(dw, requirements=["C", "A"])
-    return w, dw, w if w.flags.carray else np.require(w, requirements=["C", "A"])
-
-
-def _state(config: dict, key: str, w: np.ndarray) -> np.ndarray:
-    """Return a state of the shape and the dtype of `w`, zeros where there is none yet."""
-    state = config.get(key)
-    if state is None:
-        return np.zeros_like(w, order="C")
-    state = np.require(state, dtype=w.dtype, requirements=["C", "A"])
-    if state.shape != w.shape:
-        raise ValueError(f"{key} has shape {state.shape}; expected the shape of w, {w.shape}")
-    return state
-
-
-def _written(w: np.ndarray, step: np.ndarray) -> np.ndarray:
-    """Return `w`, with what was stepped in a copy written back."""
-    if step is not w:
-        w[...] = step
-    return w
+    arrays = []
+    for name, state in states.items():
+        state = np.zeros_like(w, order="C") if state is None else np.asarray(state, dtype=w.dtype)
+        if state.shape != w.shape:
+            raise ValueError(f"{name} has shape {state.shape}; expected the shape of w, {w.shape}")
+        arrays.append(np.require(state, requirements="CA"))
+    stepped = w if w.flags.carray else np.require(w, requirements="CA")
+    found = step(stepped, np.require(dw, requirements="CA"), *arrays)
+    if stepped is not w:
+        w[...] = stepped
+    return found
 
 
 def sgd(
@@ -69,12 +69,11 @@ def sgd(
     ValueError
         If the shapes differ, or `w` is read-only.
     """
-    w, dw, step = _checked(w, dw)
     config = {} if config is None else config
-    config.setdefault("learning_rate", 1e-2)
-
-    _core.sgd(step, dw, float(config["learning_rate"]))
-    return _written(w, step), config
+    rate = config.setdefault("learning_rate", 1e-2)
+    if _core.sgd(w, dw, rate) is None:
+        _stepped(lambda w, dw: _core.sgd(w, dw, rate), w, dw)
+    return w, config
 
 
 def sgd_momentum(
@@ -113,18 +112,17 @@ def sgd_momentum(
     Sutskever, Martens, Dahl and Hinton, "On the importance of initialization and momentum in
     deep learning", 2013, equations 1 and 2.
     """
-    w, dw, step = _checked(w, dw)
     config = {} if config is None else config
-    config.setdefault("learning_rate", 1e-2)
-    config.setdefault("momentum", 0.9)
-    velocity = _state(config, "velocity", w)
+    rate = config.setdefault("learning_rate", 1e-2)
+    momentum = config.setdefault("momentum", 0.9)
+    velocity = config.get("velocity")
 
-    v = velocity if in_place else np.empty_like(velocity)
-    _core.sgd_momentum(
-        step, dw, velocity, v, float(config["learning_rate"]), float(config["momentum"])
-    )
-    config["velocity"] = v
-    return _written(w, step), config
+    def step(w: np.ndarray, dw: np.ndarray, velocity: Any) -> Any:
+        return _core.sgd_momentum(w, dw, velocity, rate, momentum, in_place)
+
+    following = None if velocity is None else step(w, dw, velocity)
+    config["velocity"] = _stepped(step, w, dw, velocity=velocity) if following is None else following
+    return w, config
 
 
 def rmsprop(
@@ -164,18 +162,18 @@ def rmsprop(
     ----------
     Tieleman and Hinton, "Lecture 6.5: rmsprop", Neural Networks for Machine Learning, 2012.
     """
-    w, dw, step = _checked(w, dw)
     config = {} if config is None else config
-    config.setdefault("learning_rate", 1e-2)
-    config.setdefault("decay_rate", 0.99)
-    config.setdefault("epsilon", 1e-8)
-    cache = _state(config, "cache", w)
+    rate = config.setdefault("learning_rate", 1e-2)
+    decay_rate = config.setdefault("decay_rate", 0.99)
+    epsilon = config.setdefault("epsilon", 1e-8)
+    cache = config.get("cache")
 
-    following = cache if in_place else np.empty_like(cache)
-    rates = (float(config[key]) for key in ("learning_rate", "decay_rate", "epsilon"))
-    _core.rmsprop(step, dw, cache, following, *rates)
-    config["cache"] = following
-    return _written(w, step), config
+    def step(w: np.ndarray, dw: np.ndarray, cache: Any) -> Any:
+        return _core.rmsprop(w, dw, cache, rate, decay_rate, epsilon, in_place)
+
+    following = None if cache is None else step(w, dw, cache)
+    config["cache"] = _stepped(step, w, dw, cache=cache) if following is None else following
+    return w, config
 
 
 def adam(
@@ -221,23 +219,21 @@ def adam(
     ----------
     Kingma and Ba, "Adam: a method for stochastic optimization", 2015.
     """
-    w, dw, step = _checked(w, dw)
     config = {} if config is None else config
-    config.setdefault("learning_rate", 1e-3)
-    config.setdefault("beta1", 0.9)
-    config.setdefault("beta2", 0.999)
-    config.setdefault("epsilon", 1e-8)
-    config.setdefault("t", 0)
-    m, v = _state(config, "m", w), _state(config, "v", w)
+    rate = config.setdefault("learning_rate", 1e-3)
+    beta1, beta2 = config.setdefault("beta1", 0.9), config.setdefault("beta2", 0.999)
+    epsilon = config.setdefault("epsilon", 1e-8)
+    t = config.setdefault("t", 0) + 1
+    m, v = config.get("m"), config.get("v")
+    alpha = rate * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
 
-    beta1, beta2 = float(config["beta1"]), float(config["beta2"])
-    t = config["t"] + 1
-    alpha = float(config["learning_rate"]) * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
-    next_m, next_v = (m, v) if in_place else (np.empty_like(m), np.empty_like(v))
-    epsilon = float(config["epsilon"])
-    _core.adam(step, dw, m, v, next_m, next_v, alpha, beta1, beta2, epsilon)
-    config["m"], config["v"], config["t"] = next_m, next_v, t
-    return _written(w, step), config
+    def step(w: np.ndarray, dw: np.ndarray, m: Any, v: Any) -> Any:
+        return _core.adam(w, dw, m, v, alpha, beta1, beta2, epsilon, in_place)
+
+    moments = None if m is None or v is None else step(w, dw, m, v)
+    config["m"], config["v"] = _stepped(step, w, dw, m=m, v=v) if moments is None else moments
+    config["t"] = t
+    return w, config
 
 
 IN_PLACE_RULES = (sgd, sgd_momentum, rmsprop, adam)

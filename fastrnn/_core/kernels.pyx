@@ -335,7 +335,7 @@ cdef bytes _isa = b""
 cdef int _threads = 1
 
 # Below this many floating-point operations for each thread, waking it costs more than it brings.
-cdef double WORK_PER_THREAD = 2e5
+cdef double WORK_PER_THREAD = 1.5e6
 
 
 def choose_isa(cap=None):
@@ -396,7 +396,7 @@ cdef int threads_for(double work) noexcept nogil:
 # A few freed blocks are kept, so that a call made again and again does not fault its pages in each time.
 cdef enum:
     KEPT_BLOCKS = 12
-    KEPT_BYTES = 192 << 20
+    KEPT_BYTES = 128 << 20
 cdef void* kept[KEPT_BLOCKS]
 cdef size_t kept_size[KEPT_BLOCKS]
 cdef size_t kept_total = 0
@@ -452,7 +452,11 @@ cdef class Workspace:
     cdef int reserve(self, size_t size) except -1:
         self.used = 0
         if size > self.capacity:
-            block_free(self.memory, self.capacity)
+            # what has grown once will grow again: leave some room, and do not keep what has become too small
+            if self.memory != NULL:
+                frn_free(self.memory)
+                self.memory = NULL
+                size += size // 8
             self.capacity = 0
             self.memory = <char*> block_alloc(size, &self.capacity)
             if self.memory == NULL:

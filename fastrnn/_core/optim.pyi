@@ -1,32 +1,28 @@
+from typing import Any
+
 from numpy import ndarray
 
-def sgd(w: ndarray, dw: ndarray, learning_rate: float) -> None: ...
+def sgd(w: Any, dw: Any, learning_rate: float) -> bool | None: ...
 def sgd_momentum(
-    w: ndarray,
-    dw: ndarray,
-    velocity: ndarray,
-    out: ndarray,
-    learning_rate: float,
-    momentum: float,
-) -> None: ...
+    w: Any, dw: Any, velocity: Any, learning_rate: float, momentum: float, in_place: bool
+) -> ndarray | None: ...
 def rmsprop(
-    w: ndarray,
-    dw: ndarray,
-    cache: ndarray,
-    out: ndarray,
+    w: Any,
+    dw: Any,
+    cache: Any,
     learning_rate: float,
     decay_rate: float,
     epsilon: float,
-) -> None: ...
+    in_place: bool,
+) -> ndarray | None: ...
 def adam(
-    w: ndarray,
-    dw: ndarray,
-    m: ndarray,
-    v: ndarray,
-    out_m: ndarray,
-    out_v: ndarray,
+    w: Any,
+    dw: Any,
+    m: Any,
+    v: Any,
     alpha: float,
     beta1: float,
     beta2: float,
     epsilon: float,
-) -> None: ...
+    in_place: bool,
+) -> tuple[ndarray, ndarray] | None: ...

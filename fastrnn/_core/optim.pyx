@@ -1,5 +1,7 @@
 """Optimiser steps over NumPy arrays: one pass over a parameter, its gradient and its state."""
 
+import numpy as np
+
 cimport numpy as cnp
 from cython cimport floating
 from cython.parallel cimport prange
@@ -54,6 +56,31 @@ cdef void run(const Step* step, floating* w, floating* new_a, floating* new_b, c
                 part(step, w, new_a, new_b, a, b, dw, min(n, q * chunk), n if q == threads - 1 else min(n, (q + 1) * chunk))
 
 
+cdef bint fits(object w, object dw, object a, object b) noexcept:
+    """Whether all are writeable C-contiguous arrays of one shape and one dtype, float32 or float64; None fits as well."""
+    cdef object array
+    cdef int kind
+    if type(w) is not np.ndarray or dw is None:
+        return False
+    kind = cnp.PyArray_TYPE(<cnp.ndarray> w)
+    if kind != cnp.NPY_FLOAT32 and kind != cnp.NPY_FLOAT64:
+        return False
+    if not cnp.PyArray_ISCARRAY(<cnp.ndarray> w):
+        return False
+    for array in (dw, a, b):
+        if array is None:
+            continue
+        if (type(array) is not np.ndarray or cnp.PyArray_TYPE(<cnp.ndarray> array) != kind
+                or not cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> array)
+                or not cnp.PyArray_SAMESHAPE(<cnp.ndarray> array, <cnp.ndarray> w)):
+            return False
+    return True
+
+
+cdef object like(cnp.ndarray w):
+    return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(w), cnp.PyArray_DIMS(w), cnp.PyArray_TYPE(w), 0)
+
+
 cdef int apply(const Step* step, cnp.ndarray w, cnp.ndarray new_a, cnp.ndarray new_b, cnp.ndarray a, cnp.ndarray b,
                cnp.ndarray dw) except -1:
     if cnp.PyArray_TYPE(w) == cnp.NPY_FLOAT32:
@@ -67,30 +94,43 @@ cdef int apply(const Step* step, cnp.ndarray w, cnp.ndarray new_a, cnp.ndarray n
     return 0
 
 
-# All arrays of a call are C-contiguous, of one shape and one dtype, float32 or float64; fastrnn.optim sees to it.
+# Each rule changes w and returns the new state, in arrays of its own unless in_place. It returns None, and does nothing,
+# where the arrays are not what the core can work on; fastrnn.optim then makes them so, or says why they cannot be.
 
-def sgd(cnp.ndarray w, cnp.ndarray dw, double learning_rate):
-    """w -= learning_rate dw."""
+def sgd(w, dw, double learning_rate):
+    """w -= learning_rate dw. Returns True."""
     cdef Step step = Step(SGD, learning_rate, 0, 0, 0)
+    if not fits(w, dw, None, None):
+        return None
     apply(&step, w, None, None, None, None, dw)
+    return True
 
 
-def sgd_momentum(cnp.ndarray w, cnp.ndarray dw, cnp.ndarray velocity, cnp.ndarray out, double learning_rate,
-                 double momentum):
-    """out = momentum velocity - learning_rate dw; w += out."""
+def sgd_momentum(w, dw, velocity, double learning_rate, double momentum, bint in_place):
+    """v = momentum velocity - learning_rate dw; w += v. Returns v."""
     cdef Step step = Step(MOMENTUM, learning_rate, momentum, 0, 0)
-    apply(&step, w, out, None, velocity, None, dw)
+    if not fits(w, dw, velocity, None):
+        return None
+    v = velocity if in_place else like(w)
+    apply(&step, w, v, None, velocity, None, dw)
+    return v
 
 
-def rmsprop(cnp.ndarray w, cnp.ndarray dw, cnp.ndarray cache, cnp.ndarray out, double learning_rate,
-            double decay_rate, double epsilon):
-    """out = decay_rate cache + (1 - decay_rate) dw^2; w -= learning_rate dw / (sqrt(out) + epsilon)."""
+def rmsprop(w, dw, cache, double learning_rate, double decay_rate, double epsilon, bint in_place):
+    """c = decay_rate cache + (1 - decay_rate) dw^2; w -= learning_rate dw / (sqrt(c) + epsilon). Returns c."""
     cdef Step step = Step(RMSPROP, learning_rate, decay_rate, 0, epsilon)
-    apply(&step, w, out, None, cache, None, dw)
+    if not fits(w, dw, cache, None):
+        return None
+    c = cache if in_place else like(w)
+    apply(&step, w, c, None, cache, None, dw)
+    return c
 
 
-def adam(cnp.ndarray w, cnp.ndarray dw, cnp.ndarray m, cnp.ndarray v, cnp.ndarray out_m, cnp.ndarray out_v,
-         double alpha, double beta1, double beta2, double epsilon):
-    """out_m, out_v = the moving averages after dw; w -= alpha out_m / (sqrt(out_v) + epsilon)."""
+def adam(w, dw, m, v, double alpha, double beta1, double beta2, double epsilon, bint in_place):
+    """m, v = their moving averages after dw; w -= alpha m / (sqrt(v) + epsilon). Returns (m, v)."""
     cdef Step step = Step(ADAM, alpha, beta1, beta2, epsilon)
-    apply(&step, w, out_m, out_v, m, v, dw)
+    if not fits(w, dw, m, v):
+        return None
+    next_m, next_v = (m, v) if in_place else (like(w), like(w))
+    apply(&step, w, next_m, next_v, m, v, dw)
+    return next_m, next_v
