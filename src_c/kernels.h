@@ -74,18 +74,19 @@ FRN_KERNEL(void, gemm_outer,
  * -------------------------------------------------------------------- Gate order i, f, o, g in 4H. Hochreiter &
  * Schmidhuber 1997 with the forget gate of Gers et al. 2000, no peepholes. */
 
-/* h = tanh(a).
- *   h  out (H,), may be a;  h_out  out (H,) or NULL, a second copy;  a  in (H,), pre-activation */
-FRN_KERNEL(void, rnn_gates_forward, (REAL * h, REAL *h_out, const REAL *a, ptrdiff_t H));
+/* h = tanh(a + input).
+ *   h  out (H,), may be a;  h_out  out (H,) or NULL, a second copy;  a  in (H,), pre-activation;  input  in (H,) or NULL */
+FRN_KERNEL(void, rnn_gates_forward, (REAL * h, REAL *h_out, const REAL *a, const REAL *input, ptrdiff_t H));
 
 /* da = (dh + dh_next) * (1 - h * h).
  *   da  out (H,), may be any of the inputs;  dh, dh_next  in (H,) or NULL;  h  in (H,) */
 FRN_KERNEL(void, rnn_gates_backward, (REAL * da, const REAL *dh, const REAL *dh_next, const REAL *h, ptrdiff_t H));
 
 /* c = f * c_prev + i * g and h = o * tanh(c), with i, f, o = sigmoid and g = tanh of the pre-activations.
- *   gates  in (4H,) pre-activations, out (4H,) activations
+ *   gates  in (4H,) pre-activations, out (4H,) activations;  input  in (4H,) or NULL, added to the pre-activations
  *   c      out (H,), may be c_prev;  h  out (H,);  h_out  out (H,) or NULL, a second copy;  c_prev  in (H,) */
-FRN_KERNEL(void, lstm_gates_forward, (REAL * gates, REAL *c, REAL *h, REAL *h_out, const REAL *c_prev, ptrdiff_t H));
+FRN_KERNEL(void, lstm_gates_forward,
+           (REAL * gates, REAL *c, REAL *h, REAL *h_out, const REAL *input, const REAL *c_prev, ptrdiff_t H));
 
 /* The gradient of the pre-activations, and of c_prev.
  *   da      out (4H,), may be gates

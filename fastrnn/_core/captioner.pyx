@@ -151,10 +151,8 @@ cdef void vocabulary_block(const Task* task, floating* dscores, double* losses, 
     for i in range(first, last):
         losses[i] = kernels.softmax_loss(dscores + i * task.ldv, dscores + i * task.ldv, task.V, task.target[i],
                                          <floating> (1.0 / task.N))
-    kernels.gemm_pack_rows(tiles, height * task.V, dscores + first * task.ldv, NULL, task.ldv, NULL, 1, rows, task.V,
-                           height, 0, count)
-    kernels.gemm_tiles(dh + first * task.batch.ldh, task.batch.ldh, tiles, height, W_transposed,
-                       <const floating*> NULL, rows, task.H, task.V, False)
+    kernels.gemm(dh + first * task.batch.ldh, task.batch.ldh, <const floating*> dscores + first * task.ldv, task.ldv, 1,
+                 W_transposed, <const floating*> NULL, rows, task.H, task.V, False)
     kernels.denormals_restore(mode)
 
 
@@ -408,19 +406,18 @@ cdef void decode_block(const Decoder* d, int32_t* captions, const floating* h0, 
             break
         height = tile_height(active, size)
         count = (active + height - 1) // height
-        for i in range(active):
-            memcpy(gates + i * d.ldg, products + word[i] * d.ldg, d.G * size)
         if not packed:
             kernels.gemm_pack_rows(tiles, height * d.H, <const floating*> h, NULL, d.ldh, NULL, 1, active, d.H, height,
                                    0, count)
         kernels.gemm_tiles(gates, d.ldg, <const floating*> tiles, height, Wh, <const floating*> NULL, active, d.G, d.H,
-                           True)
+                           False)
         for i in range(active):
             if d.lstm:
                 kernels.lstm_gates_forward(gates + i * d.ldg, c + i * d.ldh, h + i * d.ldh, <floating*> NULL,
-                                           <const floating*> c + i * d.ldh, d.H)
+                                           products + word[i] * d.ldg, <const floating*> c + i * d.ldh, d.H)
             else:
-                kernels.rnn_gates_forward(h + i * d.ldh, <floating*> NULL, <const floating*> gates + i * d.ldg, d.H)
+                kernels.rnn_gates_forward(h + i * d.ldh, <floating*> NULL, <const floating*> gates + i * d.ldg,
+                                          products + word[i] * d.ldg, d.H)
         kernels.gemm_pack_rows(tiles, height * d.H, <const floating*> h, NULL, d.ldh, NULL, 1, active, d.H, height, 0,
                                count)
         kernels.gemm_tiles(scores, d.ldv, <const floating*> tiles, height, W_vocab, b_vocab, active, d.V, d.H, False)
@@ -463,9 +460,10 @@ cdef void decode_few(const Decoder* d, int32_t* captions, floating* h, floating*
         for i in range(rows):
             if d.lstm:
                 kernels.lstm_gates_forward(gates + i * d.ldg, c + i * d.ldh, h + i * d.ldh, <floating*> NULL,
-                                           <const floating*> c + i * d.ldh, d.H)
+                                           <const floating*> NULL, <const floating*> c + i * d.ldh, d.H)
             else:
-                kernels.rnn_gates_forward(h + i * d.ldh, <floating*> NULL, <const floating*> gates + i * d.ldg, d.H)
+                kernels.rnn_gates_forward(h + i * d.ldh, <floating*> NULL, <const floating*> gates + i * d.ldg,
+                                          <const floating*> NULL, d.H)
         columns_product(scores, d.ldv, <const floating*> h, d.ldh, W_vocab, d.V, b_vocab, rows, d.V, d.H, False,
                         threads)
         for i in range(rows):

@@ -28,11 +28,11 @@ cdef void gemm_thin_transposed(
 cdef void gemm_outer(
         floating* C, ptrdiff_t ldc, floating* colsum, const floating* A, ptrdiff_t lda, const floating* B,
         ptrdiff_t ldb, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) noexcept nogil
-cdef void rnn_gates_forward(floating* h, floating* h_out, const floating* a, ptrdiff_t H) noexcept nogil
+cdef void rnn_gates_forward(floating* h, floating* h_out, const floating* a, const floating* input, ptrdiff_t H) noexcept nogil
 cdef void rnn_gates_backward(
         floating* da, const floating* dh, const floating* dh_next, const floating* h, ptrdiff_t H) noexcept nogil
 cdef void lstm_gates_forward(
-        floating* gates, floating* c, floating* h, floating* h_out, const floating* c_prev, ptrdiff_t H) noexcept nogil
+        floating* gates, floating* c, floating* h, floating* h_out, const floating* input, const floating* c_prev, ptrdiff_t H) noexcept nogil
 cdef void lstm_gates_backward(
         floating* da, floating* dc, const floating* dh, const floating* dh_next, const floating* gates, const
         floating* c, const floating* c_prev, ptrdiff_t H) noexcept nogil

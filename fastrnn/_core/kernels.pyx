@@ -66,16 +66,16 @@ cdef extern from "fastrnn.h" nogil:
     void (*frn_gemm_outer_f64)(
             double* C, ptrdiff_t ldc, double* colsum, const double* A, ptrdiff_t lda, const double* B,
             ptrdiff_t ldb, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
-    void (*frn_rnn_gates_forward_f32)(float* h, float* h_out, const float* a, ptrdiff_t H)
-    void (*frn_rnn_gates_forward_f64)(double* h, double* h_out, const double* a, ptrdiff_t H)
+    void (*frn_rnn_gates_forward_f32)(float* h, float* h_out, const float* a, const float* input, ptrdiff_t H)
+    void (*frn_rnn_gates_forward_f64)(double* h, double* h_out, const double* a, const double* input, ptrdiff_t H)
     void (*frn_rnn_gates_backward_f32)(
             float* da, const float* dh, const float* dh_next, const float* h, ptrdiff_t H)
     void (*frn_rnn_gates_backward_f64)(
             double* da, const double* dh, const double* dh_next, const double* h, ptrdiff_t H)
     void (*frn_lstm_gates_forward_f32)(
-            float* gates, float* c, float* h, float* h_out, const float* c_prev, ptrdiff_t H)
+            float* gates, float* c, float* h, float* h_out, const float* input, const float* c_prev, ptrdiff_t H)
     void (*frn_lstm_gates_forward_f64)(
-            double* gates, double* c, double* h, double* h_out, const double* c_prev, ptrdiff_t H)
+            double* gates, double* c, double* h, double* h_out, const double* input, const double* c_prev, ptrdiff_t H)
     void (*frn_lstm_gates_backward_f32)(
             float* da, float* dc, const float* dh, const float* dh_next, const float* gates, const float* c,
             const float* c_prev, ptrdiff_t H)
@@ -190,11 +190,11 @@ cdef void gemm_outer(
         frn_gemm_outer_f64(C, ldc, colsum, A, lda, B, ldb, M, N, K, accumulate)
 
 
-cdef void rnn_gates_forward(floating* h, floating* h_out, const floating* a, ptrdiff_t H) noexcept nogil:
+cdef void rnn_gates_forward(floating* h, floating* h_out, const floating* a, const floating* input, ptrdiff_t H) noexcept nogil:
     if floating is float:
-        frn_rnn_gates_forward_f32(h, h_out, a, H)
+        frn_rnn_gates_forward_f32(h, h_out, a, input, H)
     else:
-        frn_rnn_gates_forward_f64(h, h_out, a, H)
+        frn_rnn_gates_forward_f64(h, h_out, a, input, H)
 
 
 cdef void rnn_gates_backward(
@@ -206,11 +206,11 @@ cdef void rnn_gates_backward(
 
 
 cdef void lstm_gates_forward(
-        floating* gates, floating* c, floating* h, floating* h_out, const floating* c_prev, ptrdiff_t H) noexcept nogil:
+        floating* gates, floating* c, floating* h, floating* h_out, const floating* input, const floating* c_prev, ptrdiff_t H) noexcept nogil:
     if floating is float:
-        frn_lstm_gates_forward_f32(gates, c, h, h_out, c_prev, H)
+        frn_lstm_gates_forward_f32(gates, c, h, h_out, input, c_prev, H)
     else:
-        frn_lstm_gates_forward_f64(gates, c, h, h_out, c_prev, H)
+        frn_lstm_gates_forward_f64(gates, c, h, h_out, input, c_prev, H)
 
 
 cdef void lstm_gates_backward(

@@ -115,6 +115,7 @@ cdef void rows_forward(const Batch* batch, floating* gates, floating* h, floatin
     cdef ptrdiff_t t, r, i, rows, token, height, count, q
     cdef ptrdiff_t ldg = batch.ldg, ldh = batch.ldh, H = batch.H, K = D + batch.H
     cdef floating* copy = NULL
+    cdef const floating* product = NULL
     cdef const floating* state
     cdef uint64_t mode = kernels.denormals_flush()
     for t in range(batch.T):
@@ -124,27 +125,30 @@ cdef void rows_forward(const Batch* batch, floating* gates, floating* h, floatin
         height = tile_height(rows, sizeof(floating))
         count = (rows + height - 1) // height
         # the rows of a tile are [x, h before the step]
-        for i in range(rows if D == 0 else 0):
-            token = batch.offset[t] + first + i * stride
-            memcpy(gates + token * ldg, x + x_at[token], batch.gates * sizeof(floating))
         for q in range(count if D > 0 else 0):
             pack_inputs(tiles + q * height * K, x, x_at + batch.offset[t] + first, stride, q * height,
                         min(height, rows - q * height), height, D)
         state = h + before(batch, t, first) * ldh
-        kernels.gemm_pack_rows(tiles + height * D, height * K, state, NULL, stride * ldh, NULL, 1, rows, H, height, 0,
-                               count)
-        kernels.gemm_tiles(gates + (batch.offset[t] + first) * ldg, stride * ldg, tiles, height, weights, bias, rows,
-                           batch.gates, K, D == 0)
+        if D > 0:
+            kernels.gemm_pack_rows(tiles + height * D, height * K, state, NULL, stride * ldh, NULL, 1, rows, H, height,
+                                   0, count)
+            kernels.gemm_tiles(gates + (batch.offset[t] + first) * ldg, stride * ldg, tiles, height, weights, bias,
+                               rows, batch.gates, K, False)
+        else:
+            kernels.gemm(gates + (batch.offset[t] + first) * ldg, stride * ldg, state, stride * ldh, 1, weights,
+                         <const floating*> NULL, rows, batch.gates, H, False)
         for i in range(rows):
             r = first + i * stride
             token = batch.offset[t] + r
             if out != NULL:
                 copy = out + out_at[token]
+            if D == 0:
+                product = x + x_at[token]
             if batch.lstm:
-                kernels.lstm_gates_forward(gates + token * ldg, c + (batch.N + token) * ldh,
-                                           h + (batch.N + token) * ldh, copy, c + before(batch, t, r) * ldh, H)
+                kernels.lstm_gates_forward(gates + token * ldg, c + (batch.N + token) * ldh, h + (batch.N + token) * ldh,
+                                           copy, product, c + before(batch, t, r) * ldh, H)
             else:
-                kernels.rnn_gates_forward(h + (batch.N + token) * ldh, copy, gates + token * ldg, H)
+                kernels.rnn_gates_forward(h + (batch.N + token) * ldh, copy, gates + token * ldg, product, H)
     kernels.denormals_restore(mode)
 
 
@@ -215,6 +219,10 @@ cdef void rows_backward(const Batch* batch, floating* da, floating* dstate, floa
                                            h + (batch.N + token) * ldh, H)
         height = tile_height(rows, sizeof(floating))
         count = (rows + height - 1) // height
+        if dx == NULL:
+            kernels.gemm(dstate + first * ldh, stride * ldh, <const floating*> da + (batch.offset[t] + first) * ldg,
+                         stride * ldg, 1, Wh_transposed, nothing, rows, H, G, False)
+            continue
         kernels.gemm_pack_rows(tiles, height * G, da + (batch.offset[t] + first) * ldg, NULL, stride * ldg, NULL, 1,
                                rows, G, height, 0, count)
         kernels.gemm_tiles(dstate + first * ldh, stride * ldh, tiles, height, Wh_transposed, nothing, rows, H, G, False)
@@ -358,9 +366,11 @@ cdef void single_forward(const Batch* batch, floating* gates, floating* h, float
     for r in range(batch.tokens):
         if batch.lstm:
             kernels.lstm_gates_forward(gates + r * batch.ldg, c + (batch.N + r) * batch.ldh,
-                                       h + (batch.N + r) * batch.ldh, out + r * batch.H, c + r * batch.ldh, batch.H)
+                                       h + (batch.N + r) * batch.ldh, out + r * batch.H, <const floating*> NULL,
+                                       c + r * batch.ldh, batch.H)
         else:
-            kernels.rnn_gates_forward(h + (batch.N + r) * batch.ldh, out + r * batch.H, gates + r * batch.ldg, batch.H)
+            kernels.rnn_gates_forward(h + (batch.N + r) * batch.ldh, out + r * batch.H, gates + r * batch.ldg,
+                                      <const floating*> NULL, batch.H)
     kernels.denormals_restore(mode)
 
 
