@@ -108,19 +108,23 @@ INLINE void store_before(REAL *p, vec x, const REAL *end) {
 void KERNEL(gemm_pack_rows)(REAL *packed, ptrdiff_t step, const REAL *A, const ptrdiff_t *row, ptrdiff_t rs,
                             const ptrdiff_t *col, ptrdiff_t cs, ptrdiff_t M, ptrdiff_t K, ptrdiff_t height,
                             ptrdiff_t first, ptrdiff_t last) {
+    if (height <= LANES && !row && rs == 1) {
+        /* A transposed: the rows of a tile lie side by side, so each k is one run through A. Vectors of LANES rows are
+         * stored `height` apart, each over the rest of the one before. */
+        for (ptrdiff_t k = 0; k < K; k++) {
+            const REAL *from = A + (col ? col[k] : k * cs);
+            for (ptrdiff_t t = first; t < last; t++) {
+                const ptrdiff_t i0 = t * height;
+                REAL *tile = packed + (t - first) * step;
+                const vec x = i0 + LANES <= M ? load(from + i0) : load_part(from + i0, M - i0);
+                store_before(tile + k * height, x, tile + height * K);
+            }
+        }
+        return;
+    }
     for (ptrdiff_t t = first; t < last; t++, packed += step) {
         const ptrdiff_t i0 = t * height, rows = M - i0 < height ? M - i0 : height;
-        /* vectors of LANES rows are stored `height` apart, each over the rest of the one before */
         const REAL *end = packed + height * K;
-        if (height <= LANES && !row && rs == 1) { /* A transposed: the rows of a tile lie side by side */
-            for (ptrdiff_t k = 0; k < K; k++) {
-                const REAL *from = A + i0 + (col ? col[k] : k * cs);
-                PREFETCH(A + i0 + (col ? col[k + 8 < K ? k + 8 : k] : (k + 8) * cs));
-                const vec x = i0 + LANES <= M ? load(from) : load_part(from, rows);
-                store_before(packed + k * height, x, end);
-            }
-            continue;
-        }
         if (height <= LANES && !col && cs == 1) {
             for (ptrdiff_t k = 0; k < K; k += LANES) {
                 const ptrdiff_t run = K - k < LANES ? K - k : LANES;
