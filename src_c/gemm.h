@@ -150,10 +150,11 @@ enum { FROM_ZERO, FROM_BIAS, FROM_C };
 /* C (rows, PANEL_WIDTH) = start + A (rows, K) panel (K, PANEL_WIDTH), rows of the panel `step` apart, held in registers.
  * `rows`, `packed` and `stream` are constants where this is inlined. packed: the rows of A lie side by side (rs is 1), which
  * is a few per cent faster. Else fifteen rows are reached from three pointers and the factors 1, 2, 4 of an address, since a
- * pointer for each row would not fit the general registers. stream: the panel comes from far, and is fetched ahead. */
+ * pointer for each row would not fit the general registers. stream: the panel is not in the nearest cache yet, and is fetched
+ * ahead. Meanwhile `next`, growing by next_step bytes a k, is brought into the second-level cache. */
 INLINE void tile(const int rows, const int packed, const int stream, ptrdiff_t K, const REAL *A, ptrdiff_t rs,
-                 ptrdiff_t cs, const REAL *panel, ptrdiff_t step, REAL *C, ptrdiff_t ldc, const REAL *bias,
-                 int start) {
+                 ptrdiff_t cs, const REAL *panel, ptrdiff_t step, const char *next, ptrdiff_t next_step, REAL *C,
+                 ptrdiff_t ldc, const REAL *bias, int start) {
     vec c[TILE_HEIGHT][PANEL_VECTORS];
     const REAL *a0 = A, *a5 = A + 5 * rs, *a10 = A + 10 * rs;
     const ptrdiff_t rs2 = 2 * rs, rs3 = 3 * rs, rs4 = 4 * rs;
@@ -169,6 +170,7 @@ INLINE void tile(const int rows, const int packed, const int stream, ptrdiff_t K
             b[j] = load(panel + j * LANES);
             if (stream) PREFETCH(ahead + j * LANES);
         }
+        PREFETCH_FAR(next);
 #define ROW(i, address)                                                                                                \
     if (i < rows && i < TILE_HEIGHT) {                                                                                 \
         const vec a = splat(packed ? a0[i] : *(address));                                                              \
@@ -191,6 +193,7 @@ INLINE void tile(const int rows, const int packed, const int stream, ptrdiff_t K
 #undef ROW
         panel += step;
         ahead += step;
+        next += next_step;
         a0 += cs;
         a5 += cs;
         a10 += cs;
@@ -206,18 +209,16 @@ INLINE void tile(const int rows, const int packed, const int stream, ptrdiff_t K
 
 #define TILE_OF(n)                                                                                                     \
     NOINLINE void tile_##n(ptrdiff_t K, const REAL *A, ptrdiff_t rs, ptrdiff_t cs, const REAL *panel, ptrdiff_t step,  \
-                           REAL *C, ptrdiff_t ldc, const REAL *bias, int start, int stream) {                          \
-        if (rs == 1) {                                                                                                 \
-            if (stream)                                                                                                \
-                tile(n, 1, 1, K, A, 1, cs, panel, step, C, ldc, bias, start);                                          \
-            else                                                                                                       \
-                tile(n, 1, 0, K, A, 1, cs, panel, step, C, ldc, bias, start);                                          \
-        } else {                                                                                                       \
-            if (stream)                                                                                                \
-                tile(n, 0, 1, K, A, rs, cs, panel, step, C, ldc, bias, start);                                         \
-            else                                                                                                       \
-                tile(n, 0, 0, K, A, rs, cs, panel, step, C, ldc, bias, start);                                         \
-        }                                                                                                              \
+                           const char *next, ptrdiff_t next_step, REAL *C, ptrdiff_t ldc, const REAL *bias, int start, \
+                           int stream) {                                                                               \
+        if (rs == 1 && stream)                                                                                         \
+            tile(n, 1, 1, K, A, 1, cs, panel, step, next, next_step, C, ldc, bias, start);                             \
+        else if (rs == 1)                                                                                              \
+            tile(n, 1, 0, K, A, 1, cs, panel, step, next, next_step, C, ldc, bias, start);                             \
+        else if (stream)                                                                                               \
+            tile(n, 0, 1, K, A, rs, cs, panel, step, next, next_step, C, ldc, bias, start);                            \
+        else                                                                                                           \
+            tile(n, 0, 0, K, A, rs, cs, panel, step, next, next_step, C, ldc, bias, start);                            \
     }
 TILE_OF(1)
 TILE_OF(2)
@@ -236,8 +237,8 @@ TILE_OF(13)
 TILE_OF(14)
 #endif
 
-typedef void (*tile_function)(ptrdiff_t, const REAL *, ptrdiff_t, ptrdiff_t, const REAL *, ptrdiff_t, REAL *, ptrdiff_t,
-                              const REAL *, int, int);
+typedef void (*tile_function)(ptrdiff_t, const REAL *, ptrdiff_t, ptrdiff_t, const REAL *, ptrdiff_t, const char *,
+                              ptrdiff_t, REAL *, ptrdiff_t, const REAL *, int, int);
 static const tile_function tile_of_rows[] = {NULL,   tile_1, tile_2, tile_3,  tile_4,  tile_5,  tile_6,
 #if TILE_HEIGHT_MAX > 6
                                              tile_7, tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14
@@ -246,10 +247,10 @@ static const tile_function tile_of_rows[] = {NULL,   tile_1, tile_2, tile_3,  ti
 
 /* One tile against one panel; the last panel may have fewer columns than its width. */
 INLINE void tile_at(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t K, const REAL *A, ptrdiff_t rs, ptrdiff_t cs,
-                    const REAL *panel, ptrdiff_t step, REAL *C, ptrdiff_t ldc, const REAL *bias, int start,
-                    int stream) {
+                    const REAL *panel, ptrdiff_t step, const char *next, ptrdiff_t next_step, REAL *C, ptrdiff_t ldc,
+                    const REAL *bias, int start, int stream) {
     if (columns == PANEL_WIDTH) {
-        tile_of_rows[rows](K, A, rs, cs, panel, step, C, ldc, bias, start, stream);
+        tile_of_rows[rows](K, A, rs, cs, panel, step, next, next_step, C, ldc, bias, start, stream);
         return;
     }
     REAL edge[TILE_HEIGHT * PANEL_WIDTH] = {0}, edge_bias[PANEL_WIDTH] = {0};
@@ -257,7 +258,7 @@ INLINE void tile_at(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t K, const REAL *
     if (start == FROM_C)
         for (ptrdiff_t i = 0; i < rows; i++) memcpy(edge + i * PANEL_WIDTH, C + i * ldc, bytes);
     if (start == FROM_BIAS) memcpy(edge_bias, bias, bytes);
-    tile_of_rows[rows](K, A, rs, cs, panel, step, edge, PANEL_WIDTH, edge_bias, start, stream);
+    tile_of_rows[rows](K, A, rs, cs, panel, step, next, next_step, edge, PANEL_WIDTH, edge_bias, start, stream);
     for (ptrdiff_t i = 0; i < rows; i++) memcpy(C + i * ldc, edge + i * PANEL_WIDTH, bytes);
 }
 
@@ -274,12 +275,21 @@ INLINE void product(REAL *C, ptrdiff_t ldc, const REAL *A, ptrdiff_t rs, ptrdiff
         const int start = q > 0 || accumulate ? FROM_C : bias ? FROM_BIAS : FROM_ZERO;
         for (ptrdiff_t p = 0; p < panels; p++) {
             const ptrdiff_t n0 = p * PANEL_WIDTH, columns = N - n0 < PANEL_WIDTH ? N - n0 : PANEL_WIDTH;
+            const REAL *panel = B + p * panel_step + k0 * step;
+            const int is_packed = step == PANEL_WIDTH;
+            /* the panel after this one comes closer while the tiles after the first are at work; where there is but one
+             * tile, the rest of this panel does */
+            const ptrdiff_t row_bytes = PANEL_WIDTH * (ptrdiff_t)sizeof(REAL);
+            const char *next = (const char *)panel + 96 * row_bytes;
+            const ptrdiff_t next_step = !is_packed ? 0 : tiles == 1 ? row_bytes : row_bytes / (tiles - 1);
             for (ptrdiff_t t = 0; t < tiles; t++) {
                 const ptrdiff_t i0 = tile_step ? t * height : share(M, t, tiles);
                 const ptrdiff_t i1 = !tile_step ? share(M, t + 1, tiles) : i0 + height < M ? i0 + height : M;
                 const REAL *from = tile_step ? A + t * tile_step : A + i0 * rs;
-                tile_at(i1 - i0, columns, k1 - k0, from + k0 * cs, rs, cs, B + p * panel_step + k0 * step, step,
-                        C + i0 * ldc + n0, ldc, bias ? bias + n0 : NULL, start, t == 0 || step != PANEL_WIDTH);
+                if (t > 0 && p + 1 < panels) next = (const char *)(panel + panel_step) + (t - 1) * (k1 - k0) * next_step;
+                tile_at(i1 - i0, columns, k1 - k0, from + k0 * cs, rs, cs, panel, step, next,
+                        tiles > 1 && t == 0 ? 0 : next_step, C + i0 * ldc + n0, ldc, bias ? bias + n0 : NULL, start,
+                        t == 0 || !is_packed);
             }
         }
     }

@@ -19,12 +19,14 @@
 #define RESTRICT __restrict__
 #define PREFETCH(p) __builtin_prefetch((p), 0, 3)
 #define PREFETCH_WRITE(p) __builtin_prefetch((p), 1, 3)
+#define PREFETCH_FAR(p) __builtin_prefetch((p), 0, 2)
 #else
 #define INLINE static inline
 #define NOINLINE static
 #define RESTRICT
 #define PREFETCH(p) ((void)0)
 #define PREFETCH_WRITE(p) ((void)0)
+#define PREFETCH_FAR(p) ((void)0)
 #endif
 
 /* TILE_HEIGHT x (PANEL_VECTORS * LANES) elements of C stay in registers: what the register file holds beside the
