@@ -178,8 +178,7 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, const 
     task.ldv = leading(V, size)
     task.ldw = leading(W, size)
     block_bytes = vocabulary_room(task, size)
-    # the tiles of one thread are at most those of all its rows
-    forward_bytes = across * room(tiles_size((N + across - 1) // across, H, size), size)
+    forward_bytes = across * room(tiles_size(N, H, size), size)
     backward_bytes = across * room(tiles_size((N + across - 1) // across, G, size), size)
 
     workspace.reserve(

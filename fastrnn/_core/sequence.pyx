@@ -2,8 +2,9 @@
 
 A sequence runs in time-major order over *tokens*: the rows of the batch are sorted by length, longest first, and token
 ``offset[t] + r`` is step t of the r-th row. The rows that are still active at a step lie side by side, so a ragged batch
-costs what its words cost. A thread owns every `threads`-th row for the whole sequence and never waits for another; the
-order in which anything is summed does not depend on how many there are.
+costs what its words cost. A thread owns every `threads`-th row for the whole sequence and never waits for another, but
+where the rows are too few for that (by_columns()); the order in which anything is summed does not depend on how many
+threads there are.
 """
 
 import numpy as np
@@ -29,6 +30,11 @@ cnp.import_array()
 cdef enum:
     FEW = 4
     MODERATE = 64
+
+# See by_columns().
+cdef enum:
+    COLUMNS_BELOW = 20  # rows for each thread
+    WIDE = 1 << 18      # recurrent weights
 
 
 # ---- Batches ---------------------------------------------------------------------------------------------------------
@@ -79,7 +85,7 @@ cdef void batch_sort(Batch* batch, void* memory, const ptrdiff_t* lengths, ptrdi
 
 cdef size_t forward_room(const Batch* batch, ptrdiff_t D, int threads, size_t size) noexcept nogil:
     """Bytes of scratchpad that steps_forward() needs."""
-    return threads * room(tiles_size(rows_of(batch, 0, threads), D + batch.H, size), size)
+    return threads * room(tiles_size(rows_of(batch, 0, 1 if by_columns(batch, threads) else threads), D + batch.H, size), size)
 
 
 cdef inline ptrdiff_t rows_of(const Batch* batch, ptrdiff_t t, ptrdiff_t stride) noexcept nogil:
@@ -98,13 +104,47 @@ cdef void steps_forward(const Batch* batch, floating* gates, floating* h, floati
     out_at[token], gets a copy of h, unless it is NULL.
     """
     cdef int k
+    cdef ptrdiff_t t
     cdef size_t part = forward_room(batch, D, threads, sizeof(floating)) // threads
     if threads == 1:
         rows_forward(batch, gates, h, c, out, out_at, x, x_at, D, bias, weights, scratch, 0, 1)
         return
+    if by_columns(batch, threads):
+        for t in range(batch.T):
+            for k in prange(threads, num_threads=threads, schedule="static"):
+                columns_forward(batch, gates, h, x, x_at, D, bias, weights, <floating*> (<char*> scratch + k * part), t,
+                                k, threads)
+            for k in prange(threads, num_threads=threads, schedule="static"):
+                gates_forward(batch, gates, h, c, out, out_at, x, x_at, D, t, k, threads)
+        return
     for k in prange(threads, num_threads=threads, schedule="static"):
         rows_forward(batch, gates, h, c, out, out_at, x, x_at, D, bias, weights,
                      <floating*> (<char*> scratch + k * part), k, threads)
+
+
+cdef inline bint by_columns(const Batch* batch, int threads) noexcept nogil:
+    """Whether threads share out the columns of each step rather than the rows of the batch.
+
+    A thread with a few rows reads all the weights at each step and waits for memory. With a part of the columns it reads
+    that part for all rows, which stays near its core from step to step; waiting for the others twice a step costs less.
+    """
+    return threads > 1 and batch.N < COLUMNS_BELOW * threads and batch.N >= 4 and batch.H * batch.gates >= WIDE
+
+
+cdef void columns_forward(const Batch* batch, floating* gates, const floating* h, const floating* x,
+                          const ptrdiff_t* x_at, ptrdiff_t D, const floating* bias, const floating* weights,
+                          floating* tiles, ptrdiff_t t, int k, int threads) noexcept nogil:
+    """The k-th part of the columns of the products at step t."""
+    cdef ptrdiff_t width = panel_width(sizeof(floating))
+    cdef ptrdiff_t panels = (batch.gates + width - 1) // width
+    cdef ptrdiff_t n0 = panels * k // threads * width, n1 = min(batch.gates, panels * (k + 1) // threads * width)
+    cdef uint64_t mode
+    if n1 <= n0 or batch.active[t] == 0:
+        return
+    mode = kernels.denormals_flush()
+    products_forward(batch, gates + n0, h, x, x_at, D, bias + n0 if bias != NULL else <const floating*> NULL,
+                     weights + n0 * (D + batch.H), n1 - n0, tiles, t, 0, 1)
+    kernels.denormals_restore(mode)
 
 
 cdef void rows_forward(const Batch* batch, floating* gates, floating* h, floating* c, floating* out,
@@ -112,43 +152,60 @@ cdef void rows_forward(const Batch* batch, floating* gates, floating* h, floatin
                        const floating* bias, const floating* weights, floating* tiles, ptrdiff_t first,
                        ptrdiff_t stride) noexcept nogil:
     """All steps of the rows first, first + stride, ..."""
-    cdef ptrdiff_t t, r, i, rows, token, height, count, q
-    cdef ptrdiff_t ldg = batch.ldg, ldh = batch.ldh, H = batch.H, K = D + batch.H
-    cdef floating* copy = NULL
-    cdef const floating* product = NULL
-    cdef const floating* state
+    cdef ptrdiff_t t
     cdef uint64_t mode = kernels.denormals_flush()
     for t in range(batch.T):
         if batch.active[t] <= first:
             break
-        rows = (batch.active[t] - first + stride - 1) // stride
-        height = tile_height(rows, sizeof(floating))
-        count = (rows + height - 1) // height
-        # the rows of a tile are [x, h before the step]
-        for q in range(count if D > 0 else 0):
-            pack_inputs(tiles + q * height * K, x, x_at + batch.offset[t] + first, stride, q * height,
-                        min(height, rows - q * height), height, D)
-        state = h + before(batch, t, first) * ldh
-        if D > 0:
-            kernels.gemm_pack_rows(tiles + height * D, height * K, state, NULL, stride * ldh, NULL, 1, rows, H, height,
-                                   0, count)
-            kernels.gemm_tiles(gates + (batch.offset[t] + first) * ldg, stride * ldg, tiles, height, weights, bias,
-                               rows, batch.gates, K, False)
+        products_forward(batch, gates, <const floating*> h, x, x_at, D, bias, weights, batch.gates, tiles, t, first,
+                         stride)
+        gates_forward(batch, gates, h, c, out, out_at, x, x_at, D, t, first, stride)
+    kernels.denormals_restore(mode)
+
+
+cdef void products_forward(const Batch* batch, floating* gates, const floating* h, const floating* x,
+                           const ptrdiff_t* x_at, ptrdiff_t D, const floating* bias, const floating* weights,
+                           ptrdiff_t columns, floating* tiles, ptrdiff_t t, ptrdiff_t first,
+                           ptrdiff_t stride) noexcept nogil:
+    """The products at step t for the rows first, first + stride, ..., as many columns as the weights have."""
+    cdef ptrdiff_t ldg = batch.ldg, ldh = batch.ldh, H = batch.H, K = D + batch.H
+    cdef ptrdiff_t rows = (batch.active[t] - first + stride - 1) // stride
+    cdef ptrdiff_t height = tile_height(rows, sizeof(floating))
+    cdef ptrdiff_t count = (rows + height - 1) // height
+    cdef ptrdiff_t q
+    cdef const floating* state = h + before(batch, t, first) * ldh
+    cdef floating* to = gates + (batch.offset[t] + first) * ldg
+    if D == 0:
+        kernels.gemm(to, stride * ldg, state, stride * ldh, 1, weights, <const floating*> NULL, rows, columns, H, False)
+        return
+    # the rows of a tile are [x, h before the step]
+    for q in range(count):
+        pack_inputs(tiles + q * height * K, x, x_at + batch.offset[t] + first, stride, q * height,
+                    min(height, rows - q * height), height, D)
+    kernels.gemm_pack_rows(tiles + height * D, height * K, state, NULL, stride * ldh, NULL, 1, rows, H, height, 0, count)
+    kernels.gemm_tiles(to, stride * ldg, <const floating*> tiles, height, weights, bias, rows, columns, K, False)
+
+
+cdef void gates_forward(const Batch* batch, floating* gates, floating* h, floating* c, floating* out,
+                        const ptrdiff_t* out_at, const floating* x, const ptrdiff_t* x_at, ptrdiff_t D, ptrdiff_t t,
+                        ptrdiff_t first, ptrdiff_t stride) noexcept nogil:
+    """The gates at step t for the rows first, first + stride, ..."""
+    cdef ptrdiff_t ldg = batch.ldg, ldh = batch.ldh, H = batch.H, r = first, token
+    cdef floating* copy = NULL
+    cdef const floating* product = NULL
+    cdef uint64_t mode = kernels.denormals_flush()
+    while r < batch.active[t]:
+        token = batch.offset[t] + r
+        if out != NULL:
+            copy = out + out_at[token]
+        if D == 0:
+            product = x + x_at[token]
+        if batch.lstm:
+            kernels.lstm_gates_forward(gates + token * ldg, c + (batch.N + token) * ldh, h + (batch.N + token) * ldh,
+                                       copy, product, <const floating*> c + before(batch, t, r) * ldh, H)
         else:
-            kernels.gemm(gates + (batch.offset[t] + first) * ldg, stride * ldg, state, stride * ldh, 1, weights,
-                         <const floating*> NULL, rows, batch.gates, H, False)
-        for i in range(rows):
-            r = first + i * stride
-            token = batch.offset[t] + r
-            if out != NULL:
-                copy = out + out_at[token]
-            if D == 0:
-                product = x + x_at[token]
-            if batch.lstm:
-                kernels.lstm_gates_forward(gates + token * ldg, c + (batch.N + token) * ldh, h + (batch.N + token) * ldh,
-                                           copy, product, c + before(batch, t, r) * ldh, H)
-            else:
-                kernels.rnn_gates_forward(h + (batch.N + token) * ldh, copy, gates + token * ldg, product, H)
+            kernels.rnn_gates_forward(h + (batch.N + token) * ldh, copy, <const floating*> gates + token * ldg, product, H)
+        r += stride
     kernels.denormals_restore(mode)
 
 
@@ -182,14 +239,48 @@ cdef void steps_backward(const Batch* batch, floating* da, floating* dstate, flo
     token * dx_row.
     """
     cdef int k
+    cdef ptrdiff_t t
     cdef size_t part = backward_room(batch, threads, sizeof(floating)) // threads
     if threads == 1:
         rows_backward(batch, da, dstate, dc, dx, dx_step, dx_row, D, dh, dh_at, gates, h, c, Wh_transposed,
                       Wx_transposed, scratch, 0, 1)
         return
+    if by_columns(batch, threads):
+        for t in range(batch.T - 1, -1, -1):
+            for k in prange(threads, num_threads=threads, schedule="static"):
+                gates_backward(batch, da, dstate, dc, dh, dh_at, gates, h, c, t, k, threads)
+            for k in prange(threads, num_threads=threads, schedule="static"):
+                columns_backward(batch, da, dstate, dx, dx_step, dx_row, D, Wh_transposed, Wx_transposed, t, k, threads)
+        return
     for k in prange(threads, num_threads=threads, schedule="static"):
         rows_backward(batch, da, dstate, dc, dx, dx_step, dx_row, D, dh, dh_at, gates, h, c, Wh_transposed,
                       Wx_transposed, <floating*> (<char*> scratch + k * part), k, threads)
+
+
+cdef inline floating* inputs_at(const Batch* batch, floating* dx, ptrdiff_t dx_step, ptrdiff_t dx_row, ptrdiff_t t,
+                                ptrdiff_t r) noexcept nogil:
+    """Where the gradient of the inputs of row r at step t belongs."""
+    return dx + t * dx_step + r * dx_row if dx_step > 0 else dx + (batch.offset[t] + r) * dx_row
+
+
+cdef void columns_backward(const Batch* batch, const floating* da, floating* dstate, floating* dx, ptrdiff_t dx_step,
+                           ptrdiff_t dx_row, ptrdiff_t D, const floating* Wh_transposed, const floating* Wx_transposed,
+                           ptrdiff_t t, int k, int threads) noexcept nogil:
+    """The k-th part of the columns of dstate and of dx at step t."""
+    cdef ptrdiff_t width = panel_width(sizeof(floating)), H = batch.H, G = batch.gates, ldg = batch.ldg
+    cdef ptrdiff_t panels = (H + width - 1) // width
+    cdef ptrdiff_t n0 = panels * k // threads * width, n1 = min(H, panels * (k + 1) // threads * width)
+    cdef const floating* nothing = NULL
+    cdef uint64_t mode = kernels.denormals_flush()
+    if n1 > n0:
+        kernels.gemm(dstate + n0, batch.ldh, da + batch.offset[t] * ldg, ldg, 1, Wh_transposed + n0 * G, nothing,
+                     batch.active[t], n1 - n0, G, False)
+    panels = (D + width - 1) // width
+    n0, n1 = panels * k // threads * width, min(D, panels * (k + 1) // threads * width)
+    if dx != NULL and n1 > n0:
+        kernels.gemm(inputs_at(batch, dx, dx_step, dx_row, t, 0) + n0, dx_row, da + batch.offset[t] * ldg, ldg, 1,
+                     Wx_transposed + n0 * G, nothing, batch.active[t], n1 - n0, G, False)
+    kernels.denormals_restore(mode)
 
 
 cdef void rows_backward(const Batch* batch, floating* da, floating* dstate, floating* dc, floating* dx,
@@ -198,40 +289,48 @@ cdef void rows_backward(const Batch* batch, floating* da, floating* dstate, floa
                         const floating* Wx_transposed, floating* tiles, ptrdiff_t first,
                         ptrdiff_t stride) noexcept nogil:
     """All steps of the rows first, first + stride, ..., last step first."""
-    cdef ptrdiff_t t, r, i, rows, token, height, count
+    cdef ptrdiff_t t, rows, height
     cdef ptrdiff_t ldg = batch.ldg, ldh = batch.ldh, H = batch.H, G = batch.gates
     cdef const floating* nothing = NULL
-    cdef floating* to
+    cdef const floating* from_
     cdef uint64_t mode = kernels.denormals_flush()
     for t in range(batch.T - 1, -1, -1):
         if batch.active[t] <= first:
             continue
         rows = (batch.active[t] - first + stride - 1) // stride
-        for i in range(rows):
-            r = first + i * stride
-            token = batch.offset[t] + r
-            if batch.lstm:
-                kernels.lstm_gates_backward(da + token * ldg, dc + r * ldh, dh + dh_at[token], dstate + r * ldh,
-                                            gates + token * ldg, c + (batch.N + token) * ldh,
-                                            c + before(batch, t, r) * ldh, H)
-            else:
-                kernels.rnn_gates_backward(da + token * ldg, dh + dh_at[token], dstate + r * ldh,
-                                           h + (batch.N + token) * ldh, H)
-        height = tile_height(rows, sizeof(floating))
-        count = (rows + height - 1) // height
+        gates_backward(batch, da, dstate, dc, dh, dh_at, gates, h, c, t, first, stride)
+        from_ = <const floating*> da + (batch.offset[t] + first) * ldg
         if dx == NULL:
-            kernels.gemm(dstate + first * ldh, stride * ldh, <const floating*> da + (batch.offset[t] + first) * ldg,
-                         stride * ldg, 1, Wh_transposed, nothing, rows, H, G, False)
+            kernels.gemm(dstate + first * ldh, stride * ldh, from_, stride * ldg, 1, Wh_transposed, nothing, rows, H, G,
+                         False)
             continue
-        kernels.gemm_pack_rows(tiles, height * G, da + (batch.offset[t] + first) * ldg, NULL, stride * ldg, NULL, 1,
-                               rows, G, height, 0, count)
-        kernels.gemm_tiles(dstate + first * ldh, stride * ldh, tiles, height, Wh_transposed, nothing, rows, H, G, False)
-        if dx != NULL:
-            if dx_step > 0:
-                to = dx + t * dx_step + first * dx_row
-            else:
-                to = dx + (batch.offset[t] + first) * dx_row
-            kernels.gemm_tiles(to, stride * dx_row, tiles, height, Wx_transposed, nothing, rows, D, G, False)
+        # two products of the same rows: worth packing them
+        height = tile_height(rows, sizeof(floating))
+        kernels.gemm_pack_rows(tiles, height * G, from_, NULL, stride * ldg, NULL, 1, rows, G, height, 0,
+                               (rows + height - 1) // height)
+        kernels.gemm_tiles(dstate + first * ldh, stride * ldh, <const floating*> tiles, height, Wh_transposed, nothing,
+                           rows, H, G, False)
+        kernels.gemm_tiles(inputs_at(batch, dx, dx_step, dx_row, t, first), stride * dx_row, <const floating*> tiles,
+                           height, Wx_transposed, nothing, rows, D, G, False)
+    kernels.denormals_restore(mode)
+
+
+cdef void gates_backward(const Batch* batch, floating* da, const floating* dstate, floating* dc, const floating* dh,
+                         const ptrdiff_t* dh_at, const floating* gates, const floating* h, const floating* c,
+                         ptrdiff_t t, ptrdiff_t first, ptrdiff_t stride) noexcept nogil:
+    """The gates at step t for the rows first, first + stride, ..."""
+    cdef ptrdiff_t ldg = batch.ldg, ldh = batch.ldh, r = first, token
+    cdef uint64_t mode = kernels.denormals_flush()
+    while r < batch.active[t]:
+        token = batch.offset[t] + r
+        if batch.lstm:
+            kernels.lstm_gates_backward(da + token * ldg, dc + r * ldh, dh + dh_at[token], dstate + r * ldh,
+                                        gates + token * ldg, c + (batch.N + token) * ldh,
+                                        c + before(batch, t, r) * ldh, batch.H)
+        else:
+            kernels.rnn_gates_backward(da + token * ldg, dh + dh_at[token], dstate + r * ldh,
+                                       h + (batch.N + token) * ldh, batch.H)
+        r += stride
     kernels.denormals_restore(mode)
 
 
