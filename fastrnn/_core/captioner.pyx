@@ -439,30 +439,45 @@ cdef void decode_block(const Decoder* d, int32_t* captions, const floating* h0, 
 
 
 cdef void decode_few(const Decoder* d, int32_t* captions, floating* h, floating* c, floating* gates, floating* scores,
-                     floating* x, ptrdiff_t* word, const floating* W_embed, const floating* Wx, const floating* Wh,
-                     const floating* b, const floating* W_vocab, const floating* b_vocab, ptrdiff_t rows,
-                     int threads) noexcept nogil:
-    """Decode a few pictures: every step reads the weights once, and threads share out their columns."""
-    cdef ptrdiff_t t, i, running
+                     floating* x, floating* products, ptrdiff_t* word, ptrdiff_t* place, const floating* W_embed,
+                     const floating* Wx, const floating* Wh, const floating* b, const floating* W_vocab,
+                     const floating* b_vocab, ptrdiff_t rows, int threads) noexcept nogil:
+    """Decode a few pictures: every step reads the weights once, and threads share out their columns.
+
+    The input product of a word is kept from the first time that it comes up, at place[word] of products.
+    """
+    cdef ptrdiff_t t, i, fresh, known = 0, running = rows
+    cdef const floating* product
     cdef uint64_t mode = kernels.denormals_flush()
     for i in range(rows):
         word[i] = d.start
-    running = rows
+    for i in range(d.V):
+        place[i] = -1
     for t in range(d.T):
         if running == 0:
             break
+        fresh = 0
         for i in range(rows):
-            memcpy(x + i * d.W, W_embed + max(word[i], <ptrdiff_t> 0) * d.W, d.W * sizeof(floating))
-        columns_product(gates, d.ldg, <const floating*> x, d.W, Wx, d.G, b, rows, d.G, d.W, False, threads)
+            if word[i] >= 0 and place[word[i]] < 0:
+                place[word[i]] = known + fresh
+                memcpy(x + fresh * d.W, W_embed + word[i] * d.W, d.W * sizeof(floating))
+                fresh += 1
+        if fresh > 0:
+            columns_product(products + known * d.ldg, d.ldg, <const floating*> x, d.W, Wx, d.G, b, fresh, d.G, d.W, False,
+                            threads)
+            known += fresh
         columns_product(gates, d.ldg, <const floating*> h, d.ldh, Wh, d.G, <const floating*> NULL, rows, d.G, d.H,
-                        True, threads)
+                        False, threads)
         for i in range(rows):
+            if word[i] < 0:
+                continue
+            product = products + place[word[i]] * d.ldg
             if d.lstm:
-                kernels.lstm_gates_forward(gates + i * d.ldg, c + i * d.ldh, h + i * d.ldh, <floating*> NULL,
-                                           <const floating*> NULL, <const floating*> c + i * d.ldh, d.H)
+                kernels.lstm_gates_forward(gates + i * d.ldg, c + i * d.ldh, h + i * d.ldh, <floating*> NULL, product,
+                                           <const floating*> c + i * d.ldh, d.H)
             else:
-                kernels.rnn_gates_forward(h + i * d.ldh, <floating*> NULL, <const floating*> gates + i * d.ldg,
-                                          <const floating*> NULL, d.H)
+                kernels.rnn_gates_forward(h + i * d.ldh, <floating*> NULL, <const floating*> gates + i * d.ldg, product,
+                                          d.H)
         columns_product(scores, d.ldv, <const floating*> h, d.ldh, W_vocab, d.V, b_vocab, rows, d.V, d.H, False,
                         threads)
         for i in range(rows):
@@ -495,25 +510,28 @@ cdef int decode(Decoder* d, int32_t* captions, const floating* features, const f
     cdef floating* Wh
     cdef floating* W_vocab
     cdef ptrdiff_t* word
+    cdef ptrdiff_t* place
     cdef char* memory
     cdef floating* nowhere = NULL
     d.ldh, d.ldg, d.ldv = leading(H, size), leading(G, size), leading(V, size)
     if N <= FEW:
         scratch.reserve(2 * room(N * d.ldh, size) + room(N * d.ldg, size) + room(N * d.ldv, size) + room(N * W, size)
-                        + room(N, sizeof(ptrdiff_t)))
+                        + room(min(V, N * d.T) * d.ldg, size) + room(N, sizeof(ptrdiff_t)) + room(V, sizeof(ptrdiff_t)))
         h = <floating*> scratch.take(room(N * d.ldh, size))
         c = <floating*> scratch.take(room(N * d.ldh, size))
         gates = <floating*> scratch.take(room(N * d.ldg, size))
         scores = <floating*> scratch.take(room(N * d.ldv, size))
         x = <floating*> scratch.take(room(N * W, size))
+        products = <floating*> scratch.take(room(min(V, N * d.T) * d.ldg, size))
         word = <ptrdiff_t*> scratch.take(room(N, sizeof(ptrdiff_t)))
+        place = <ptrdiff_t*> scratch.take(room(V, sizeof(ptrdiff_t)))
         with nogil:
             columns_product(h, d.ldh, features, D, params[1], H, params[2], N, H, D, False, threads)
             memset(c, 0, N * d.ldh * size)
             # a step of a few rows is worth threads only where the weights are large
             threads = threads_for(2.0 * N * H * (G + V))
-            decode_few(d, captions, h, c, gates, scores, x, word, params[0], params[3], params[4], params[5], params[6],
-                       params[7], N, threads)
+            decode_few(d, captions, h, c, gates, scores, x, products, word, place, params[0], params[3], params[4],
+                       params[5], params[6], params[7], N, threads)
         return 0
     blocks = (N + BLOCK_ROWS * threads - 1) // (BLOCK_ROWS * threads) * threads
     rows = (N + blocks - 1) // blocks
