@@ -1,7 +1,8 @@
 """Builds the compiled core; everything else about the package stands in pyproject.toml.
 
-``src_c/kernels.c`` is compiled once for each pair of an element type and an instruction set and chosen at import, so a
-wheel built on one machine runs on another. OpenMP is used where the compiler has it; ``FASTRNN_OPENMP=0`` builds without.
+``src_c/kernels.c`` is compiled once for each pair of an element type and an instruction set, and
+one of them is chosen at import, so a wheel built on one machine runs on another. OpenMP is used
+where the compiler has it; ``FASTRNN_OPENMP=0`` builds without.
 """
 
 import os
@@ -31,7 +32,9 @@ class build_core(build_ext):
 
     def build_extensions(self):
         # -std=c11 alone would forbid the fused multiply-add that the kernels live on
-        strict = ["/O2", "/std:c11"] if MSVC else ["-O3", "-std=c11", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi"]
+        strict = ["/O2", "/std:c11"] if MSVC else ["-O3", "-std=c11", "-Wno-psabi"]
+        if not MSVC:
+            strict += ["-ffp-contract=fast", "-fno-math-errno"]
         openmp = self.openmp_flags()
         objects = []
         for isa, flags in X86_FLAGS.items() if X86 else [("baseline", [])]:
@@ -53,7 +56,7 @@ class build_core(build_ext):
             extra_postargs=strict,
         )
         for extension in self.extensions:
-            # the other modules reach the kernels through the first one, so that there is one set of them
+            # the other modules reach the kernels through this one, so that there is one set
             if extension.name.endswith(".kernels"):
                 extension.extra_objects = objects
             extension.extra_compile_args = [*strict[:1], *openmp]
@@ -67,14 +70,18 @@ class build_core(build_ext):
         for flags in (["/openmp"],) if MSVC else (["-fopenmp"],):
             with tempfile.TemporaryDirectory() as folder:
                 source = Path(folder, "probe.c")
-                source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
+                source.write_text(
+                    "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+                )
                 try:
-                    objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=flags)
+                    objects = self.compiler.compile(
+                        [str(source)], output_dir=folder, extra_postargs=flags
+                    )
                     self.compiler.link_executable(
                         objects, "probe", output_dir=folder, extra_postargs=[] if MSVC else flags
                     )
                 except Exception as error:
-                    print(f"no OpenMP with {flags}: {error}; the core will run on one thread", file=sys.stderr)
+                    print(f"no OpenMP with {flags} ({error}): one thread", file=sys.stderr)
                 else:
                     return flags
         return []

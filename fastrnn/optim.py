@@ -31,9 +31,9 @@ def _stepped(step: Callable[..., Any], w: np.ndarray, dw: np.ndarray, **states: 
         state = np.zeros_like(w, order="C") if state is None else np.asarray(state, dtype=w.dtype)
         if state.shape != w.shape:
             raise ValueError(f"{name} has shape {state.shape}; expected the shape of w, {w.shape}")
-        arrays.append(np.require(state, requirements="CA"))
-    stepped = w if w.flags.carray else np.require(w, requirements="CA")
-    found = step(stepped, np.require(dw, requirements="CA"), *arrays)
+        arrays.append(np.require(state, requirements=["C", "A"]))
+    stepped = w if w.flags.carray else np.require(w, requirements=["C", "A"])
+    found = step(stepped, np.require(dw, requirements=["C", "A"]), *arrays)
     if stepped is not w:
         w[...] = stepped
     return found
@@ -121,7 +121,9 @@ def sgd_momentum(
         return _core.sgd_momentum(w, dw, velocity, rate, momentum, in_place)
 
     following = None if velocity is None else step(w, dw, velocity)
-    config["velocity"] = _stepped(step, w, dw, velocity=velocity) if following is None else following
+    if following is None:
+        following = _stepped(step, w, dw, velocity=velocity)
+    config["velocity"] = following
     return w, config
 
 

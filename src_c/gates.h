@@ -2,7 +2,7 @@
 
 void KERNEL(rnn_gates_forward)(REAL *h, REAL *h_out, const REAL *a, const REAL *input, ptrdiff_t H) {
 #define BODY(LOAD, STORE)                                                                                              \
-    const vec y = vector_tanh(input ? LOAD(a) + LOAD(input) : LOAD(a));                                                                                \
+    const vec y = vector_tanh(input ? LOAD(a) + LOAD(input) : LOAD(a));                                                \
     STORE(h, y);                                                                                                       \
     if (h_out)                                                                                                         \
         STORE(h_out, y);
@@ -16,7 +16,7 @@ void KERNEL(rnn_gates_backward)(REAL *da, const REAL *dh, const REAL *dh_next, c
     vec d = dh ? LOAD(dh) : splat(0);                                                                                  \
     if (dh_next)                                                                                                       \
         d = d + LOAD(dh_next);                                                                                         \
-    STORE(da, d * (splat(1) - y * y));
+    STORE(da, d *(splat(1) - y * y));
     FOR_VECTORS(H, BODY);
 #undef BODY
 }
@@ -62,10 +62,10 @@ void KERNEL(lstm_gates_backward)(REAL *da, REAL *dc, const REAL *dh, const REAL 
     const vec y = vector_tanh(LOAD(c));                                                                                \
     const vec cell = LOAD(dc) + d * o * (splat(1) - y * y);                                                            \
     STORE(to_i, cell * g * i * (splat(1) - i));                                                                        \
-    STORE(to_f, LOAD(c_prev) * cell * f * (splat(1) - f));                                                              \
+    STORE(to_f, LOAD(c_prev) * cell * f * (splat(1) - f));                                                             \
     STORE(to_o, d * y * o * (splat(1) - o));                                                                           \
     STORE(to_g, cell * i * (splat(1) - g * g));                                                                        \
-    STORE(dc, f * cell);
+    STORE(dc, f *cell);
     FOR_VECTORS(H, BODY);
 #undef BODY
 }

@@ -26,18 +26,15 @@ INLINE vec exchange(vec a, vec b, int distance, int upper) {
         }
 
 /* v (LANES, LANES) = its transpose: rounds in which pairs of vectors exchange halves, quarters, ... */
-INLINE void transpose(vec *v) {
-    EXCHANGE(8)
-    EXCHANGE(4)
-    EXCHANGE(2)
-    EXCHANGE(1)
-}
+INLINE void transpose(vec *v){EXCHANGE(8) EXCHANGE(4) EXCHANGE(2) EXCHANGE(1)}
 #else
 INLINE void transpose(vec *v) {
     REAL from[LANES * LANES], to[LANES];
-    for (int i = 0; i < LANES; i++) store(from + i * LANES, v[i]);
+    for (int i = 0; i < LANES; i++)
+        store(from + i * LANES, v[i]);
     for (int i = 0; i < LANES; i++) {
-        for (int l = 0; l < LANES; l++) to[l] = from[l * LANES + i];
+        for (int l = 0; l < LANES; l++)
+            to[l] = from[l * LANES + i];
         v[i] = load(to);
     }
 }
@@ -49,7 +46,8 @@ void KERNEL(gemm_pack)(REAL *packed, ptrdiff_t step, REAL *colsum, const REAL *B
         const ptrdiff_t n0 = p * PANEL_WIDTH, width = N - n0 < PANEL_WIDTH ? N - n0 : PANEL_WIDTH;
         if (cs == 1 && width == PANEL_WIDTH) {
             vec sum[PANEL_VECTORS];
-            for (int j = 0; j < PANEL_VECTORS; j++) sum[j] = splat(0);
+            for (int j = 0; j < PANEL_VECTORS; j++)
+                sum[j] = splat(0);
             for (ptrdiff_t k = 0; k < K; k++) {
                 const REAL *from = B + (row ? row[k] : k * rs) + n0;
                 PREFETCH(B + (row ? row[k + 8 < K ? k + 8 : k] : (k + 8) * rs) + n0);
@@ -60,7 +58,8 @@ void KERNEL(gemm_pack)(REAL *packed, ptrdiff_t step, REAL *colsum, const REAL *B
                 }
             }
             if (colsum)
-                for (int j = 0; j < PANEL_VECTORS; j++) store(colsum + n0 + j * LANES, sum[j]);
+                for (int j = 0; j < PANEL_VECTORS; j++)
+                    store(colsum + n0 + j * LANES, sum[j]);
             continue;
         }
         if (rs == 1 && !row && !colsum && width == PANEL_WIDTH) { /* B transposed: a column lies side by side */
@@ -73,7 +72,8 @@ void KERNEL(gemm_pack)(REAL *packed, ptrdiff_t step, REAL *colsum, const REAL *B
                         v[l] = run == LANES ? load(from) : load_part(from, run);
                     }
                     transpose(v);
-                    for (ptrdiff_t l = 0; l < run; l++) store(packed + (k + l) * PANEL_WIDTH + j * LANES, v[l]);
+                    for (ptrdiff_t l = 0; l < run; l++)
+                        store(packed + (k + l) * PANEL_WIDTH + j * LANES, v[l]);
                 }
             }
             continue;
@@ -90,9 +90,11 @@ void KERNEL(gemm_pack)(REAL *packed, ptrdiff_t step, REAL *colsum, const REAL *B
                     sums[n] += x;
                 }
             for (ptrdiff_t k = k0; k < k1; k++)
-                for (ptrdiff_t n = width; n < PANEL_WIDTH; n++) packed[k * PANEL_WIDTH + n] = 0;
+                for (ptrdiff_t n = width; n < PANEL_WIDTH; n++)
+                    packed[k * PANEL_WIDTH + n] = 0;
         }
-        if (colsum) memcpy(colsum + n0, sums, (size_t)width * sizeof(REAL));
+        if (colsum)
+            memcpy(colsum + n0, sums, (size_t)width * sizeof(REAL));
     }
 }
 
@@ -134,7 +136,8 @@ void KERNEL(gemm_pack_rows)(REAL *packed, ptrdiff_t step, const REAL *A, const p
                     v[i] = i >= rows ? splat(0) : run == LANES ? load(from) : load_part(from, run);
                 }
                 transpose(v);
-                for (ptrdiff_t l = 0; l < run; l++) store_before(packed + (k + l) * height, v[l], end);
+                for (ptrdiff_t l = 0; l < run; l++)
+                    store_before(packed + (k + l) * height, v[l], end);
             }
             continue;
         }
@@ -147,11 +150,12 @@ void KERNEL(gemm_pack_rows)(REAL *packed, ptrdiff_t step, const REAL *A, const p
 
 enum { FROM_ZERO, FROM_BIAS, FROM_C };
 
-/* C (rows, PANEL_WIDTH) = start + A (rows, K) panel (K, PANEL_WIDTH), rows of the panel `step` apart, held in registers.
- * `rows`, `packed` and `stream` are constants where this is inlined. packed: the rows of A lie side by side (rs is 1), which
- * is a few per cent faster. Else fifteen rows are reached from three pointers and the factors 1, 2, 4 of an address, since a
- * pointer for each row would not fit the general registers. stream: the panel is not in the nearest cache yet, and is fetched
- * ahead. Meanwhile `next`, growing by next_step bytes a k, is brought into the second-level cache. */
+/* C (rows, PANEL_WIDTH) = start + A (rows, K) panel (K, PANEL_WIDTH), rows of the panel `step` apart, held in
+ * registers. `rows`, `packed` and `stream` are constants where this is inlined. packed: the rows of A lie side by side
+ * (rs is 1), which is a few per cent faster. Else fifteen rows are reached from three pointers and the factors 1, 2, 4
+ * of an address, since a pointer for each row would not fit the general registers. stream: the panel is not in the
+ * nearest cache yet, and is fetched ahead. Meanwhile `next`, growing by next_step bytes a k, is brought into the
+ * second-level cache. */
 INLINE void tile(const int rows, const int packed, const int stream, ptrdiff_t K, const REAL *A, ptrdiff_t rs,
                  ptrdiff_t cs, const REAL *panel, ptrdiff_t step, const char *next, ptrdiff_t next_step, REAL *C,
                  ptrdiff_t ldc, const REAL *bias, int start) {
@@ -168,13 +172,15 @@ INLINE void tile(const int rows, const int packed, const int stream, ptrdiff_t K
         vec b[PANEL_VECTORS];
         for (int j = 0; j < PANEL_VECTORS; j++) {
             b[j] = load(panel + j * LANES);
-            if (stream) PREFETCH(ahead + j * LANES);
+            if (stream)
+                PREFETCH(ahead + j * LANES);
         }
         PREFETCH_FAR(next);
 #define ROW(i, address)                                                                                                \
     if (i < rows && i < TILE_HEIGHT) {                                                                                 \
         const vec a = splat(packed ? a0[i] : *(address));                                                              \
-        for (int j = 0; j < PANEL_VECTORS; j++) c[i < TILE_HEIGHT ? i : 0][j] += a * b[j];                             \
+        for (int j = 0; j < PANEL_VECTORS; j++)                                                                        \
+            c[i < TILE_HEIGHT ? i : 0][j] += a * b[j];                                                                 \
     }
         ROW(0, a0)
         ROW(1, a0 + rs)
@@ -241,7 +247,8 @@ typedef void (*tile_function)(ptrdiff_t, const REAL *, ptrdiff_t, ptrdiff_t, con
                               ptrdiff_t, REAL *, ptrdiff_t, const REAL *, int, int);
 static const tile_function tile_of_rows[] = {NULL,   tile_1, tile_2, tile_3,  tile_4,  tile_5,  tile_6,
 #if TILE_HEIGHT_MAX > 6
-                                             tile_7, tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14
+                                             tile_7, tile_8, tile_9, tile_10, tile_11, tile_12, tile_13,
+                                             tile_14
 #endif
 };
 
@@ -256,10 +263,13 @@ INLINE void tile_at(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t K, const REAL *
     REAL edge[TILE_HEIGHT * PANEL_WIDTH] = {0}, edge_bias[PANEL_WIDTH] = {0};
     const size_t bytes = (size_t)columns * sizeof(REAL);
     if (start == FROM_C)
-        for (ptrdiff_t i = 0; i < rows; i++) memcpy(edge + i * PANEL_WIDTH, C + i * ldc, bytes);
-    if (start == FROM_BIAS) memcpy(edge_bias, bias, bytes);
+        for (ptrdiff_t i = 0; i < rows; i++)
+            memcpy(edge + i * PANEL_WIDTH, C + i * ldc, bytes);
+    if (start == FROM_BIAS)
+        memcpy(edge_bias, bias, bytes);
     tile_of_rows[rows](K, A, rs, cs, panel, step, next, next_step, edge, PANEL_WIDTH, edge_bias, start, stream);
-    for (ptrdiff_t i = 0; i < rows; i++) memcpy(C + i * ldc, edge + i * PANEL_WIDTH, bytes);
+    for (ptrdiff_t i = 0; i < rows; i++)
+        memcpy(C + i * ldc, edge + i * PANEL_WIDTH, bytes);
 }
 
 /* All the products: tiles of up to `height` rows, `tile_step` elements of A apart (0: rows of A shared out evenly), and
@@ -286,7 +296,8 @@ INLINE void product(REAL *C, ptrdiff_t ldc, const REAL *A, ptrdiff_t rs, ptrdiff
                 const ptrdiff_t i0 = tile_step ? t * height : share(M, t, tiles);
                 const ptrdiff_t i1 = !tile_step ? share(M, t + 1, tiles) : i0 + height < M ? i0 + height : M;
                 const REAL *from = tile_step ? A + t * tile_step : A + i0 * rs;
-                if (t > 0 && p + 1 < panels) next = (const char *)(panel + panel_step) + (t - 1) * (k1 - k0) * next_step;
+                if (t > 0 && p + 1 < panels)
+                    next = (const char *)(panel + panel_step) + (t - 1) * (k1 - k0) * next_step;
                 tile_at(i1 - i0, columns, k1 - k0, from + k0 * cs, rs, cs, panel, step, next,
                         tiles > 1 && t == 0 ? 0 : next_step, C + i0 * ldc + n0, ldc, bias ? bias + n0 : NULL, start,
                         t == 0 || !is_packed);

@@ -75,7 +75,8 @@ FRN_KERNEL(void, gemm_outer,
  * Schmidhuber 1997 with the forget gate of Gers et al. 2000, no peepholes. */
 
 /* h = tanh(a + input).
- *   h  out (H,), may be a;  h_out  out (H,) or NULL, a second copy;  a  in (H,), pre-activation;  input  in (H,) or NULL */
+ *   h  out (H,), may be a;  h_out  out (H,) or NULL, a second copy;  a  in (H,), pre-activation;  input  in (H,) or
+ * NULL */
 FRN_KERNEL(void, rnn_gates_forward, (REAL * h, REAL *h_out, const REAL *a, const REAL *input, ptrdiff_t H));
 
 /* da = (dh + dh_next) * (1 - h * h).

@@ -18,8 +18,7 @@ from .arrays cimport data, dim, floats, ids_of, new, wrap_ids
 from .kernels cimport (Workspace, leading, multiply, pack, pack_tiles, packed_size, room, seconds, threads_for,
                        tile_height, tiles_size)
 from .layers cimport columns_product, sort_by_word
-from .sequence cimport (Batch, backward_room, batch_room, batch_sort, before, forward_room, steps_backward,
-                        steps_forward)
+from .sequence cimport Batch, batch_room, batch_sort, before, steps_backward, steps_forward
 
 from ..reference import checks
 
@@ -77,8 +76,8 @@ cdef struct Task:
     ptrdiff_t N, T, V, D, W, H, G, scored, words, ldv, ldw
     int threads
     Batch batch
-    # (tokens,) each: the word that goes in, by its place among the distinct words; where its input product, the gradient
-    # of its state and its previous state lie
+    # (tokens,) each: the word that goes in, by its place among the distinct words; where its input product, the
+    # gradient of its state and its previous state lie
     ptrdiff_t* word
     ptrdiff_t* product_at
     ptrdiff_t* dh_at
@@ -146,7 +145,8 @@ cdef void vocabulary_block(const Task* task, floating* dscores, double* losses, 
     cdef ptrdiff_t height = tile_height(rows, sizeof(floating))
     cdef ptrdiff_t count = (rows + height - 1) // height
     cdef uint64_t mode = kernels.denormals_flush()
-    kernels.gemm_pack_rows(tiles, height * task.H, h, task.scored_at + first, 0, NULL, 1, rows, task.H, height, 0, count)
+    kernels.gemm_pack_rows(tiles, height * task.H, h, task.scored_at + first, 0, NULL, 1, rows, task.H, height, 0,
+                           count)
     kernels.gemm_tiles(dscores + first * task.ldv, task.ldv, tiles, height, W, b, rows, task.V, task.H, False)
     for i in range(first, last):
         losses[i] = kernels.softmax_loss(dscores + i * task.ldv, dscores + i * task.ldv, task.V, task.target[i],
@@ -463,8 +463,8 @@ cdef void decode_few(const Decoder* d, int32_t* captions, floating* h, floating*
                 memcpy(x + fresh * d.W, W_embed + word[i] * d.W, d.W * sizeof(floating))
                 fresh += 1
         if fresh > 0:
-            columns_product(products + known * d.ldg, d.ldg, <const floating*> x, d.W, Wx, d.G, b, fresh, d.G, d.W, False,
-                            threads)
+            columns_product(products + known * d.ldg, d.ldg, <const floating*> x, d.W, Wx, d.G, b, fresh, d.G, d.W,
+                            False, threads)
             known += fresh
         columns_product(gates, d.ldg, <const floating*> h, d.ldh, Wh, d.G, <const floating*> NULL, rows, d.G, d.H,
                         False, threads)
@@ -494,7 +494,7 @@ cdef void decode_few(const Decoder* d, int32_t* captions, floating* h, floating*
 cdef int decode(Decoder* d, int32_t* captions, const floating* features, const floating** params, ptrdiff_t N,
                 ptrdiff_t D) except -1:
     """Greedy captions (N, T) of features (N, D); places after the end of a row are left as they are."""
-    cdef size_t size = sizeof(floating), block_bytes, reserved
+    cdef size_t size = sizeof(floating), block_bytes
     cdef ptrdiff_t blocks, q, rows, V = d.V, W = d.W, H = d.H, G = d.G
     cdef int threads = threads_for(2.0 * N * d.T * H * (G + V))
     cdef Workspace scratch = Workspace()

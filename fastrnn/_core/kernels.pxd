@@ -5,56 +5,58 @@ from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
 
 cdef void gemm_pack(
-        floating* packed, ptrdiff_t step, floating* colsum, const floating* B, const ptrdiff_t* row, ptrdiff_t rs, ptrdiff_t
-        cs, ptrdiff_t K, ptrdiff_t N, ptrdiff_t first, ptrdiff_t last) noexcept nogil
+        floating* packed, ptrdiff_t step, floating* colsum, const floating* B, const ptrdiff_t* row,
+        ptrdiff_t rs, ptrdiff_t cs, ptrdiff_t K, ptrdiff_t N, ptrdiff_t first, ptrdiff_t last) noexcept nogil
 cdef void gemm_pack_rows(
-        floating* packed, ptrdiff_t step, const floating* A, const ptrdiff_t* row, ptrdiff_t rs, const ptrdiff_t* col,
-        ptrdiff_t cs, ptrdiff_t M, ptrdiff_t K, ptrdiff_t height, ptrdiff_t first, ptrdiff_t last) noexcept nogil
+        floating* packed, ptrdiff_t step, const floating* A, const ptrdiff_t* row, ptrdiff_t rs,
+        const ptrdiff_t* col, ptrdiff_t cs, ptrdiff_t M, ptrdiff_t K, ptrdiff_t height, ptrdiff_t first,
+        ptrdiff_t last) noexcept nogil
 cdef void gemm(
         floating* C, ptrdiff_t ldc, const floating* A, ptrdiff_t rs, ptrdiff_t cs, const floating* packed,
         const floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) noexcept nogil
 cdef void gemm_unpacked(
-        floating* C, ptrdiff_t ldc, const floating* A, ptrdiff_t rs, ptrdiff_t cs, const floating* B, ptrdiff_t
-        ldb, const floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) noexcept nogil
+        floating* C, ptrdiff_t ldc, const floating* A, ptrdiff_t rs, ptrdiff_t cs, const floating* B,
+        ptrdiff_t ldb, const floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) noexcept nogil
 cdef void gemm_tiles(
-        floating* C, ptrdiff_t ldc, const floating* tiles, ptrdiff_t height, const floating* packed, const
-        floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) noexcept nogil
+        floating* C, ptrdiff_t ldc, const floating* tiles, ptrdiff_t height, const floating* packed,
+        const floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) noexcept nogil
 cdef void gemm_thin(
-        floating* C, ptrdiff_t ldc, const floating* A, ptrdiff_t lda, const floating* B, ptrdiff_t ldb, const
-        floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) noexcept nogil
+        floating* C, ptrdiff_t ldc, const floating* A, ptrdiff_t lda, const floating* B, ptrdiff_t ldb,
+        const floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) noexcept nogil
 cdef void gemm_thin_transposed(
         floating* C, ptrdiff_t ldc, const floating* A, ptrdiff_t lda, const floating* B, ptrdiff_t ldb,
         ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) noexcept nogil
 cdef void gemm_outer(
         floating* C, ptrdiff_t ldc, floating* colsum, const floating* A, ptrdiff_t lda, const floating* B,
         ptrdiff_t ldb, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) noexcept nogil
-cdef void rnn_gates_forward(floating* h, floating* h_out, const floating* a, const floating* input, ptrdiff_t H) noexcept nogil
+cdef void rnn_gates_forward(
+        floating* h, floating* h_out, const floating* a, const floating* input, ptrdiff_t H) noexcept nogil
 cdef void rnn_gates_backward(
         floating* da, const floating* dh, const floating* dh_next, const floating* h, ptrdiff_t H) noexcept nogil
 cdef void lstm_gates_forward(
-        floating* gates, floating* c, floating* h, floating* h_out, const floating* input, const floating* c_prev, ptrdiff_t H) noexcept nogil
+        floating* gates, floating* c, floating* h, floating* h_out, const floating* input,
+        const floating* c_prev, ptrdiff_t H) noexcept nogil
 cdef void lstm_gates_backward(
-        floating* da, floating* dc, const floating* dh, const floating* dh_next, const floating* gates, const
-        floating* c, const floating* c_prev, ptrdiff_t H) noexcept nogil
+        floating* da, floating* dc, const floating* dh, const floating* dh_next, const floating* gates,
+        const floating* c, const floating* c_prev, ptrdiff_t H) noexcept nogil
 cdef double softmax_loss(
         floating* dx, const floating* x, ptrdiff_t V, ptrdiff_t target, floating weight) noexcept nogil
 cdef ptrdiff_t argmax(const floating* x, ptrdiff_t n) noexcept nogil
-cdef void rows_sum(
-        floating* out, const floating* x, const ptrdiff_t* row, ptrdiff_t rows, ptrdiff_t n) noexcept nogil
+cdef void rows_sum(floating* out, const floating* x, const ptrdiff_t* row, ptrdiff_t rows, ptrdiff_t n) noexcept nogil
 cdef void exp(floating* y, const floating* x, ptrdiff_t n) noexcept nogil
 cdef void log(floating* y, const floating* x, ptrdiff_t n) noexcept nogil
 cdef void tanh(floating* y, const floating* x, ptrdiff_t n) noexcept nogil
 cdef void sigmoid(floating* y, const floating* x, ptrdiff_t n) noexcept nogil
 cdef void sgd(floating* w, const floating* dw, ptrdiff_t n, double learning_rate) noexcept nogil
 cdef void sgd_momentum(
-        floating* w, floating* next, const floating* velocity, const floating* dw, ptrdiff_t n, double
-        learning_rate, double momentum) noexcept nogil
+        floating* w, floating* next, const floating* velocity, const floating* dw, ptrdiff_t n,
+        double learning_rate, double momentum) noexcept nogil
 cdef void rmsprop(
-        floating* w, floating* next, const floating* cache, const floating* dw, ptrdiff_t n, double
-        learning_rate, double decay_rate, double epsilon) noexcept nogil
+        floating* w, floating* next, const floating* cache, const floating* dw, ptrdiff_t n,
+        double learning_rate, double decay_rate, double epsilon) noexcept nogil
 cdef void adam(
-        floating* w, floating* next_m, floating* next_v, const floating* m, const floating* v, const floating*
-        dw, ptrdiff_t n, double alpha, double beta1, double beta2, double epsilon) noexcept nogil
+        floating* w, floating* next_m, floating* next_v, const floating* m, const floating* v,
+        const floating* dw, ptrdiff_t n, double alpha, double beta1, double beta2, double epsilon) noexcept nogil
 
 cdef uint64_t denormals_flush() noexcept nogil
 cdef void denormals_restore(uint64_t mode) noexcept nogil

@@ -1,7 +1,5 @@
 """The door to C: kernels, instruction set, threads, memory; and the one door of every large matrix product."""
 
-import os
-
 from cython cimport floating
 from cython.parallel cimport prange
 from libc.stddef cimport ptrdiff_t
@@ -19,69 +17,72 @@ cdef extern from "fastrnn.h" nogil:
     int frn_forked()
     double frn_seconds()
     void (*frn_gemm_pack_f32)(
-            float* packed, ptrdiff_t step, float* colsum, const float* B, const ptrdiff_t* row, ptrdiff_t rs, ptrdiff_t cs,
-            ptrdiff_t K, ptrdiff_t N, ptrdiff_t first, ptrdiff_t last)
+            float* packed, ptrdiff_t step, float* colsum, const float* B, const ptrdiff_t* row, ptrdiff_t rs,
+            ptrdiff_t cs, ptrdiff_t K, ptrdiff_t N, ptrdiff_t first, ptrdiff_t last)
     void (*frn_gemm_pack_f64)(
-            double* packed, ptrdiff_t step, double* colsum, const double* B, const ptrdiff_t* row, ptrdiff_t rs, ptrdiff_t cs,
-            ptrdiff_t K, ptrdiff_t N, ptrdiff_t first, ptrdiff_t last)
+            double* packed, ptrdiff_t step, double* colsum, const double* B, const ptrdiff_t* row, ptrdiff_t rs,
+            ptrdiff_t cs, ptrdiff_t K, ptrdiff_t N, ptrdiff_t first, ptrdiff_t last)
     void (*frn_gemm_pack_rows_f32)(
-            float* packed, ptrdiff_t step, const float* A, const ptrdiff_t* row, ptrdiff_t rs, const ptrdiff_t* col, ptrdiff_t
-            cs, ptrdiff_t M, ptrdiff_t K, ptrdiff_t height, ptrdiff_t first, ptrdiff_t last)
+            float* packed, ptrdiff_t step, const float* A, const ptrdiff_t* row, ptrdiff_t rs,
+            const ptrdiff_t* col, ptrdiff_t cs, ptrdiff_t M, ptrdiff_t K, ptrdiff_t height, ptrdiff_t first,
+            ptrdiff_t last)
     void (*frn_gemm_pack_rows_f64)(
-            double* packed, ptrdiff_t step, const double* A, const ptrdiff_t* row, ptrdiff_t rs, const ptrdiff_t* col,
-            ptrdiff_t cs, ptrdiff_t M, ptrdiff_t K, ptrdiff_t height, ptrdiff_t first, ptrdiff_t last)
+            double* packed, ptrdiff_t step, const double* A, const ptrdiff_t* row, ptrdiff_t rs,
+            const ptrdiff_t* col, ptrdiff_t cs, ptrdiff_t M, ptrdiff_t K, ptrdiff_t height, ptrdiff_t first,
+            ptrdiff_t last)
     void (*frn_gemm_f32)(
-            float* C, ptrdiff_t ldc, const float* A, ptrdiff_t rs, ptrdiff_t cs, const float* packed, const
-            float* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
+            float* C, ptrdiff_t ldc, const float* A, ptrdiff_t rs, ptrdiff_t cs, const float* packed,
+            const float* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
     void (*frn_gemm_f64)(
-            double* C, ptrdiff_t ldc, const double* A, ptrdiff_t rs, ptrdiff_t cs, const double* packed, const
-            double* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
+            double* C, ptrdiff_t ldc, const double* A, ptrdiff_t rs, ptrdiff_t cs, const double* packed,
+            const double* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
     void (*frn_gemm_unpacked_f32)(
             float* C, ptrdiff_t ldc, const float* A, ptrdiff_t rs, ptrdiff_t cs, const float* B, ptrdiff_t ldb,
             const float* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
     void (*frn_gemm_unpacked_f64)(
-            double* C, ptrdiff_t ldc, const double* A, ptrdiff_t rs, ptrdiff_t cs, const double* B, ptrdiff_t ldb,
-            const double* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
+            double* C, ptrdiff_t ldc, const double* A, ptrdiff_t rs, ptrdiff_t cs, const double* B,
+            ptrdiff_t ldb, const double* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
     void (*frn_gemm_tiles_f32)(
-            float* C, ptrdiff_t ldc, const float* tiles, ptrdiff_t height, const float* packed, const float*
-            bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
+            float* C, ptrdiff_t ldc, const float* tiles, ptrdiff_t height, const float* packed,
+            const float* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
     void (*frn_gemm_tiles_f64)(
-            double* C, ptrdiff_t ldc, const double* tiles, ptrdiff_t height, const double* packed, const
-            double* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
+            double* C, ptrdiff_t ldc, const double* tiles, ptrdiff_t height, const double* packed,
+            const double* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
     void (*frn_gemm_thin_f32)(
-            float* C, ptrdiff_t ldc, const float* A, ptrdiff_t lda, const float* B, ptrdiff_t ldb, const
-            float* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
+            float* C, ptrdiff_t ldc, const float* A, ptrdiff_t lda, const float* B, ptrdiff_t ldb,
+            const float* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
     void (*frn_gemm_thin_f64)(
-            double* C, ptrdiff_t ldc, const double* A, ptrdiff_t lda, const double* B, ptrdiff_t ldb, const
-            double* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
+            double* C, ptrdiff_t ldc, const double* A, ptrdiff_t lda, const double* B, ptrdiff_t ldb,
+            const double* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
     void (*frn_gemm_thin_transposed_f32)(
-            float* C, ptrdiff_t ldc, const float* A, ptrdiff_t lda, const float* B, ptrdiff_t ldb, ptrdiff_t
-            M, ptrdiff_t N, ptrdiff_t K, int accumulate)
+            float* C, ptrdiff_t ldc, const float* A, ptrdiff_t lda, const float* B, ptrdiff_t ldb, ptrdiff_t M,
+            ptrdiff_t N, ptrdiff_t K, int accumulate)
     void (*frn_gemm_thin_transposed_f64)(
             double* C, ptrdiff_t ldc, const double* A, ptrdiff_t lda, const double* B, ptrdiff_t ldb,
             ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
     void (*frn_gemm_outer_f32)(
-            float* C, ptrdiff_t ldc, float* colsum, const float* A, ptrdiff_t lda, const float* B, ptrdiff_t
-            ldb, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
+            float* C, ptrdiff_t ldc, float* colsum, const float* A, ptrdiff_t lda, const float* B,
+            ptrdiff_t ldb, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
     void (*frn_gemm_outer_f64)(
             double* C, ptrdiff_t ldc, double* colsum, const double* A, ptrdiff_t lda, const double* B,
             ptrdiff_t ldb, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate)
     void (*frn_rnn_gates_forward_f32)(float* h, float* h_out, const float* a, const float* input, ptrdiff_t H)
     void (*frn_rnn_gates_forward_f64)(double* h, double* h_out, const double* a, const double* input, ptrdiff_t H)
-    void (*frn_rnn_gates_backward_f32)(
-            float* da, const float* dh, const float* dh_next, const float* h, ptrdiff_t H)
+    void (*frn_rnn_gates_backward_f32)(float* da, const float* dh, const float* dh_next, const float* h, ptrdiff_t H)
     void (*frn_rnn_gates_backward_f64)(
             double* da, const double* dh, const double* dh_next, const double* h, ptrdiff_t H)
     void (*frn_lstm_gates_forward_f32)(
-            float* gates, float* c, float* h, float* h_out, const float* input, const float* c_prev, ptrdiff_t H)
+            float* gates, float* c, float* h, float* h_out, const float* input, const float* c_prev,
+            ptrdiff_t H)
     void (*frn_lstm_gates_forward_f64)(
-            double* gates, double* c, double* h, double* h_out, const double* input, const double* c_prev, ptrdiff_t H)
+            double* gates, double* c, double* h, double* h_out, const double* input, const double* c_prev,
+            ptrdiff_t H)
     void (*frn_lstm_gates_backward_f32)(
             float* da, float* dc, const float* dh, const float* dh_next, const float* gates, const float* c,
             const float* c_prev, ptrdiff_t H)
     void (*frn_lstm_gates_backward_f64)(
-            double* da, double* dc, const double* dh, const double* dh_next, const double* gates, const
-            double* c, const double* c_prev, ptrdiff_t H)
+            double* da, double* dc, const double* dh, const double* dh_next, const double* gates,
+            const double* c, const double* c_prev, ptrdiff_t H)
     double (*frn_softmax_loss_f32)(float* dx, const float* x, ptrdiff_t V, ptrdiff_t target, float weight)
     double (*frn_softmax_loss_f64)(double* dx, const double* x, ptrdiff_t V, ptrdiff_t target, double weight)
     ptrdiff_t (*frn_argmax_f32)(const float* x, ptrdiff_t n)
@@ -102,8 +103,8 @@ cdef extern from "fastrnn.h" nogil:
             float* w, float* next, const float* velocity, const float* dw, ptrdiff_t n, double learning_rate,
             double momentum)
     void (*frn_sgd_momentum_f64)(
-            double* w, double* next, const double* velocity, const double* dw, ptrdiff_t n, double
-            learning_rate, double momentum)
+            double* w, double* next, const double* velocity, const double* dw, ptrdiff_t n,
+            double learning_rate, double momentum)
     void (*frn_rmsprop_f32)(
             float* w, float* next, const float* cache, const float* dw, ptrdiff_t n, double learning_rate,
             double decay_rate, double epsilon)
@@ -111,16 +112,16 @@ cdef extern from "fastrnn.h" nogil:
             double* w, double* next, const double* cache, const double* dw, ptrdiff_t n, double learning_rate,
             double decay_rate, double epsilon)
     void (*frn_adam_f32)(
-            float* w, float* next_m, float* next_v, const float* m, const float* v, const float* dw, ptrdiff_t
-            n, double alpha, double beta1, double beta2, double epsilon)
+            float* w, float* next_m, float* next_v, const float* m, const float* v, const float* dw,
+            ptrdiff_t n, double alpha, double beta1, double beta2, double epsilon)
     void (*frn_adam_f64)(
             double* w, double* next_m, double* next_v, const double* m, const double* v, const double* dw,
             ptrdiff_t n, double alpha, double beta1, double beta2, double epsilon)
 
 
 cdef void gemm_pack(
-        floating* packed, ptrdiff_t step, floating* colsum, const floating* B, const ptrdiff_t* row, ptrdiff_t rs, ptrdiff_t
-        cs, ptrdiff_t K, ptrdiff_t N, ptrdiff_t first, ptrdiff_t last) noexcept nogil:
+        floating* packed, ptrdiff_t step, floating* colsum, const floating* B, const ptrdiff_t* row,
+        ptrdiff_t rs, ptrdiff_t cs, ptrdiff_t K, ptrdiff_t N, ptrdiff_t first, ptrdiff_t last) noexcept nogil:
     if floating is float:
         frn_gemm_pack_f32(packed, step, colsum, B, row, rs, cs, K, N, first, last)
     else:
@@ -128,8 +129,9 @@ cdef void gemm_pack(
 
 
 cdef void gemm_pack_rows(
-        floating* packed, ptrdiff_t step, const floating* A, const ptrdiff_t* row, ptrdiff_t rs, const ptrdiff_t* col,
-        ptrdiff_t cs, ptrdiff_t M, ptrdiff_t K, ptrdiff_t height, ptrdiff_t first, ptrdiff_t last) noexcept nogil:
+        floating* packed, ptrdiff_t step, const floating* A, const ptrdiff_t* row, ptrdiff_t rs,
+        const ptrdiff_t* col, ptrdiff_t cs, ptrdiff_t M, ptrdiff_t K, ptrdiff_t height, ptrdiff_t first,
+        ptrdiff_t last) noexcept nogil:
     if floating is float:
         frn_gemm_pack_rows_f32(packed, step, A, row, rs, col, cs, M, K, height, first, last)
     else:
@@ -146,8 +148,8 @@ cdef void gemm(
 
 
 cdef void gemm_unpacked(
-        floating* C, ptrdiff_t ldc, const floating* A, ptrdiff_t rs, ptrdiff_t cs, const floating* B, ptrdiff_t
-        ldb, const floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) noexcept nogil:
+        floating* C, ptrdiff_t ldc, const floating* A, ptrdiff_t rs, ptrdiff_t cs, const floating* B,
+        ptrdiff_t ldb, const floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) noexcept nogil:
     if floating is float:
         frn_gemm_unpacked_f32(C, ldc, A, rs, cs, B, ldb, bias, M, N, K, accumulate)
     else:
@@ -155,8 +157,8 @@ cdef void gemm_unpacked(
 
 
 cdef void gemm_tiles(
-        floating* C, ptrdiff_t ldc, const floating* tiles, ptrdiff_t height, const floating* packed, const
-        floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) noexcept nogil:
+        floating* C, ptrdiff_t ldc, const floating* tiles, ptrdiff_t height, const floating* packed,
+        const floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) noexcept nogil:
     if floating is float:
         frn_gemm_tiles_f32(C, ldc, tiles, height, packed, bias, M, N, K, accumulate)
     else:
@@ -164,8 +166,8 @@ cdef void gemm_tiles(
 
 
 cdef void gemm_thin(
-        floating* C, ptrdiff_t ldc, const floating* A, ptrdiff_t lda, const floating* B, ptrdiff_t ldb, const
-        floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) noexcept nogil:
+        floating* C, ptrdiff_t ldc, const floating* A, ptrdiff_t lda, const floating* B, ptrdiff_t ldb,
+        const floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) noexcept nogil:
     if floating is float:
         frn_gemm_thin_f32(C, ldc, A, lda, B, ldb, bias, M, N, K, accumulate)
     else:
@@ -190,7 +192,8 @@ cdef void gemm_outer(
         frn_gemm_outer_f64(C, ldc, colsum, A, lda, B, ldb, M, N, K, accumulate)
 
 
-cdef void rnn_gates_forward(floating* h, floating* h_out, const floating* a, const floating* input, ptrdiff_t H) noexcept nogil:
+cdef void rnn_gates_forward(
+        floating* h, floating* h_out, const floating* a, const floating* input, ptrdiff_t H) noexcept nogil:
     if floating is float:
         frn_rnn_gates_forward_f32(h, h_out, a, input, H)
     else:
@@ -206,7 +209,8 @@ cdef void rnn_gates_backward(
 
 
 cdef void lstm_gates_forward(
-        floating* gates, floating* c, floating* h, floating* h_out, const floating* input, const floating* c_prev, ptrdiff_t H) noexcept nogil:
+        floating* gates, floating* c, floating* h, floating* h_out, const floating* input,
+        const floating* c_prev, ptrdiff_t H) noexcept nogil:
     if floating is float:
         frn_lstm_gates_forward_f32(gates, c, h, h_out, input, c_prev, H)
     else:
@@ -214,8 +218,8 @@ cdef void lstm_gates_forward(
 
 
 cdef void lstm_gates_backward(
-        floating* da, floating* dc, const floating* dh, const floating* dh_next, const floating* gates, const
-        floating* c, const floating* c_prev, ptrdiff_t H) noexcept nogil:
+        floating* da, floating* dc, const floating* dh, const floating* dh_next, const floating* gates,
+        const floating* c, const floating* c_prev, ptrdiff_t H) noexcept nogil:
     if floating is float:
         frn_lstm_gates_backward_f32(da, dc, dh, dh_next, gates, c, c_prev, H)
     else:
@@ -281,8 +285,8 @@ cdef void sgd(floating* w, const floating* dw, ptrdiff_t n, double learning_rate
 
 
 cdef void sgd_momentum(
-        floating* w, floating* next, const floating* velocity, const floating* dw, ptrdiff_t n, double
-        learning_rate, double momentum) noexcept nogil:
+        floating* w, floating* next, const floating* velocity, const floating* dw, ptrdiff_t n,
+        double learning_rate, double momentum) noexcept nogil:
     if floating is float:
         frn_sgd_momentum_f32(w, next, velocity, dw, n, learning_rate, momentum)
     else:
@@ -290,8 +294,8 @@ cdef void sgd_momentum(
 
 
 cdef void rmsprop(
-        floating* w, floating* next, const floating* cache, const floating* dw, ptrdiff_t n, double
-        learning_rate, double decay_rate, double epsilon) noexcept nogil:
+        floating* w, floating* next, const floating* cache, const floating* dw, ptrdiff_t n,
+        double learning_rate, double decay_rate, double epsilon) noexcept nogil:
     if floating is float:
         frn_rmsprop_f32(w, next, cache, dw, n, learning_rate, decay_rate, epsilon)
     else:
@@ -299,8 +303,8 @@ cdef void rmsprop(
 
 
 cdef void adam(
-        floating* w, floating* next_m, floating* next_v, const floating* m, const floating* v, const floating*
-        dw, ptrdiff_t n, double alpha, double beta1, double beta2, double epsilon) noexcept nogil:
+        floating* w, floating* next_m, floating* next_v, const floating* m, const floating* v,
+        const floating* dw, ptrdiff_t n, double alpha, double beta1, double beta2, double epsilon) noexcept nogil:
     if floating is float:
         frn_adam_f32(w, next_m, next_v, m, v, dw, n, alpha, beta1, beta2, epsilon)
     else:

@@ -246,7 +246,7 @@ cdef int scatter_add(floating* dW, const floating* dout, const ptrdiff_t* ids, p
     """dW[v] = the sum of dout[i] over the i with ids[i] == v, in the order of i: counting sort, then word by word."""
     cdef int threads = threads_for((<double> count + V) * D)
     cdef Workspace scratch = Workspace()
-    cdef ptrdiff_t i, v, total = 0
+    cdef ptrdiff_t v
     scratch.reserve(room(V + 1, sizeof(ptrdiff_t)) + room(count, sizeof(ptrdiff_t)))
     cdef ptrdiff_t* start = <ptrdiff_t*> scratch.take(room(V + 1, sizeof(ptrdiff_t)))
     cdef ptrdiff_t* row = <ptrdiff_t*> scratch.take(room(count, sizeof(ptrdiff_t)))
@@ -264,7 +264,7 @@ cdef int scatter_add(floating* dW, const floating* dout, const ptrdiff_t* ids, p
 cdef void sort_by_word(ptrdiff_t* start, ptrdiff_t* row, const ptrdiff_t* ids, ptrdiff_t count, ptrdiff_t V,
                        ptrdiff_t stride) noexcept nogil:
     """row[start[v]:start[v + 1]] = i * stride for the i with ids[i] == v, in order. start has V + 1 places."""
-    cdef ptrdiff_t i, v, total = 0, here
+    cdef ptrdiff_t i, v
     memset(start, 0, (V + 1) * sizeof(ptrdiff_t))
     for i in range(count):
         start[ids[i] + 1] += 1

@@ -53,11 +53,12 @@ cdef void run(const Step* step, floating* w, floating* new_a, floating* new_b, c
             part(step, w, new_a, new_b, a, b, dw, 0, n)
         else:
             for q in prange(threads, num_threads=threads, schedule="static"):
-                part(step, w, new_a, new_b, a, b, dw, min(n, q * chunk), n if q == threads - 1 else min(n, (q + 1) * chunk))
+                part(step, w, new_a, new_b, a, b, dw, min(n, q * chunk),
+                     n if q == threads - 1 else min(n, (q + 1) * chunk))
 
 
 cdef bint fits(object w, object dw, object a, object b) noexcept:
-    """Whether all are writeable C-contiguous arrays of one shape and one dtype, float32 or float64; None fits as well."""
+    """Whether w is a writeable C-contiguous float array, and the others, where not None, are of its shape and dtype."""
     cdef object array
     cdef int kind
     if type(w) is not np.ndarray or dw is None:
@@ -94,8 +95,8 @@ cdef int apply(const Step* step, cnp.ndarray w, cnp.ndarray new_a, cnp.ndarray n
     return 0
 
 
-# Each rule changes w and returns the new state, in arrays of its own unless in_place. It returns None, and does nothing,
-# where the arrays are not what the core can work on; fastrnn.optim then makes them so, or says why they cannot be.
+# Each rule changes w and returns the new state, in arrays of its own unless in_place. It returns None, and does
+# nothing, where the arrays are not what the core can work on; fastrnn.optim then makes them so, or says why not.
 
 def sgd(w, dw, double learning_rate):
     """w -= learning_rate dw. Returns True."""

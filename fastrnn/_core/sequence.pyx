@@ -1,8 +1,8 @@
 """The time loops of the RNN and the LSTM, forward and backward (BPTT), over preallocated buffers.
 
 A sequence runs in time-major order over *tokens*: the rows of the batch are sorted by length, longest first, and token
-``offset[t] + r`` is step t of the r-th row. The rows that are still active at a step lie side by side, so a ragged batch
-costs what its words cost. A thread owns every `threads`-th row for the whole sequence and never waits for another, but
+``offset[t] + r`` is step t of the r-th row. The rows that are still active at a step lie side by side, so a ragged
+batch costs what its words cost. A thread owns every `threads`-th row for the whole sequence and never waits for another, but
 where the rows are too few for that (by_columns()); the order in which anything is summed does not depend on how many
 threads there are.
 """
@@ -18,8 +18,9 @@ from libc.string cimport memcpy, memset
 
 from . cimport kernels
 from .arrays cimport data, dim, floats, has_shape, new, refuse
-from .kernels cimport (Workspace, leading, packed_size, panel_width, room, threads_for, tile_height,
-                      tiles_size)
+from .kernels cimport (
+    Workspace, leading, packed_size, panel_width, room, threads_for, tile_height, tiles_size,
+)
 
 from ..reference import checks
 from ..reference import rnn_layers as twin
@@ -85,7 +86,8 @@ cdef void batch_sort(Batch* batch, void* memory, const ptrdiff_t* lengths, ptrdi
 
 cdef size_t forward_room(const Batch* batch, ptrdiff_t D, int threads, size_t size) noexcept nogil:
     """Bytes of scratchpad that steps_forward() needs."""
-    return threads * room(tiles_size(rows_of(batch, 0, 1 if by_columns(batch, threads) else threads), D + batch.H, size), size)
+    cdef ptrdiff_t rows = rows_of(batch, 0, 1 if by_columns(batch, threads) else threads)
+    return threads * room(tiles_size(rows, D + batch.H, size), size)
 
 
 cdef inline ptrdiff_t rows_of(const Batch* batch, ptrdiff_t t, ptrdiff_t stride) noexcept nogil:
@@ -125,8 +127,8 @@ cdef void steps_forward(const Batch* batch, floating* gates, floating* h, floati
 cdef inline bint by_columns(const Batch* batch, int threads) noexcept nogil:
     """Whether threads share out the columns of each step rather than the rows of the batch.
 
-    A thread with a few rows reads all the weights at each step and waits for memory. With a part of the columns it reads
-    that part for all rows, which stays near its core from step to step; waiting for the others twice a step costs less.
+    A thread with a few rows reads all the weights at each step and waits for memory. With a part of the columns it
+    reads that part for all rows, which stays near its core from step to step; waiting for the others twice a step costs less.
     """
     return threads > 1 and batch.N < COLUMNS_BELOW * threads and batch.N >= 4 and batch.H * batch.gates >= WIDE
 
@@ -182,7 +184,8 @@ cdef void products_forward(const Batch* batch, floating* gates, const floating* 
     for q in range(count):
         pack_inputs(tiles + q * height * K, x, x_at + batch.offset[t] + first, stride, q * height,
                     min(height, rows - q * height), height, D)
-    kernels.gemm_pack_rows(tiles + height * D, height * K, state, NULL, stride * ldh, NULL, 1, rows, H, height, 0, count)
+    kernels.gemm_pack_rows(tiles + height * D, height * K, state, NULL, stride * ldh, NULL, 1, rows, H, height, 0,
+                           count)
     kernels.gemm_tiles(to, stride * ldg, <const floating*> tiles, height, weights, bias, rows, columns, K, False)
 
 
@@ -204,7 +207,8 @@ cdef void gates_forward(const Batch* batch, floating* gates, floating* h, floati
             kernels.lstm_gates_forward(gates + token * ldg, c + (batch.N + token) * ldh, h + (batch.N + token) * ldh,
                                        copy, product, <const floating*> c + before(batch, t, r) * ldh, H)
         else:
-            kernels.rnn_gates_forward(h + (batch.N + token) * ldh, copy, <const floating*> gates + token * ldg, product, H)
+            kernels.rnn_gates_forward(h + (batch.N + token) * ldh, copy, <const floating*> gates + token * ldg, product,
+                                      H)
         r += stride
     kernels.denormals_restore(mode)
 
@@ -234,8 +238,8 @@ cdef void steps_backward(const Batch* batch, floating* da, floating* dstate, flo
 
     da (tokens, gates) becomes the gradient of the pre-activations, and may be gates; dstate, dc (N, H) begin as the
     gradient of the state after each row's last step and become that of the initial state; dh, at dh_at[token], is the
-    gradient of the loss with respect to each h directly. dx, unless it is NULL, becomes the gradient of the inputs: that
-    of row r at step t at t * dx_step + r * dx_row, for a dense batch; where dx_step is 0, that of a token at
+    gradient of the loss with respect to each h directly. dx, unless it is NULL, becomes the gradient of the inputs:
+    that of row r at step t at t * dx_step + r * dx_row, for a dense batch; where dx_step is 0, that of a token at
     token * dx_row.
     """
     cdef int k
@@ -418,7 +422,8 @@ cdef int run_forward(Sequence s, floating* out, floating* c_out, const floating*
     cdef floating* tiles
     cdef ptrdiff_t step = (D + H) * panel_width(size)
     scratch.reserve(2 * room(tokens, sizeof(ptrdiff_t))
-                    + (room(packed_size(D + H, G, size), size) + forward_room(batch, D, across, size) if packing else 0))
+                    + (room(packed_size(D + H, G, size), size) + forward_room(batch, D, across, size)
+                       if packing else 0))
     x_at = <ptrdiff_t*> scratch.take(room(tokens, sizeof(ptrdiff_t)))
     out_at = <ptrdiff_t*> scratch.take(room(tokens, sizeof(ptrdiff_t)))
     with nogil:
@@ -482,7 +487,8 @@ cdef void single_part(const Batch* batch, floating* gates, const floating* h, co
         return
     mode = kernels.denormals_flush()
     if batch.N <= FEW:
-        kernels.gemm_thin(gates + first, batch.ldg, x, D, Wx + first, G, b + first, batch.tokens, last - first, D, False)
+        kernels.gemm_thin(gates + first, batch.ldg, x, D, Wx + first, G, b + first, batch.tokens, last - first, D,
+                          False)
         kernels.gemm_thin(gates + first, batch.ldg, h, batch.ldh, Wh + first, G, <const floating*> NULL,
                           batch.tokens, last - first, batch.H, True)
     else:
@@ -503,7 +509,6 @@ cdef int run_backward(Sequence s, floating* dx, floating* dh0, floating* dc0, fl
     cdef int threads = threads_for(4.0 * tokens * (D + H) * G)
     cdef int across = <int> max(<ptrdiff_t> 1, min(<ptrdiff_t> threads, batch.N))
     cdef bint ragged = tokens < N * T
-    cdef bint few = T == 1 and N <= FEW
     cdef Workspace scratch = Workspace()
     cdef size_t places = room(tokens, sizeof(ptrdiff_t)), states = room(N * batch.ldh, size)
     cdef ptrdiff_t i, r, t

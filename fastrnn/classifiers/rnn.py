@@ -1,7 +1,8 @@
 """CaptioningRNN: image features in, captions out.
 
-The loss with its gradients is one fused pass in the compiled core, and so is greedy decoding; both give what the layers of
-`fastrnn.rnn_layers` give one after the other (`fastrnn.reference.classifier` spells that out).
+The loss with its gradients is one fused pass in the compiled core, and so is greedy decoding;
+both give what the layers of `fastrnn.rnn_layers` give one after the other
+(`fastrnn.reference.classifier` spells that out).
 """
 
 from __future__ import annotations
