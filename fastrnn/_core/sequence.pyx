@@ -2,8 +2,8 @@
 
 A sequence runs in time-major order over *tokens*: the rows of the batch are sorted by length, longest first, and token
 ``offset[t] + r`` is step t of the r-th row. The rows that are still active at a step lie side by side, so a ragged
-batch costs what its words cost. A thread owns every `threads`-th row for the whole sequence and never waits for another, but
-where the rows are too few for that (by_columns()); the order in which anything is summed does not depend on how many
+batch costs what its words cost. A thread owns every `threads`-th row for the whole sequence and never waits for
+another, but where the rows are too few for that (by_columns()); the order in which anything is summed does not depend on how many
 threads there are.
 """
 
@@ -128,7 +128,8 @@ cdef inline bint by_columns(const Batch* batch, int threads) noexcept nogil:
     """Whether threads share out the columns of each step rather than the rows of the batch.
 
     A thread with a few rows reads all the weights at each step and waits for memory. With a part of the columns it
-    reads that part for all rows, which stays near its core from step to step; waiting for the others twice a step costs less.
+    reads that part for all rows, which stays near its core from step to step; waiting for the others twice a step costs
+    less.
     """
     return threads > 1 and batch.N < COLUMNS_BELOW * threads and batch.N >= 4 and batch.H * batch.gates >= WIDE
 
