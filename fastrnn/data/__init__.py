@@ -1,0 +1,1 @@
+"""Data sets: everything here ends in the h5 layout that `load_coco_data` reads."""

@@ -1,0 +1,194 @@
+"""A small world of coloured shapes: what is in a scene, and how it is drawn.
+
+A scene holds one to three shapes at free positions, without overlap, on a background whose tint,
+brightness and slope change from picture to picture. Every colour, radius and angle is jittered and
+the pixels are noisy, so that a word such as "yellow" or "small" has to be read from the picture.
+Things of one colour are alike in kind and size, as apples in a bowl are, and sometimes there are
+several. Positions are in pixels: x to the right, y downwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+SHAPES = ("circle", "square", "triangle", "cross")
+COLORS = ("red", "yellow", "green", "blue")
+SIZES = ("small", "big")
+SIDE = 48
+"""Height and width of a picture, in pixels."""
+
+_RGB = np.array(
+    [
+        (0.86, 0.14, 0.16),
+        (0.94, 0.82, 0.14),
+        (0.16, 0.68, 0.28),
+        (0.15, 0.35, 0.88),
+    ]
+)
+_RADIUS = {"small": (4.0, 5.2), "big": (7.4, 9.0)}
+_REACH = 1.2
+"""The farthest point of any shape from its centre, in radii (the triangle's corners)."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One thing in a scene.
+
+    Attributes
+    ----------
+    kind, color, size : str
+        Of :data:`SHAPES`, :data:`COLORS` and :data:`SIZES`.
+    x, y : float
+        Centre, in pixels from the left and from the top.
+    radius, angle : float
+        Pixels, and radians by which the shape is turned.
+    """
+
+    kind: str
+    color: str
+    size: str
+    x: float
+    y: float
+    radius: float = 5.0
+    angle: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What was drawn in one picture: its shapes, in no order that matters."""
+
+    shapes: tuple[Shape, ...]
+
+    def to_json(self) -> list[dict]:
+        """The scene as plain lists and dictionaries."""
+        return [asdict(shape) for shape in self.shapes]
+
+    @classmethod
+    def from_json(cls, shapes: list[dict]) -> Scene:
+        """The scene that :meth:`to_json` wrote."""
+        return cls(tuple(Shape(**shape) for shape in shapes))
+
+
+def make_scene(rng: np.random.Generator, max_shapes: int = 3) -> Scene:
+    """Draw one to `max_shapes` shapes that do not touch each other or the border.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    max_shapes : int
+        At most 4, so that there is room for them.
+
+    Returns
+    -------
+    Scene
+
+    Raises
+    ------
+    ValueError
+        If `max_shapes` is not in 1 to 4.
+    """
+    if not 1 <= max_shapes <= 4:
+        raise ValueError(f"max_shapes is {max_shapes}; it should be 1 to 4")
+    chances = np.array([0.25, 0.5, 0.25, 0.2][:max_shapes])
+    wanted = 1 + rng.choice(max_shapes, p=chances / chances.sum())
+    palette = rng.permutation(COLORS).tolist()
+    placed: list[Shape] = []
+    attempts = 0
+    while len(placed) < wanted:
+        attempts += 1
+        if attempts > 200:  # an unlucky start can leave no room: begin again
+            placed, attempts = [], 0
+        if placed and rng.random() < 0.3:
+            twin = placed[rng.integers(len(placed))]
+            kind, color, size = twin.kind, twin.color, twin.size
+        else:
+            kind, color, size = (
+                SHAPES[rng.integers(len(SHAPES))],
+                next(name for name in palette if all(s.color != name for s in placed)),
+                SIZES[rng.integers(len(SIZES))],
+            )
+        radius = float(rng.uniform(*_RADIUS[size]))
+        reach = _REACH * radius + 1
+        x, y = rng.uniform(reach, SIDE - reach, 2).tolist()
+        gaps = (np.hypot(s.x - x, s.y - y) - _REACH * s.radius - reach for s in placed)
+        if all(gap > 0 for gap in gaps):
+            angle = float(rng.uniform(-0.12, 0.12))
+            placed.append(Shape(kind, color, size, x, y, radius, angle))
+    return Scene(tuple(placed))
+
+
+def _distance(kind: str, u: np.ndarray, v: np.ndarray, r: np.ndarray) -> np.ndarray:
+    """Signed distance in pixels to the outline (negative inside); v points down."""
+    if kind == "circle":
+        return np.hypot(u, v) - r
+    if kind == "square":
+        return np.maximum(np.abs(u), np.abs(v)) - 0.88 * r
+    if kind == "triangle":  # three half planes, each 0.6 r from the centre: corners at 1.2 r
+        return np.maximum(v, np.sqrt(0.75) * np.abs(u) - 0.5 * v) - 0.6 * r
+    if kind == "cross":
+        lying = np.maximum(np.abs(u) - r, np.abs(v) - 0.34 * r)
+        standing = np.maximum(np.abs(v) - r, np.abs(u) - 0.34 * r)
+        return np.minimum(lying, standing)
+    raise ValueError(f"kind is {kind!r}; it should be one of {', '.join(SHAPES)}")
+
+
+def draw_scenes(scenes: list[Scene], rng: np.random.Generator) -> np.ndarray:
+    """Render scenes, each on a background of its own.
+
+    Parameters
+    ----------
+    scenes : list of Scene
+    rng : numpy.random.Generator
+        Draws backgrounds, shades and noise.
+
+    Returns
+    -------
+    ndarray, (N, SIDE, SIDE, 3) uint8
+        RGB; edges are antialiased over one pixel.
+    """
+    n = len(scenes)
+    centre = (SIDE - 1) / 2
+    across = ((np.arange(SIDE) - centre) / SIDE).astype(np.float32)
+    base = rng.uniform(0.15, 0.85, (n, 1)) + rng.uniform(-0.05, 0.05, (n, 3))
+    slope = rng.uniform(-0.25, 0.25, (n, 2))
+    ramp = (
+        slope[:, 0, None, None] * across[None, None, :]
+        + slope[:, 1, None, None] * across[None, :, None]
+    )
+    pixels = (base[:, None, None, :] + ramp[..., None]).astype(np.float32)
+
+    owner = np.array([i for i, scene in enumerate(scenes) for _ in scene.shapes], dtype=np.intp)
+    shapes = [shape for scene in scenes for shape in scene.shapes]
+    shade = _RGB[[COLORS.index(s.color) for s in shapes]] if shapes else np.zeros((0, 3))
+    shade = shade * rng.uniform(0.85, 1.05, (len(shapes), 1))
+    shade = np.clip(shade + rng.uniform(-0.05, 0.05, shade.shape), 0, 1).astype(np.float32)
+    # A shape touches only the window round it: rendering that is four times quicker.
+    half = int(np.ceil(_REACH * _RADIUS["big"][1])) + 2
+    window = np.arange(-half, half + 1)
+    for kind in SHAPES:
+        index = np.array([i for i, s in enumerate(shapes) if s.kind == kind], dtype=np.intp)
+        if not index.size:
+            continue
+        x, y, r, angle = np.array(
+            [(shapes[i].x, shapes[i].y, shapes[i].radius, shapes[i].angle) for i in index]
+        ).T
+        columns = np.floor(x).astype(np.intp)[:, None] + window
+        rows = np.floor(y).astype(np.intp)[:, None] + window
+        dx = (columns - x[:, None] + 0.5).astype(np.float32)[:, None, :]
+        dy = (rows - y[:, None] + 0.5).astype(np.float32)[:, :, None]
+        cos, sin = (f(angle).astype(np.float32)[:, None, None] for f in (np.cos, np.sin))
+        outline = _distance(
+            kind, cos * dx + sin * dy, cos * dy - sin * dx, r.astype(np.float32)[:, None, None]
+        )
+        cover = np.clip(0.5 - outline, 0, 1)
+        inside = ((rows >= 0) & (rows < SIDE))[:, :, None] & ((columns >= 0) & (columns < SIDE))[
+            :, None, :
+        ]
+        which, row, column = np.nonzero(inside & (cover > 0))
+        at = (owner[index[which]], rows[which, row], columns[which, column])
+        weight = cover[which, row, column][:, None]
+        pixels[at] = (1 - weight) * pixels[at] + weight * shade[index[which]]
+    pixels += np.float32(0.025) * rng.standard_normal(pixels.shape, dtype=np.float32)
+    return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
