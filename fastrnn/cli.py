@@ -1,0 +1,552 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from tqdm import tqdm
+
+import fastrnn
+
+from ._core import kernels
+from .checkpoint import MODEL_FILE, save_model
+from .classifiers.rnn import CaptioningRNN
+from .coco_utils import read_captioning_directory
+from .data.layout import write_aside, write_json, write_text
+from .training import (
+    TrainConfig,
+    Trainer,
+    caption_images,
+    evaluate,
+    references_of,
+    start_model,
+)
+
+SCENES = {"num_train": 12000, "num_val": 1000}
+"""How many scenes are drawn where no data is given."""
+SCENE_DEFAULTS = {
+    "hidden_dim": 160,
+    "wordvec_dim": 64,
+    "batch_size": 250,
+    "epochs": 12,
+    "lr": 1e-2,
+    "feature_noise": 0.12,
+    "clip_norm": 5.0,
+}
+DATA_DEFAULTS = {
+    "hidden_dim": 512,
+    "wordvec_dim": 256,
+    "batch_size": 100,
+    "epochs": 5,
+    "lr": 1e-3,
+    "feature_noise": 0.5,
+    "clip_norm": 5.0,
+}
+_OPTIONS = {"seed is": "--seed is", "count is": "--threads is"}
+"""Arguments by which errors begin, and what they are called on the command line."""
+_SETTINGS_FILE = "settings.json"
+_RUN_FILES = (
+    _SETTINGS_FILE, MODEL_FILE, "history.jsonl", "metrics.json", "loss.png", "samples.html",
+)  # fmt: skip
+_SHOWN = 48
+"""Pictures on the page of samples."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"fastrnn: error: {message} (see {self.prog} --help)\n")
+
+
+def _number(
+    kind: Callable[[str], Any], least: float, *, above: bool = False
+) -> Callable[[str], Any]:
+    """Make a parser of numbers that are at least, or above, `least`."""
+
+    def parse(text: str) -> Any:
+        wanted = "an integer" if kind is int else "a number"
+        bound = f"above {least:g}" if above else f"of at least {least:g}"
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not np.isfinite(value) or value < least or (above and value == least):
+            raise argparse.ArgumentTypeError(f"was {text!r}, must be {wanted} {bound}")
+        return value
+
+    return parse
+
+
+def _decay(text: str) -> float | str:
+    return text if text == "cosine" else _number(float, 0, above=True)(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="fastrnn", description="Image captioning with an RNN or an LSTM, in NumPy and C."
+    )
+    parser.add_argument("--version", action="version", version=f"fastrnn {fastrnn.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    train = commands.add_parser(
+        "train",
+        help="train a captioner",
+        description="Train a captioner on pictures and their captions, and report how well it "
+        "captions pictures that it has not seen. Without --data it draws its own: scenes of "
+        "coloured shapes.",
+        epilog="example: fastrnn train --data flickr8k --hidden-dim 512 --epochs 8 --out "
+        "runs/flickr8k",
+    )
+
+    def default(name: str) -> str:
+        scenes, data = f"{SCENE_DEFAULTS[name]:g}", f"{DATA_DEFAULTS[name]:g}"
+        return f"(default: {data})" if scenes == data else f"(default: {data}; drawn: {scenes})"
+
+    integer, at_least_0 = _number(int, 1), _number(float, 0)
+    data = train.add_argument_group("data")
+    data.add_argument(
+        "--data", metavar="DIR", help="a data set in CS231n's h5 layout (default: drawn scenes)"
+    )
+    data.add_argument(
+        "--raw-features",
+        action="store_true",
+        help="read *_vgg16_fc7.h5, the features before PCA (default: *_vgg16_fc7_pca.h5)",
+    )
+    data.add_argument(
+        "--max-train",
+        type=integer,
+        metavar="N",
+        help="use N of the training captions, drawn at random (default: all)",
+    )
+
+    model = train.add_argument_group("model")
+    model.add_argument(
+        "--cell", choices=("rnn", "lstm"), default="lstm", help="recurrence (default: %(default)s)"
+    )
+    model.add_argument(
+        "--hidden-dim", type=integer, metavar="N",
+        help=f"width of the hidden state {default('hidden_dim')}",
+    )  # fmt: skip
+    model.add_argument(
+        "--wordvec-dim", type=integer, metavar="N",
+        help=f"width of the word vectors {default('wordvec_dim')}",
+    )  # fmt: skip
+
+    how = train.add_argument_group("training")
+    how.add_argument(
+        "--epochs", type=integer, metavar="N", help=f"passes over the data {default('epochs')}"
+    )
+    how.add_argument(
+        "--batch-size", type=integer, metavar="N",
+        help=f"captions in a step {default('batch_size')}",
+    )  # fmt: skip
+    how.add_argument(
+        "--lr", type=_number(float, 0, above=True), metavar="X",
+        help=f"Adam's learning rate {default('lr')}",
+    )  # fmt: skip
+    how.add_argument(
+        "--lr-decay", type=_decay, metavar="X", default="cosine",
+        help="multiply the learning rate by X after every epoch, or 'cosine': let it fall to 0 "
+        "over the run (default: %(default)s)",
+    )  # fmt: skip
+    how.add_argument(
+        "--clip-norm", type=at_least_0, metavar="X",
+        help=f"scale gradients down to this norm; 0: never {default('clip_norm')}",
+    )  # fmt: skip
+    how.add_argument(
+        "--feature-noise", type=at_least_0, metavar="X",
+        help="noise on the features against overfitting, in deviations "
+        f"{default('feature_noise')}",
+    )  # fmt: skip
+    how.add_argument(
+        "--seed", type=_number(int, 0), metavar="N", default=0,
+        help="decides weights, order, noise and scenes (default: %(default)s)",
+    )  # fmt: skip
+    how.add_argument(
+        "--threads", type=integer, metavar="N",
+        help="threads to use (default: FASTRNN_NUM_THREADS, OMP_NUM_THREADS or all processors)",
+    )  # fmt: skip
+
+    where = train.add_argument_group("results")
+    where.add_argument(
+        "--out", metavar="DIR", help="the run directory (default: runs/<date>-<cell>)"
+    )
+    where.add_argument(
+        "--force", action="store_true", help="replace the run that is in the --out directory"
+    )
+    train.set_defaults(run=_train)
+
+    info = commands.add_parser(
+        "info",
+        help="print versions, instruction set, threads",
+        description="Print what fastrnn runs on: versions, instruction set in use, threads, BLAS.",
+        epilog="example: FASTRNN_MAX_ISA=avx2 fastrnn info",
+    )
+    info.set_defaults(run=_info)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments; the process's own by default.
+
+    Returns
+    -------
+    int
+        The exit status: 0, 2 for bad input, 130 after an interrupt.
+
+    Raises
+    ------
+    SystemExit
+        For ``--help``, ``--version`` and arguments that cannot be parsed.
+    """
+    arguments = _parser().parse_args(argv)
+    threads = fastrnn.get_num_threads()
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt as interrupt:
+        where = f"; {interrupt.args[0]}" if interrupt.args else ""
+        print(f"fastrnn: interrupted{where}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output has gone: nobody is left to be told, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (OSError, ValueError, TypeError, KeyError, IndexError, FloatingPointError) as error:
+        print(f"fastrnn: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print("fastrnn: error: out of memory", file=sys.stderr)
+        return 2
+    finally:
+        fastrnn.set_num_threads(threads)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        message = f"{error.strerror}: {error.filename}"
+    elif isinstance(error, KeyError) and error.args:
+        message = str(error.args[0])
+    else:
+        message = str(error)
+        for name, option in _OPTIONS.items():
+            if message.startswith(name):
+                message = option + message[len(name) :]
+    return " ".join(message.split()) or type(error).__name__
+
+
+# -- fastrnn train
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    began = time.perf_counter()
+    if arguments.raw_features and arguments.data is None:
+        raise ValueError("--raw-features goes with --data")
+    for name, value in (DATA_DEFAULTS if arguments.data else SCENE_DEFAULTS).items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    config = TrainConfig(
+        epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        learning_rate=arguments.lr,
+        lr_decay=arguments.lr_decay,
+        clip_norm=arguments.clip_norm,
+        feature_noise=arguments.feature_noise,
+        seed=arguments.seed,
+    )
+    if arguments.threads is not None:
+        fastrnn.set_num_threads(arguments.threads)
+    out = _free_directory(arguments)
+
+    directory = Path(arguments.data) if arguments.data else out / "data"
+    settings = {
+        "fastrnn": fastrnn.__version__,
+        "data": str(directory.resolve()),
+        "raw_features": arguments.raw_features,
+        "max_train": arguments.max_train,
+        "cell": arguments.cell,
+        "hidden_dim": arguments.hidden_dim,
+        "wordvec_dim": arguments.wordvec_dim,
+        **dataclasses.asdict(config),
+        "threads": fastrnn.get_num_threads(),
+        "isa": kernels.isa(),
+    }
+    # What cannot be trained on leaves no run directory behind.
+    if arguments.data:
+        data = _read(arguments, directory)
+        _make_directory(out, arguments.force, settings)
+    else:
+        _make_directory(out, arguments.force, settings)
+        print(f"drawing {SCENES['num_train'] + SCENES['num_val']} scenes", flush=True)
+        _draw_scenes(directory, arguments.seed)
+        data = _read(arguments, directory)
+
+    model = start_model(
+        data, arguments.cell, arguments.wordvec_dim, arguments.hidden_dim, arguments.seed
+    )
+    about = _introduce(directory if arguments.data else None, data, model)
+
+    progress = _Progress(config, len(data["train_captions"]))
+    saved = 0
+
+    def on_epoch(trainer: Trainer, record: dict[str, Any]) -> None:
+        nonlocal saved
+        save_model(out / MODEL_FILE, trainer.model)
+        saved = record["epoch"]
+        lines = [json.dumps(line) + "\n" for line in trainer.history]
+        write_text(out / "history.jsonl", "".join(lines))
+        progress.epoch(trainer, record)
+
+    trainer = Trainer(model, data, config, on_step=progress.step, on_epoch=on_epoch)
+    try:
+        trainer.fit()
+    except KeyboardInterrupt:
+        if not saved:
+            raise
+        raise KeyboardInterrupt(
+            f"the model after epoch {saved} of {config.epochs} is in {out}"
+        ) from None
+    finally:
+        progress.close()
+    _report(trainer, directory, out, about, began)
+    return 0
+
+
+def _free_directory(arguments: argparse.Namespace) -> Path:
+    """Choose the run directory; refuse one that must not be written to."""
+    if arguments.out is None:
+        name = f"{time.strftime('%Y-%m-%d')}-{arguments.cell}"
+        out, number = Path("runs", name), 1
+        while out.exists():
+            number += 1
+            out = Path("runs", f"{name}-{number}")
+        return out
+    out = Path(arguments.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; it must be a directory")
+    if not out.is_dir() or not any(out.iterdir()):
+        return out
+    if not arguments.force:
+        raise ValueError(f"--out {out} exists; choose another or replace it with --force")
+    if not _is_run(out):
+        raise ValueError(f"--out {out} holds other things than a run: --force replaces only runs")
+    return out
+
+
+def _is_run(out: Path) -> bool:
+    try:
+        return "fastrnn" in json.loads((out / _SETTINGS_FILE).read_text("utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _make_directory(out: Path, force: bool, settings: Mapping[str, Any]) -> None:
+    # Nothing of an old run may pass for a part of the new one. What is not a run's own stays; and
+    # the settings, soon written over, do, so that the directory is known as a run all the time.
+    if force and _is_run(out):
+        for name in _RUN_FILES:
+            if name != _SETTINGS_FILE:
+                (out / name).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / _SETTINGS_FILE, settings)
+
+
+def _read(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
+    data = read_captioning_directory(directory, pca_features=not arguments.raw_features)
+    for word in ("<NULL>", "<START>", "<END>"):
+        if word not in data["word_to_idx"]:
+            raise ValueError(f"{directory / 'coco2014_vocab.json'}: has no {word}")
+    captions = len(data["train_captions"])
+    if not captions:
+        raise ValueError(f"{directory / 'coco2014_captions.h5'}: 'train_captions' is empty")
+    if arguments.max_train is not None and arguments.max_train < captions:
+        # Not load_coco_data's draw with replacement: here every caption counts once an epoch.
+        rows = np.random.default_rng(arguments.seed).permutation(captions)[: arguments.max_train]
+        for name in ("train_captions", "train_image_idxs"):
+            data[name] = data[name][rows]
+    return data
+
+
+def _draw_scenes(directory: Path, seed: int) -> None:
+    from .data.scene_data import write_scenes
+
+    write_scenes(directory, **SCENES, seed=seed, threads=fastrnn.get_num_threads())
+
+
+def _introduce(directory: Path | None, data: Mapping[str, Any], model: CaptioningRNN) -> str:
+    """Say what is trained on what; return it in one sentence."""
+    weights = sum(w.size for w in model.params.values())
+    width, hidden = model.params["W_proj"].shape
+    wordvec = model.params["W_embed"].shape[1]
+    size = f"{weights / 1e6:.1f}M" if weights >= 1e6 else f"{weights / 1e3:.0f}k"
+    cell = model.cell_type.upper()
+    pictures = "drawn scenes" if directory is None else str(directory)
+    captions = f"{len(data['train_captions']):,} captions of {len(data['train_features']):,} images"
+    model_line = f"{cell}, hidden {hidden}, word vectors {wordvec}, {size} weights"
+    facts = {
+        "data": f"{pictures}: {captions}, {width} features",
+        "words": f"{len(data['word_to_idx']):,}",
+        "model": model_line,
+        "runs on": f"{kernels.isa()}, threads: {fastrnn.get_num_threads()}",
+    }
+    for name, value in facts.items():
+        print(f"{name:<8} {value}", flush=True)
+    return f"{model_line}; trained on {pictures}: {captions}."
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class _Progress:
+    """A bar on a terminal; elsewhere a line an epoch, and one every half a minute."""
+
+    EVERY = 30.0
+
+    def __init__(self, config: TrainConfig, captions: int) -> None:
+        self._epochs = config.epochs
+        self._total = captions * config.epochs
+        self._began = self._spoke = time.perf_counter()
+        self._seen = 0
+        self._loss: float | None = None
+        self._bar = None
+        if sys.stderr.isatty():
+            form = (
+                "{desc} {percentage:3.0f}%|{bar}| {rate_fmt}, {elapsed} gone, {remaining} left"
+                "{postfix}"
+            )
+            self._bar = tqdm(
+                total=self._total, unit=" captions", unit_scale=True, dynamic_ncols=True,
+                bar_format=form, smoothing=0.05, leave=False, desc="training",
+            )  # fmt: skip
+
+    def step(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
+        new, self._seen = record["captions"] - self._seen, record["captions"]
+        loss = record["loss"]
+        self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {self._loss:.3f}", refresh=False)
+            self._bar.update(new)
+        elif time.perf_counter() - self._spoke > self.EVERY:
+            self._say(f"epoch {record['epoch']:.2f}/{self._epochs}  loss {self._loss:.3f}")
+
+    def epoch(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
+        text = f"epoch {record['epoch']:>{len(str(self._epochs))}}/{self._epochs}"
+        text += f"  loss {record['loss']:.3f}"
+        if record["val_loss"] is not None:
+            text += f"  validation {record['val_loss']:.3f}"
+            text += f"  perplexity {record['val_perplexity']:.2f}"
+        text += f"  {record['captions_per_second']:,.0f} captions/s"
+        if self._bar is not None:
+            self._bar.write(text)
+        else:
+            self._say(text, rate=False)
+
+    def _say(self, text: str, rate: bool = True) -> None:
+        self._spoke = time.perf_counter()
+        seconds = self._spoke - self._began
+        if rate:
+            text += f"  {self._seen / seconds:,.0f} captions/s"
+        left = seconds / max(self._seen, 1) * (self._total - self._seen)
+        print(f"{text}  {_duration(left)} left", flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _report(trainer: Trainer, directory: Path, out: Path, about: str, began: float) -> None:
+    """Caption the validation pictures, and write and print what came of it."""
+    # matplotlib takes its time to load; what is refused is refused without it.
+    from .data.scene_data import read_scenes
+    from .data.scene_language import caption_is_true
+    from .report import Sample, draw_loss, find_picture, samples_page
+
+    data, model = trainer.data, trainer.model
+    width = data["train_captions"].shape[1]
+    captions = caption_images(model, data["val_features"], max(width - 1, 1))
+    references = references_of(data)
+    scenes = read_scenes(directory)
+    if scenes is not None and len(scenes) != len(captions):
+        scenes = None
+    marks = None if scenes is None else [*map(caption_is_true, captions, scenes)]
+    metrics = evaluate(captions, references, marks)
+    val_loss = trainer.validate()
+    epochs = [record for record in trainer.history if "val_loss" in record]
+    metrics["val_loss"] = val_loss
+    metrics["val_perplexity"] = None if val_loss is None else float(np.exp(min(val_loss, 700)))
+    metrics["captions_per_second"] = (
+        len(epochs) * len(data["train_captions"]) / sum(record["seconds"] for record in epochs)
+    )
+
+    urls = data["val_urls"].tolist()
+    # Images that can be shown come first.
+    order = sorted(range(len(captions)), key=lambda i: find_picture(urls[i], directory) is None)
+    samples = [
+        Sample(captions[i], references[i], urls[i], None if marks is None else marks[i])
+        for i in order[:_SHOWN]
+    ]
+
+    figures = {}
+    if metrics["bleu_1"] is not None:
+        figures["unigram BLEU"] = f"{metrics['bleu_1']:.3f}"
+    if scenes is not None:
+        figures["true captions"] = f"{metrics['true_share']:.1%}"
+    if val_loss is not None:
+        figures["perplexity"] = f"{metrics['val_perplexity']:.2f}"
+    figures["distinct captions"] = f"{metrics['distinct_captions']:,} of {metrics['images']:,}"
+    figures["captions/s in training"] = f"{metrics['captions_per_second']:,.0f}"
+
+    picture = draw_loss(trainer.history)
+    write_aside(out / "loss.png", lambda file: file.write(picture))
+    page = samples_page(out.resolve().name, about, figures, samples, directory, trainer.history)
+    write_text(out / "samples.html", page)
+    metrics["seconds"] = time.perf_counter() - began
+    write_json(out / "metrics.json", metrics)
+
+    print(f"\non {metrics['images']:,} unseen images, after {_duration(metrics['seconds'])}:")
+    for name, value in figures.items():
+        print(f"  {name:<24}{value}")
+    for sample in samples[:3]:
+        print(f"  says: {sample.caption}" + ("" if sample.true is not False else "  (false)"))
+    print(f"written to {out}: {', '.join(_RUN_FILES)}")
+
+
+# -- fastrnn info
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    blas = np.show_config(mode="dicts")["Build Dependencies"].get("blas", {})
+    facts = {
+        "fastrnn": fastrnn.__version__,
+        "instruction set": kernels.isa(),
+        "threads": f"{fastrnn.get_num_threads()} ({'OpenMP' if kernels.openmp() else 'no OpenMP'})",
+        "NumPy's BLAS": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(),
+        "Python": f"{platform.python_version()}, {platform.platform()}",
+    }
+    for package in ("numpy", "scipy", "h5py", "matplotlib", "pillow", "tqdm"):
+        try:
+            facts[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            facts[package] = "missing"
+    for name, value in facts.items():
+        print(f"{name:<16} {value}")
+    return 0

@@ -1,0 +1,414 @@
+"""The command line: whole runs read back, and one line for everything that is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from coco_layout import write_layout
+from PIL import Image
+
+import fastrnn
+from fastrnn import cli
+from fastrnn.checkpoint import load_model
+from fastrnn.coco_utils import read_captioning_directory
+from fastrnn.data.scene_data import read_scenes, share_true
+from fastrnn.metrics import bleu_1
+from fastrnn.training import caption_images, references_of
+
+RUN_FILES = {
+    "settings.json", "model.npz", "history.jsonl", "metrics.json", "loss.png", "samples.html",
+}  # fmt: skip
+SMALL = ["--hidden-dim", "8", "--wordvec-dim", "4", "--epochs", "2", "--batch-size", "10"]
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    write_layout(tmp_path / "data")
+    return tmp_path / "data"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs land in the test's own directory, also those without --out."""
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: object) -> int:
+    try:
+        return cli.main([str(argument) for argument in arguments])
+    except SystemExit as exit:
+        return exit.code or 0
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run what must be refused; return the one line about it."""
+    capsys.readouterr()
+    assert run(*arguments) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("fastrnn: error: ")
+    assert said.err.count("\n") == 1
+    assert said.err.endswith("\n")
+    return said.err
+
+
+def checked(out: Path) -> dict:
+    """Check that a run is complete and in keeping with itself; return its metrics."""
+    assert {path.name for path in out.iterdir()} - {"data"} == RUN_FILES
+    settings = json.loads((out / "settings.json").read_text())
+    history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    epochs = [record for record in history if "val_loss" in record]
+    assert [record["epoch"] for record in epochs] == [*range(1, settings["epochs"] + 1)]
+    with Image.open(out / "loss.png") as plot:
+        assert plot.format == "PNG"
+    assert (out / "samples.html").read_text().endswith("</html>\n")
+
+    model = load_model(out)
+    assert model.cell_type == settings["cell"]
+    data = read_captioning_directory(settings["data"], pca_features=not settings["raw_features"])
+    captions = caption_images(model, data["val_features"], data["train_captions"].shape[1] - 1)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["bleu_1"] == pytest.approx(bleu_1(captions, references_of(data)))
+    assert metrics["distinct_captions"] == len(set(captions))
+    assert metrics["images"] == len(captions)
+    scenes = read_scenes(settings["data"])
+    assert (scenes is None) == ("true_share" not in metrics)
+    if scenes is not None:
+        assert metrics["true_share"] == pytest.approx(share_true(captions, scenes))
+    return metrics
+
+
+# -- runs
+
+
+def test_default_run(tmp_path: Path, capsys):
+    """The promise of the README: right captions of unseen scenes from one command."""
+    assert run("train") == 0
+    (out,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d-lstm", out.name)
+    metrics = checked(out)
+    assert metrics["bleu_1"] >= 0.9
+    assert metrics["true_share"] >= 0.9
+    assert metrics["images"] >= 500
+    assert metrics["distinct_captions"] >= metrics["images"] / 3
+    printed = capsys.readouterr().out
+    assert f"{metrics['bleu_1']:.3f}" in printed
+    assert f"{metrics['true_share']:.1%}" in printed
+    assert "data:image/png;base64," in (out / "samples.html").read_text()
+
+
+def test_small_world(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "SCENES", {**cli.SCENES, "num_train": 60, "num_val": 20})
+    assert run("train", "--cell", "rnn", "--out", "a", "--seed", 4, *SMALL) == 0
+    metrics = checked(tmp_path / "a")
+    # What was drawn is a data set like any other.
+    assert run("train", "--data", "a/data", "--out", "b", "--cell", "rnn", "--seed", 4, *SMALL) == 0
+    assert checked(tmp_path / "b")["images"] == metrics["images"] == 20
+    # --force replaces the run, and the same seed gives the same model.
+    before = {name: w.copy() for name, w in load_model("a").params.items()}
+    assert run("train", "--cell", "rnn", "--out", "a", "--seed", 4, "--force", *SMALL) == 0
+    for name, w in load_model("a").params.items():
+        np.testing.assert_array_equal(w, before[name])
+
+
+def test_flickr8k(tmp_path: Path, shared_data: Path, capsys):
+    out = tmp_path / "run"
+    arguments = ["--hidden-dim", 128, "--wordvec-dim", 64, "--epochs", 2, "--lr", 5e-3]
+    assert run("train", "--data", shared_data / "flickr8k", "--out", out, *arguments) == 0
+    metrics = checked(out)
+    # The frequencies of the words alone have a perplexity of 166.
+    assert metrics["val_perplexity"] < 25
+    assert metrics["distinct_captions"] > 200
+    # Captions fit their own pictures, not just any: "a man on a bike in the air" for all has a
+    # BLEU of 0.55, so that BLEU by itself says little.
+    model, data = load_model(out), read_captioning_directory(shared_data / "flickr8k")
+    said, references = caption_images(model, data["val_features"], 16), references_of(data)
+    others = references[500:] + references[:500]
+    assert bleu_1(said, references) > bleu_1(said, others) + 0.1
+    page = (out / "samples.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 48
+
+
+def test_any_directory_in_the_layout(data_dir: Path, tmp_path: Path, capsys):
+    before = sorted((path, path.stat().st_mtime_ns) for path in data_dir.rglob("*"))
+    for number, options in enumerate(
+        (["--cell", "rnn"], ["--raw-features"], ["--lr-decay", "0.5", "--clip-norm", "0"])
+    ):
+        out = tmp_path / f"run{number}"
+        assert run("train", "--data", data_dir, "--out", out, *SMALL, *options) == 0
+        checked(out)
+    assert sorted((path, path.stat().st_mtime_ns) for path in data_dir.rglob("*")) == before
+    widths = [load_model(tmp_path / f"run{i}").params["W_proj"].shape[0] for i in range(2)]
+    assert widths == [7, 10]
+
+
+def test_max_train(data_dir: Path, tmp_path: Path, capsys):
+    assert run("train", "--data", data_dir, "--out", "r", "--max-train", 20, *SMALL) == 0
+    assert "20 captions" in capsys.readouterr().out
+    history = (tmp_path / "r" / "history.jsonl").read_text().splitlines()
+    assert json.loads(history[-1])["step"] == 4  # 2 epochs of 20 / 10 steps
+
+
+def test_default_directories_are_never_shared(data_dir: Path, tmp_path: Path, capsys):
+    for _ in range(2):
+        assert run("train", "--data", data_dir, "--cell", "rnn", *SMALL) == 0
+    first, second = sorted((tmp_path / "runs").iterdir())
+    assert second.name == f"{first.name}-2"
+    checked(first)
+    checked(second)
+
+
+def test_threads_are_set_and_given_back(data_dir: Path, capsys):
+    threads = fastrnn.get_num_threads()
+    wanted = threads + 1
+    assert run("train", "--data", data_dir, "--out", "r", "--threads", wanted, *SMALL) == 0
+    assert f"threads: {wanted}" in capsys.readouterr().out
+    assert json.loads(Path("r/settings.json").read_text())["threads"] == wanted
+    assert fastrnn.get_num_threads() == threads
+
+
+def test_plain_lines_where_there_is_no_terminal(data_dir: Path, capsys):
+    assert run("train", "--data", data_dir, "--out", "r", *SMALL) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert "\r" not in said.out
+    lines = [line for line in said.out.splitlines() if line.startswith("epoch")]
+    assert len(lines) == 2
+    for line in lines:
+        assert re.fullmatch(
+            r"epoch \d/2  loss [\d.]+  validation [\d.]+  perplexity [\d.]+"
+            r"  [\d,]+ captions/s  0:\d\d left",
+            line,
+        )
+
+
+def test_bar_on_a_terminal(data_dir: Path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert run("train", "--data", data_dir, "--out", "r", *SMALL) == 0
+    bar = terminal.getvalue()
+    assert "\r" in bar
+    for wanted in ("captions/s", "left", "loss", "%"):
+        assert wanted in bar
+
+
+def test_interrupt(data_dir: Path, tmp_path: Path):
+    arguments = ["train", "--data", data_dir, "--out", "r", "--epochs", "1000000"]
+    command = [sys.executable, "-u", "-m", "fastrnn", *map(str, arguments)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    try:
+        for line in process.stdout:
+            if line.startswith("epoch"):
+                break
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert re.fullmatch(
+        r"fastrnn: interrupted; the model after epoch \d+ of 1000000 is in r\n", err
+    )
+    assert load_model(tmp_path / "r").cell_type == "lstm"
+    assert not [path for path in (tmp_path / "r").iterdir() if path.name.startswith(".")]
+
+
+# -- the other commands
+
+
+def test_info(capsys):
+    assert run("info") == 0
+    lines = capsys.readouterr().out.splitlines()
+    facts = dict(re.split(r"  +| (?=\S+$)", line, maxsplit=1) for line in lines)
+    assert facts["fastrnn"] == fastrnn.__version__
+    assert facts["instruction set"] in ("baseline", "avx2", "avx512")
+    assert facts["threads"].startswith(f"{fastrnn.get_num_threads()} (")
+    assert facts["numpy"] == np.__version__
+    assert facts["h5py"] == h5py.__version__
+    assert "NumPy's BLAS" in facts
+
+
+def test_module_and_caps_on_the_instruction_set():
+    environment = {**os.environ, "FASTRNN_MAX_ISA": "baseline", "FASTRNN_NUM_THREADS": "3"}
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrnn", "info"],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert re.search(r"^instruction set +baseline$", done.stdout, re.M)
+    assert re.search(r"^threads +[13] \(", done.stdout, re.M)
+
+
+def test_help_has_every_option_a_default_and_an_example(capsys):
+    assert run("train", "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for option in (
+        "data", "cell", "hidden-dim", "wordvec-dim", "batch-size", "epochs", "lr", "lr-decay",
+        "max-train", "seed", "threads", "out",
+    ):  # fmt: skip
+        described = re.search(rf"--{option} [^(]*?\(default: [^)]*\)", text)
+        assert described, option
+    assert "example: fastrnn train --data" in text
+    assert run("--help") == 0
+    assert run("info", "--help") == 0
+    assert run("--version") == 0
+    assert capsys.readouterr().out.endswith(f"fastrnn {fastrnn.__version__}\n")
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ([], "COMMAND"),
+        (["drive"], "drive"),
+        (["train", "--speed", "9"], "--speed"),
+        (["train", "--cell", "gru"], "--cell"),
+        (["train", "--hidden-dim", "0"], "--hidden-dim"),
+        (["train", "--wordvec-dim", "1.5"], "--wordvec-dim"),
+        (["train", "--batch-size", "many"], "--batch-size"),
+        (["train", "--epochs", "-1"], "--epochs"),
+        (["train", "--lr", "0"], "--lr"),
+        (["train", "--lr", "nan"], "--lr"),
+        (["train", "--lr-decay", "-0.5"], "--lr-decay"),
+        (["train", "--lr-decay", "linear"], "--lr-decay"),
+        (["train", "--max-train", "0"], "--max-train"),
+        (["train", "--seed", "-1"], "--seed"),
+        (["train", "--threads", "0"], "--threads"),
+        (["train", "--clip-norm", "-1"], "--clip-norm"),
+        (["train", "--raw-features"], "--raw-features"),
+        (["train", "--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_arguments(arguments, wanted, tmp_path, capsys):
+    assert wanted in refused(capsys, *arguments)
+    assert not list(tmp_path.iterdir()), "what is refused leaves nothing behind"
+
+
+def test_too_many_threads_and_too_large_a_seed(data_dir, capsys):
+    assert "--threads" in refused(capsys, "train", "--data", data_dir, "--threads", 5000)
+    assert "--seed" in refused(capsys, "train", "--data", data_dir, "--seed", 2**32)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "coco2014_captions.h5",
+        "coco2014_vocab.json",
+        "train2014_vgg16_fc7_pca.h5",
+        "val2014_vgg16_fc7_pca.h5",
+        "val2014_urls.txt",
+    ],
+)
+def test_missing_file(data_dir, tmp_path, capsys, name):
+    (data_dir / name).unlink()
+    line = refused(capsys, "train", "--data", data_dir, "--out", "r")
+    assert str(data_dir / name) in line
+    assert not (tmp_path / "r").exists()
+
+
+def change(path: Path, name: str, values: object) -> None:
+    with h5py.File(path, "a") as file:
+        del file[name]
+        if values is not None:
+            file[name] = values
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("train_captions", None),
+        ("train_captions", np.zeros(7, np.int32)),
+        ("train_captions", np.full((36, 9), 999, np.int32)),
+        ("train_image_idxs", np.full(36, 12, np.int32)),
+        ("train_image_idxs", np.full(36, -1, np.int32)),
+        ("val_captions", np.zeros((15, 9), np.float32)),
+    ],
+)
+def test_bad_dataset(data_dir, capsys, name, values):
+    path = data_dir / "coco2014_captions.h5"
+    change(path, name, values)
+    line = refused(capsys, "train", "--data", data_dir, "--out", "r")
+    assert str(path) in line
+    assert name in line
+
+
+def test_no_training_captions(data_dir, capsys):
+    path = data_dir / "coco2014_captions.h5"
+    change(path, "train_captions", np.zeros((0, 9), np.int32))
+    change(path, "train_image_idxs", np.zeros(0, np.int32))
+    line = refused(capsys, "train", "--data", data_dir)
+    assert "train_captions" in line
+    assert str(path) in line
+
+
+def test_vocabulary_without_end(data_dir, capsys):
+    path = data_dir / "coco2014_vocab.json"
+    path.write_text(path.read_text().replace("<END>", "stop"))
+    assert "<END>" in refused(capsys, "train", "--data", data_dir)
+
+
+def test_truncated_h5(data_dir, capsys):
+    path = data_dir / "train2014_vgg16_fc7_pca.h5"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert str(path) in refused(capsys, "train", "--data", data_dir)
+
+
+def test_features_that_are_not_finite(data_dir, capsys):
+    change(data_dir / "train2014_vgg16_fc7_pca.h5", "features", np.full((12, 7), np.inf, "f"))
+    assert "finite" in refused(capsys, "train", "--data", data_dir, "--out", "r")
+
+
+def test_existing_directory(data_dir, tmp_path, capsys):
+    arguments = ["train", "--data", data_dir, "--out", "r", *SMALL]
+    assert run(*arguments) == 0
+    stays = tmp_path / "r" / "notes.txt"
+    stays.write_text("mine")
+    before = {path: path.read_bytes() for path in (tmp_path / "r").iterdir()}
+    assert "--force" in refused(capsys, *arguments)
+    # A bad data set is refused before the old run is touched.
+    assert "nowhere" in refused(capsys, "train", "--data", "nowhere", "--out", "r", "--force")
+    assert {path: path.read_bytes() for path in (tmp_path / "r").iterdir()} == before
+    assert run(*arguments, "--epochs", 1, "--force") == 0
+    assert stays.read_text() == "mine"
+    stays.unlink()
+    checked(tmp_path / "r")
+
+
+def test_force_replaces_nothing_but_runs(data_dir, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(data_dir, other)
+    (other / "settings.json").write_text('{"editor": "vi"}')
+    before = {path: path.read_bytes() for path in other.iterdir()}
+    line = refused(capsys, "train", "--data", data_dir, "--out", other, "--force", *SMALL)
+    assert "only runs" in line
+    assert {path: path.read_bytes() for path in other.iterdir()} == before
+
+
+def test_out_is_a_file(data_dir, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for out in ("file", "file/below"):
+        line = refused(capsys, "train", "--data", data_dir, "--out", out, "--force")
+        assert "file" in line
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_empty_directory_is_free(data_dir, tmp_path, capsys):
+    (tmp_path / "r").mkdir()
+    assert run("train", "--data", data_dir, "--out", "r", *SMALL) == 0
+    checked(tmp_path / "r")
