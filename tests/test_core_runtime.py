@@ -177,6 +177,28 @@ def test_different_ops_at_once(two_threads):
             assert together == alone[name], name
 
 
+@OPENMP
+def test_workers_sleep_soon_after_a_call():
+    """What runs next has the processors to itself: nobody spins through a rest of 0.4 s."""
+    code = """
+import time
+import numpy as np
+import fastrnn
+from fastrnn.rnn_layers import lstm_forward
+
+fastrnn.set_num_threads(2)
+x, h0 = np.ones((64, 8, 64)), np.zeros((64, 128))
+Wx, Wh, b = np.ones((64, 512)), np.ones((128, 512)), np.zeros(512)
+lstm_forward(x, h0, Wx, Wh, b)
+before = time.process_time()
+time.sleep(0.4)
+print(time.process_time() - before)
+"""
+    found = python(code)
+    assert found.returncode == 0, found.stderr
+    assert float(found.stdout) < 0.1
+
+
 def in_a_child(queue):
     results = {name: as_bytes(call()) for name, call in large_calls().items()}
     queue.put((fastrnn.get_num_threads(), results))

@@ -3,8 +3,8 @@
 A sequence runs in time-major order over *tokens*: the rows of the batch are sorted by length, longest first, and token
 ``offset[t] + r`` is step t of the r-th row. The rows that are still active at a step lie side by side, so a ragged
 batch costs what its words cost. A thread owns every `threads`-th row for the whole sequence and never waits for
-another, but where the rows are too few for that (by_columns()); the order in which anything is summed does not depend on how many
-threads there are.
+another, but where the rows are too few for that (by_columns()); the order in which anything is summed does not depend
+on how many threads there are.
 """
 
 import numpy as np
