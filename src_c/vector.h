@@ -16,14 +16,12 @@
 #if defined(__GNUC__) || defined(__clang__)
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE static __attribute__((noinline))
-#define RESTRICT __restrict__
 #define PREFETCH(p) __builtin_prefetch((p), 0, 3)
 #define PREFETCH_WRITE(p) __builtin_prefetch((p), 1, 3)
 #define PREFETCH_FAR(p) __builtin_prefetch((p), 0, 2)
 #else
 #define INLINE static inline
 #define NOINLINE static
-#define RESTRICT
 #define PREFETCH(p) ((void)0)
 #define PREFETCH_WRITE(p) ((void)0)
 #define PREFETCH_FAR(p) ((void)0)
@@ -179,7 +177,6 @@ enum { MANTISSA_BITS = 52, EXPONENT_BIAS = 1023, TAYLOR_TERMS = 13, LOG_TERMS = 
 #define TANH_IS_ONE 44.0
 #define SQRT_HALF_BITS INT64_C(0x3fe6a09e667f3bcd)
 #define SMALLEST_NORMAL 2.2250738585072014e-308
-#define ONE_BITS INT64_C(0x3ff0000000000000)
 #else
 enum { MANTISSA_BITS = 23, EXPONENT_BIAS = 127, TAYLOR_TERMS = 7, LOG_TERMS = 5 };
 #define LN2_HIGH 0.693359375f
@@ -192,7 +189,6 @@ enum { MANTISSA_BITS = 23, EXPONENT_BIAS = 127, TAYLOR_TERMS = 7, LOG_TERMS = 5 
 #define TANH_IS_ONE 20.0f
 #define SQRT_HALF_BITS 0x3f3504f3
 #define SMALLEST_NORMAL 1.17549435e-38f
-#define ONE_BITS 0x3f800000
 #endif
 #define LOG2_E ((REAL)1.4426950408889634074)
 

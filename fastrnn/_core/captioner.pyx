@@ -74,7 +74,6 @@ cdef tuple parameters(object params, object features, bint lstm):
 
 cdef struct Task:
     ptrdiff_t N, T, V, D, W, H, G, scored, words, ldv, ldw
-    int threads
     Batch batch
     # (tokens,) each: the word that goes in, by its place among the distinct words; where its input product, the
     # gradient of its state and its previous state lie
@@ -92,7 +91,7 @@ cdef struct Task:
     ptrdiff_t* feature_at  # (N,) where the features of each row of the batch lie
 
 
-cdef ptrdiff_t prepare(Task* task, ptrdiff_t* place, const ptrdiff_t* captions, const char* masked) noexcept nogil:
+cdef void prepare(Task* task, ptrdiff_t* place, const ptrdiff_t* captions, const char* masked) noexcept nogil:
     """Fill in the index arrays. captions (N, T + 1), masked (N, T); place (V,) is scratch."""
     cdef Batch* batch = &task.batch
     cdef ptrdiff_t t, r, n, i, v, token, scored = 0, words = 0
@@ -129,7 +128,6 @@ cdef ptrdiff_t prepare(Task* task, ptrdiff_t* place, const ptrdiff_t* captions, 
     for r in range(task.N):
         task.feature_at[r] = batch.row[r] * task.D
     sort_by_word(task.start, task.by_word, task.word, batch.tokens, words, batch.ldg)
-    return scored
 
 
 cdef size_t vocabulary_room(const Task* task, size_t size) noexcept nogil:
@@ -172,14 +170,11 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, const 
     cdef int across = <int> max(<ptrdiff_t> 1, min(<ptrdiff_t> threads, N))
     cdef size_t places = room(most, sizeof(ptrdiff_t))
     cdef ptrdiff_t ldh = leading(H, size), ldg = leading(G, size)
-    cdef size_t forward_bytes, backward_bytes, block_bytes
+    cdef size_t block_bytes
     cdef size_t states = room((N + most) * ldh, size)
-    task.threads = threads
     task.ldv = leading(V, size)
     task.ldw = leading(W, size)
     block_bytes = vocabulary_room(task, size)
-    forward_bytes = across * room(tiles_size(N, H, size), size)
-    backward_bytes = across * room(tiles_size((N + across - 1) // across, G, size), size)
 
     workspace.reserve(
         batch_room(N, T) + 8 * places + 3 * room(V + 1, sizeof(ptrdiff_t)) + room(N, sizeof(ptrdiff_t))
@@ -190,7 +185,7 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, const 
         + room(tiles_size(words, W, size), size) + room(packed_size(W, G, size), size)
         + room(packed_size(H, G, size), size) + room(packed_size(G, H, size), size)
         + room(packed_size(H, V, size), size) + room(packed_size(V, H, size), size)
-        + max(forward_bytes, backward_bytes) + threads * block_bytes
+        + threads * block_bytes
         + room(tiles_size(H, most, size), size) + room(packed_size(most, max(G, V), size), size)
         + room(tiles_size(D, N, size), size) + room(packed_size(N, H, size), size)
         + room(tiles_size(W, words, size), size) + room(packed_size(words, G, size), size)
@@ -226,7 +221,6 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, const 
     cdef floating* Wh_transposed = <floating*> workspace.take(room(packed_size(G, H, size), size))
     cdef floating* W_vocab_packed = <floating*> workspace.take(room(packed_size(H, V, size), size))
     cdef floating* W_vocab_transposed = <floating*> workspace.take(room(packed_size(V, H, size), size))
-    cdef floating* loop_scratch = <floating*> workspace.take(max(forward_bytes, backward_bytes))
     cdef char* block_scratch = <char*> workspace.take(threads * block_bytes)
     cdef floating* left = <floating*> workspace.take(room(tiles_size(H, most, size), size))
     cdef floating* right = <floating*> workspace.take(room(packed_size(most, max(G, V), size), size))
@@ -258,7 +252,7 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, const 
 
         pack(Wh_packed, 0, nowhere, params[4], NULL, G, 1, H, G, threads)
         steps_forward(batch, gates, h, c, nowhere, NULL, <const floating*> products, task.product_at, 0, nothing,
-                      <const floating*> Wh_packed, loop_scratch, across)
+                      <const floating*> Wh_packed, nowhere, across)
         since = charge(FORWARD, since)
 
         pack(W_vocab_packed, 0, nowhere, params[6], NULL, V, 1, H, V, threads)
@@ -282,7 +276,7 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, const 
         # in place: the gradient of the gates takes the place of the gates
         steps_backward(batch, gates, dstate, dc, nowhere, 0, 0, 0, <const floating*> dh, task.dh_at,
                        <const floating*> gates, <const floating*> h, <const floating*> c,
-                       <const floating*> Wh_transposed, nothing, loop_scratch, across)
+                       <const floating*> Wh_transposed, nothing, nowhere, across)
         since = charge(BACKWARD, since)
 
         pack(right, 0, grads[5], <const floating*> gates, NULL, ldg, 1, batch.tokens, G, threads)
@@ -464,10 +458,10 @@ cdef void decode_few(const Decoder* d, int32_t* captions, floating* h, floating*
                 fresh += 1
         if fresh > 0:
             columns_product(products + known * d.ldg, d.ldg, <const floating*> x, d.W, Wx, d.G, b, fresh, d.G, d.W,
-                            False, threads)
+                            threads)
             known += fresh
         columns_product(gates, d.ldg, <const floating*> h, d.ldh, Wh, d.G, <const floating*> NULL, rows, d.G, d.H,
-                        False, threads)
+                        threads)
         for i in range(rows):
             if word[i] < 0:
                 continue
@@ -478,7 +472,7 @@ cdef void decode_few(const Decoder* d, int32_t* captions, floating* h, floating*
             else:
                 kernels.rnn_gates_forward(h + i * d.ldh, <floating*> NULL, <const floating*> gates + i * d.ldg, product,
                                           d.H)
-        columns_product(scores, d.ldv, <const floating*> h, d.ldh, W_vocab, d.V, b_vocab, rows, d.V, d.H, False,
+        columns_product(scores, d.ldv, <const floating*> h, d.ldh, W_vocab, d.V, b_vocab, rows, d.V, d.H,
                         threads)
         for i in range(rows):
             if word[i] < 0:
@@ -526,7 +520,7 @@ cdef int decode(Decoder* d, int32_t* captions, const floating* features, const f
         word = <ptrdiff_t*> scratch.take(room(N, sizeof(ptrdiff_t)))
         place = <ptrdiff_t*> scratch.take(room(V, sizeof(ptrdiff_t)))
         with nogil:
-            columns_product(h, d.ldh, features, D, params[1], H, params[2], N, H, D, False, threads)
+            columns_product(h, d.ldh, features, D, params[1], H, params[2], N, H, D, threads)
             memset(c, 0, N * d.ldh * size)
             # a step of a few rows is worth threads only where the weights are large
             threads = threads_for(2.0 * N * H * (G + V))

@@ -36,7 +36,7 @@ cdef int affine(floating* out, floating* x, floating* w, floating* b, ptrdiff_t 
     cdef floating* tiles
     if M <= MODERATE:
         with nogil:
-            columns_product(out, N, x, K, w, N, b, M, N, K, False, threads)
+            columns_product(out, N, x, K, w, N, b, M, N, K, threads)
         return 0
     scratch = Workspace()
     scratch.reserve(room(packed_size(K, N, size), size) + room(tiles_size(M, K, size), size))
@@ -50,7 +50,7 @@ cdef int affine(floating* out, floating* x, floating* w, floating* b, ptrdiff_t 
 
 
 cdef void columns_product(floating* C, ptrdiff_t ldc, const floating* A, ptrdiff_t lda, const floating* B,
-                          ptrdiff_t ldb, const floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, bint accumulate,
+                          ptrdiff_t ldb, const floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K,
                           int threads) noexcept nogil:
     cdef ptrdiff_t unit = 64
     cdef ptrdiff_t units = (N + unit - 1) // unit
@@ -58,16 +58,15 @@ cdef void columns_product(floating* C, ptrdiff_t ldc, const floating* A, ptrdiff
     if M == 0 or N == 0:
         return
     if threads == 1:
-        columns_part(C, ldc, A, lda, B, ldb, bias, M, K, accumulate, 0, N)
+        columns_part(C, ldc, A, lda, B, ldb, bias, M, K, 0, N)
         return
     for q in prange(threads, num_threads=threads, schedule="static"):
-        columns_part(C, ldc, A, lda, B, ldb, bias, M, K, accumulate, units * q // threads * unit,
+        columns_part(C, ldc, A, lda, B, ldb, bias, M, K, units * q // threads * unit,
                      min(N, units * (q + 1) // threads * unit))
 
 
 cdef void columns_part(floating* C, ptrdiff_t ldc, const floating* A, ptrdiff_t lda, const floating* B, ptrdiff_t ldb,
-                       const floating* bias, ptrdiff_t M, ptrdiff_t K, bint accumulate, ptrdiff_t n0,
-                       ptrdiff_t n1) noexcept nogil:
+                       const floating* bias, ptrdiff_t M, ptrdiff_t K, ptrdiff_t n0, ptrdiff_t n1) noexcept nogil:
     cdef const floating* part = NULL
     cdef uint64_t mode
     if n1 <= n0:
@@ -76,9 +75,9 @@ cdef void columns_part(floating* C, ptrdiff_t ldc, const floating* A, ptrdiff_t 
     if bias != NULL:
         part = bias + n0
     if M <= FEW:
-        kernels.gemm_thin(C + n0, ldc, A, lda, B + n0, ldb, part, M, n1 - n0, K, accumulate)
+        kernels.gemm_thin(C + n0, ldc, A, lda, B + n0, ldb, part, M, n1 - n0, K, False)
     else:
-        kernels.gemm_unpacked(C + n0, ldc, A, lda, 1, B + n0, ldb, part, M, n1 - n0, K, accumulate)
+        kernels.gemm_unpacked(C + n0, ldc, A, lda, 1, B + n0, ldb, part, M, n1 - n0, K, False)
     kernels.denormals_restore(mode)
 
 

@@ -85,8 +85,10 @@ cdef void batch_sort(Batch* batch, void* memory, const ptrdiff_t* lengths, ptrdi
 # ---- Forward ---------------------------------------------------------------------------------------------------------
 
 cdef size_t forward_room(const Batch* batch, ptrdiff_t D, int threads, size_t size) noexcept nogil:
-    """Bytes of scratchpad that steps_forward() needs."""
+    """Bytes of scratchpad that steps_forward() needs: none where D is 0, as h is read as it lies."""
     cdef ptrdiff_t rows = rows_of(batch, 0, 1 if by_columns(batch, threads) else threads)
+    if D == 0:
+        return 0
     return threads * room(tiles_size(rows, D + batch.H, size), size)
 
 
@@ -227,7 +229,7 @@ cdef void pack_inputs(floating* tile, const floating* x, const ptrdiff_t* x_at, 
 # ---- Backward --------------------------------------------------------------------------------------------------------
 
 cdef size_t backward_room(const Batch* batch, int threads, size_t size) noexcept nogil:
-    """Bytes of scratchpad that steps_backward() needs."""
+    """Bytes of scratchpad that steps_backward() needs for dx; without dx it needs none."""
     return threads * room(tiles_size(rows_of(batch, 0, threads), batch.gates, size), size)
 
 
@@ -245,7 +247,7 @@ cdef void steps_backward(const Batch* batch, floating* da, floating* dstate, flo
     """
     cdef int k
     cdef ptrdiff_t t
-    cdef size_t part = backward_room(batch, threads, sizeof(floating)) // threads
+    cdef size_t part = backward_room(batch, threads, sizeof(floating)) // threads if dx != NULL else 0
     if threads == 1:
         rows_backward(batch, da, dstate, dc, dx, dx_step, dx_row, D, dh, dh_at, gates, h, c, Wh_transposed,
                       Wx_transposed, scratch, 0, 1)
