@@ -8,7 +8,7 @@ the state have the dtype of `w`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -221,6 +221,51 @@ def adam(
     ----------
     Kingma and Ba, "Adam: a method for stochastic optimization", 2015.
     """
+    return _adam(w, dw, config, 0.0, in_place)
+
+
+def adamw(
+    w: np.ndarray, dw: np.ndarray, config: dict | None = None, *, in_place: bool = False
+) -> tuple[np.ndarray, dict]:
+    """Adam with decoupled weight decay: ``w -= learning_rate weight_decay w``, then `adam`'s step.
+
+    Parameters
+    ----------
+    w : ndarray of float32 or float64, any shape
+        Weights, changed in place.
+    dw : ndarray, shape of `w`
+        Gradient of the loss with respect to `w`.
+    config : dict, optional
+        `adam`'s, and ``weight_decay`` (default 1e-2).
+    in_place : bool, default False
+        Change the arrays of the state in place, too, rather than put new ones into `config`.
+
+    Returns
+    -------
+    w : ndarray
+        The same array, after the step.
+    config : dict
+        The same dictionary (a new one if `config` was None), with the new state.
+
+    Raises
+    ------
+    TypeError
+        If `w` is no float32 or float64 array, or `dw` is not numeric.
+    ValueError
+        If the shapes differ, or `w` is read-only.
+
+    References
+    ----------
+    Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, algorithm 2; the decay
+    is multiplied by the learning rate, as PyTorch's AdamW has it.
+    """
+    config = {} if config is None else config
+    return _adam(w, dw, config, config.setdefault("weight_decay", 1e-2), in_place)
+
+
+def _adam(
+    w: np.ndarray, dw: np.ndarray, config: dict | None, weight_decay: float, in_place: bool
+) -> tuple[np.ndarray, dict]:
     config = {} if config is None else config
     rate = config.setdefault("learning_rate", 1e-3)
     beta1, beta2 = config.setdefault("beta1", 0.9), config.setdefault("beta2", 0.999)
@@ -228,9 +273,10 @@ def adam(
     t = config.setdefault("t", 0) + 1
     m, v = config.get("m"), config.get("v")
     alpha = rate * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
+    keep = 1 - rate * weight_decay
 
     def step(w: np.ndarray, dw: np.ndarray, m: Any, v: Any) -> Any:
-        return _core.adam(w, dw, m, v, alpha, beta1, beta2, epsilon, in_place)
+        return _core.adam(w, dw, m, v, alpha, beta1, beta2, epsilon, keep, in_place)
 
     moments = None if m is None or v is None else step(w, dw, m, v)
     config["m"], config["v"] = _stepped(step, w, dw, m=m, v=v) if moments is None else moments
@@ -238,4 +284,100 @@ def adam(
     return w, config
 
 
-IN_PLACE_RULES = (sgd, sgd_momentum, rmsprop, adam)
+IN_PLACE_RULES = (sgd, sgd_momentum, rmsprop, adam, adamw)
+
+
+def clip_by_value(grads: Mapping[str, np.ndarray], limit: float) -> None:
+    """Clip every element of every gradient to ``[-limit, limit]``, in place.
+
+    Parameters
+    ----------
+    grads : mapping of str to ndarray of float32 or float64
+        Changed in place.
+    limit : float
+        Positive.
+
+    Raises
+    ------
+    TypeError
+        If a gradient is no array of float32 or float64.
+    ValueError
+        If `limit` is not positive, or a gradient is read-only.
+    """
+    _checks.check_gradients(grads, limit)
+    for grad in grads.values():
+        if _core.clip(grad, limit) is None:
+            np.clip(grad, -limit, limit, out=grad)
+
+
+def clip_by_norm(grads: Mapping[str, np.ndarray], limit: float) -> float:
+    """Scale all gradients, in place, so that the norm over all of them is at most `limit`.
+
+    Parameters
+    ----------
+    grads : mapping of str to ndarray of float32 or float64
+        Changed in place, where the norm exceeds `limit`.
+    limit : float
+        Positive.
+
+    Returns
+    -------
+    float
+        The norm before: the root of the sum of all squares, added up in float64.
+
+    Raises
+    ------
+    TypeError
+        If a gradient is no array of float32 or float64.
+    ValueError
+        If `limit` is not positive, or a gradient is read-only.
+
+    References
+    ----------
+    Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", 2013,
+    algorithm 1.
+    """
+    _checks.check_gradients(grads, limit)
+    squares = 0.0
+    for grad in grads.values():
+        squares += _core.sum_of_squares(np.ascontiguousarray(grad)) or 0.0
+    norm = squares**0.5
+    if norm > limit:
+        for grad in grads.values():
+            if _core.scale(grad, limit / norm) is None:
+                grad *= limit / norm
+    return norm
+
+
+def average(mean: np.ndarray, w: np.ndarray, rate: float) -> np.ndarray:
+    """Move an average towards new weights, in place: ``mean += rate (w - mean)``.
+
+    Parameters
+    ----------
+    mean : ndarray of float32 or float64, any shape
+        Changed in place.
+    w : ndarray, shape of `mean`
+        The new weights.
+    rate : float
+        1 - decay of an exponential moving average; 1 / n for the mean of n.
+
+    Returns
+    -------
+    ndarray
+        `mean`.
+
+    Raises
+    ------
+    TypeError
+        If `mean` is no float32 or float64 array, or `w` is not numeric.
+    ValueError
+        If the shapes differ, or `mean` is read-only.
+
+    References
+    ----------
+    Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992.
+    """
+    if _core.average(mean, w, rate) is None:
+        mean, w = _checks.as_weights(mean, w, ("mean", "w"))
+        mean += rate * (w - mean)
+    return mean

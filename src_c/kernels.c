@@ -10,6 +10,7 @@
 #define REAL float
 #endif
 
+#include "random.h"
 #include "vector.h"
 
 #define PASTE_(a, b) a##b

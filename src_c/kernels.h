@@ -100,10 +100,12 @@ FRN_KERNEL(void, lstm_gates_backward,
 /* ---- Softmax
  * ---------------------------------------------------------------------------------------------------------*/
 
-/* Cross-entropy of one row of scores, gradient in the same pass: dx = weight * (softmax(x) - onehot(target)).
+/* Cross-entropy of one row of scores against q = (1 - smoothing) * onehot(target) + smoothing / V, gradient in the same
+ * pass: dx = weight * (softmax(x) - q).
  *   dx  out (V,), may be x;  x  in (V,)
- * Returns log(sum(exp(x - max))) - (x[target] - max), not weighted. */
-FRN_KERNEL(double, softmax_loss, (REAL * dx, const REAL *x, ptrdiff_t V, ptrdiff_t target, REAL weight));
+ * Returns log(sum(exp(x - max))) - sum(q * (x - max)), not weighted. */
+FRN_KERNEL(double, softmax_loss,
+           (REAL * dx, const REAL *x, ptrdiff_t V, ptrdiff_t target, REAL weight, double smoothing));
 
 /* The first position of the largest element of x (n,); the first NaN where there is one, as numpy.argmax. */
 FRN_KERNEL(ptrdiff_t, argmax, (const REAL *x, ptrdiff_t n));
@@ -138,8 +140,26 @@ FRN_KERNEL(void, sgd_momentum,
 FRN_KERNEL(void, rmsprop,
            (REAL * w, REAL *next, const REAL *cache, const REAL *dw, ptrdiff_t n, double learning_rate,
             double decay_rate, double epsilon));
-/* m, v = moving averages of dw and dw^2; w -= alpha * m / (sqrt(v) + epsilon), alpha with the bias correction in it
- * (Kingma & Ba 2015, end of section 2). next_m, next_v receive the new averages, may be m and v. */
+/* m, v = moving averages of dw and dw^2; w = keep * w - alpha * m / (sqrt(v) + epsilon), alpha with the bias correction
+ * in it (Kingma & Ba 2015, end of section 2), keep = 1 but for decoupled weight decay. next_m, next_v receive the new
+ * averages, may be m and v. */
 FRN_KERNEL(void, adam,
            (REAL * w, REAL *next_m, REAL *next_v, const REAL *m, const REAL *v, const REAL *dw, ptrdiff_t n,
-            double alpha, double beta1, double beta2, double epsilon));
+            double alpha, double beta1, double beta2, double epsilon, double keep));
+
+/* ---- Gradients and averages: x and mean are in and out (n,) -------------------------------------------------------*/
+
+/* x = min(max(x, -limit), limit); NaN stays. */
+FRN_KERNEL(void, clip, (REAL * x, ptrdiff_t n, double limit));
+/* x *= factor */
+FRN_KERNEL(void, scale, (REAL * x, ptrdiff_t n, double factor));
+/* The sum of x * x, added up in double. */
+FRN_KERNEL(double, sum_of_squares, (const REAL *x, ptrdiff_t n));
+/* mean += rate * (w - mean);  w in (n,) */
+FRN_KERNEL(void, average, (REAL * mean, const REAL *w, ptrdiff_t n, double rate));
+
+/* ---- Dropout ------------------------------------------------------------------------------------------------------*/
+
+/* y = x / (1 - rate) where the draw of the unit (random.h) is at least rate, else 0. Of a gradient, it is the backward.
+ *   y  out (n,), may be x;  x  in (n,);  key  of the row and time step */
+FRN_KERNEL(void, dropout, (REAL * y, const REAL *x, ptrdiff_t n, uint32_t key, double rate));

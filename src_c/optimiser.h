@@ -38,7 +38,7 @@ void KERNEL(rmsprop)(REAL *w, REAL *next, const REAL *cache, const REAL *dw, ptr
 }
 
 void KERNEL(adam)(REAL *w, REAL *next_m, REAL *next_v, const REAL *m, const REAL *v, const REAL *dw, ptrdiff_t n,
-                  double alpha, double beta1, double beta2, double epsilon) {
+                  double alpha, double beta1, double beta2, double epsilon, double keep) {
     /* in double: 1 - 0.999f is off by 5e-5 */
     const REAL rest1 = (REAL)(1 - beta1), rest2 = (REAL)(1 - beta2);
 #define BODY(LOAD, STORE)                                                                                              \
@@ -47,7 +47,51 @@ void KERNEL(adam)(REAL *w, REAL *next_m, REAL *next_v, const REAL *m, const REAL
     const vec square = splat((REAL)beta2) * LOAD(v) + splat(rest2) * d * d;                                            \
     STORE(next_m, mean);                                                                                               \
     STORE(next_v, square);                                                                                             \
-    STORE(w, LOAD(w) - splat((REAL)alpha) * mean / (vector_sqrt(square) + splat((REAL)epsilon)));
+    STORE(w, splat((REAL)keep) * LOAD(w) - splat((REAL)alpha) * mean / (vector_sqrt(square) + splat((REAL)epsilon)));
+    FOR_VECTORS(n, BODY);
+#undef BODY
+}
+
+void KERNEL(clip)(REAL *x, ptrdiff_t n, double limit) {
+    const vec high = splat((REAL)limit), low = splat((REAL)-limit);
+#define BODY(LOAD, STORE)                                                                                              \
+    const vec s = LOAD(x);                                                                                             \
+    STORE(x, blend(greater(s, high), high, blend(greater(low, s), low, s)));
+    FOR_VECTORS(n, BODY);
+#undef BODY
+}
+
+void KERNEL(scale)(REAL *x, ptrdiff_t n, double factor) {
+#define BODY(LOAD, STORE) STORE(x, splat((REAL)factor) * LOAD(x));
+    FOR_VECTORS(n, BODY);
+#undef BODY
+}
+
+double KERNEL(sum_of_squares)(const REAL *x, ptrdiff_t n) {
+    /* runs short enough for the sums of a lane to be exact to a few roundings; n times 1e-7 would be too much */
+    enum { RUN = 64 * LANES };
+    double sum = 0;
+    ptrdiff_t j = 0;
+    while (j + LANES <= n) {
+        vec squares = splat(0);
+        for (const ptrdiff_t end = j + RUN; j + LANES <= n && j < end; j += LANES) {
+            const vec s = load(x + j);
+            squares += s * s;
+        }
+        REAL lanes[LANES];
+        store(lanes, squares);
+        for (int l = 0; l < LANES; l++)
+            sum += (double)lanes[l];
+    }
+    for (; j < n; j++)
+        sum += (double)x[j] * (double)x[j];
+    return sum;
+}
+
+void KERNEL(average)(REAL *mean, const REAL *w, ptrdiff_t n, double rate) {
+#define BODY(LOAD, STORE)                                                                                              \
+    const vec m = LOAD(mean);                                                                                          \
+    STORE(mean, m + splat((REAL)rate) * (LOAD(w) - m));
     FOR_VECTORS(n, BODY);
 #undef BODY
 }

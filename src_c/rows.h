@@ -1,6 +1,14 @@
-/* Whole rows: softmax, argmax, sums of gathered rows, element-wise functions (kernels.h). */
+/* Whole rows: softmax, argmax, sums of gathered rows, dropout, element-wise functions (kernels.h). */
 
-double KERNEL(softmax_loss)(REAL *dx, const REAL *x, ptrdiff_t V, ptrdiff_t target, REAL weight) {
+/* The mean of x (n,), added up in double. */
+static double mean_of(const REAL *x, ptrdiff_t n) {
+    double sum = 0;
+    for (ptrdiff_t j = 0; j < n; j++)
+        sum += (double)x[j];
+    return sum / (double)n;
+}
+
+double KERNEL(softmax_loss)(REAL *dx, const REAL *x, ptrdiff_t V, ptrdiff_t target, REAL weight, double smoothing) {
     vec tops = splat((REAL)-INFINITY);
     ptrdiff_t v = 0;
     for (; v + LANES <= V; v += LANES) {
@@ -16,7 +24,10 @@ double KERNEL(softmax_loss)(REAL *dx, const REAL *x, ptrdiff_t V, ptrdiff_t targ
     for (; v < V; v++)
         if (x[v] > top || x[v] != x[v])
             top = x[v];
-    const REAL at_target = x[target];
+    /* the mean score under q */
+    double wanted = (double)x[target];
+    if (smoothing != 0)
+        wanted += smoothing * (mean_of(x, V) - wanted);
     vec sums = splat(0);
     REAL sum = 0;
 #define BODY(LOAD, STORE)                                                                                              \
@@ -38,12 +49,12 @@ double KERNEL(softmax_loss)(REAL *dx, const REAL *x, ptrdiff_t V, ptrdiff_t targ
     }
 #undef BODY
     sum += lane_sum(sums);
-    const vec scale = splat(weight / sum);
-#define BODY(LOAD, STORE) STORE(dx, scale *LOAD(dx));
+    const vec scale = splat(weight / sum), shared = splat((REAL)((double)weight * smoothing / (double)V));
+#define BODY(LOAD, STORE) STORE(dx, scale *LOAD(dx) - shared);
     FOR_VECTORS(V, BODY);
 #undef BODY
-    dx[target] -= weight;
-    return log((double)sum) - ((double)at_target - (double)top);
+    dx[target] -= (REAL)((double)weight * (1 - smoothing));
+    return log((double)sum) - (wanted - (double)top);
 }
 
 ptrdiff_t KERNEL(argmax)(const REAL *x, ptrdiff_t n) {
@@ -97,6 +108,16 @@ void KERNEL(rows_sum)(REAL *out, const REAL *x, const ptrdiff_t *row, ptrdiff_t 
         for (ptrdiff_t r = 1; r < rows; r++)
             sum += x[row[r] + j];
         out[j] = sum;
+    }
+}
+
+void KERNEL(dropout)(REAL *y, const REAL *x, ptrdiff_t n, uint32_t key, double rate) {
+    /* the smallest draw that is kept: a draw of 24 bits compares as the number that it stands for */
+    const uint32_t least = (uint32_t)ceil(rate * 0x1p24);
+    const REAL factor = (REAL)(1 / (1 - rate));
+    for (ptrdiff_t j = 0; j < n; j++) {
+        const REAL kept = factor * x[j];
+        y[j] = frn_random_bits(key, (uint32_t)j) >= least ? kept : 0;
     }
 }
 

@@ -42,8 +42,9 @@ OPS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "sgd_momentum": ({"w": "D M", "dw": "D M", "velocity": "D M"}, {}),
     "rmsprop": ({"w": "D M", "dw": "D M", "cache": "D M"}, {}),
     "adam": ({"w": "D M", "dw": "D M", "m": "D M", "v": "D M"}, {}),
+    "adamw": ({"w": "D M", "dw": "D M", "m": "D M", "v": "D M"}, {}),
 }
-RULES = ("sgd", "sgd_momentum", "rmsprop", "adam")
+RULES = ("sgd", "sgd_momentum", "rmsprop", "adam", "adamw")
 IDS = {("word_embedding", "x"), ("temporal_softmax_loss", "y"), ("softmax_loss", "y")}
 
 # Sizes that reach every path: the weights read as they lie (up to 4 rows), in tiles (up to 64) and

@@ -17,7 +17,21 @@ def loss(
     lstm: bool,
     workspace: Workspace | None = None,
     grads: dict[str, ndarray] | None = None,
+    inputs: ndarray | None = None,
+    embed_dropout: float = 0,
+    embed_seed: int = 0,
+    vocab_dropout: float = 0,
+    vocab_seed: int = 0,
+    label_smoothing: float = 0,
 ) -> tuple[float64, dict[str, ndarray]]: ...
+def word_log_probs(
+    params: Mapping[str, ArrayLike],
+    features: ArrayLike,
+    captions: ArrayLike,
+    null: int,
+    lstm: bool,
+    workspace: Workspace | None = None,
+) -> ndarray: ...
 def sample(
     params: Mapping[str, ArrayLike],
     features: ArrayLike,

@@ -74,6 +74,9 @@ cdef tuple parameters(object params, object features, bint lstm):
 
 cdef struct Task:
     ptrdiff_t N, T, V, D, W, H, G, scored, words, ldv, ldw
+    # what regularises: rates of dropout on word vectors and on what the vocabulary reads, their seeds; smoothing
+    double embed_rate, vocab_rate, smoothing
+    uint64_t embed_seed, vocab_seed
     Batch batch
     # (tokens,) each: the word that goes in, by its place among the distinct words; where its input product, the
     # gradient of its state and its previous state lie
@@ -81,36 +84,49 @@ cdef struct Task:
     ptrdiff_t* product_at
     ptrdiff_t* dh_at
     ptrdiff_t* h_at
-    # (scored,) each: where the state of a token that counts lies, and the word that should come out
+    # (scored,) each: where the state of a token that counts lies, the word that should come out, and the place n T + t
     ptrdiff_t* scored_at
     ptrdiff_t* target
-    # (words,): the distinct words, and where their vectors lie
+    ptrdiff_t* place
+    # (words,): the distinct words, and where their vectors lie. Under dropout each token has a vector of its own, and
+    # counts as a word; then id (tokens,) has their words, and place_in (tokens,) their places n T + t.
     ptrdiff_t* vector_at
+    ptrdiff_t* id
+    ptrdiff_t* place_in
     ptrdiff_t* start      # (words + 1,) of the tokens by word
-    ptrdiff_t* by_word    # (tokens,) where their gates lie
+    ptrdiff_t* by_word    # (tokens,) where their gates lie, or under dropout the gradients of their vectors
     ptrdiff_t* feature_at  # (N,) where the features of each row of the batch lie
 
 
-cdef void prepare(Task* task, ptrdiff_t* place, const ptrdiff_t* captions, const char* masked) noexcept nogil:
-    """Fill in the index arrays. captions (N, T + 1), masked (N, T); place (V,) is scratch."""
+cdef void prepare(Task* task, ptrdiff_t* place, const ptrdiff_t* inputs, ptrdiff_t stride, const ptrdiff_t* targets,
+                  const char* masked) noexcept nogil:
+    """Fill in the index arrays. inputs and targets are rows of a stride, masked (N, T); place (V,) is scratch."""
     cdef Batch* batch = &task.batch
     cdef ptrdiff_t t, r, n, i, v, token, scored = 0, words = 0
-    memset(place, 0, task.V * sizeof(ptrdiff_t))
-    for t in range(task.T):
-        for r in range(batch.active[t]):
-            place[captions[batch.row[r] * (task.T + 1) + t]] = 1
-    # words in the order of their ids, so that nothing depends on where they stand
-    for v in range(task.V):
-        if place[v]:
-            task.vector_at[words] = v * task.W
-            place[v] = words
-            words += 1
+    if task.embed_rate > 0:
+        words = batch.tokens
+        for token in range(words):
+            task.vector_at[token] = token * task.ldw
+    else:
+        memset(place, 0, task.V * sizeof(ptrdiff_t))
+        for t in range(task.T):
+            for r in range(batch.active[t]):
+                place[inputs[batch.row[r] * stride + t]] = 1
+        # words in the order of their ids, so that nothing depends on where they stand
+        for v in range(task.V):
+            if place[v]:
+                task.vector_at[words] = v * task.W
+                place[v] = words
+                words += 1
     task.words = words
     for t in range(task.T):
         for r in range(batch.active[t]):
             n = batch.row[r]
             token = batch.offset[t] + r
-            i = place[captions[n * (task.T + 1) + t]]
+            v = inputs[n * stride + t]
+            i = token if task.embed_rate > 0 else place[v]
+            task.id[token] = v
+            task.place_in[token] = n * task.T + t
             task.word[token] = i
             task.product_at[token] = i * batch.ldg
             task.h_at[token] = before(batch, t, r) * batch.ldh
@@ -119,7 +135,8 @@ cdef void prepare(Task* task, ptrdiff_t* place, const ptrdiff_t* captions, const
             else:
                 task.dh_at[token] = scored * batch.ldh
                 task.scored_at[scored] = (batch.N + token) * batch.ldh
-                task.target[scored] = captions[n * (task.T + 1) + t + 1]
+                task.target[scored] = targets[n * (task.T + 1) + t]
+                task.place[scored] = n * task.T + t
                 scored += 1
     task.scored = scored
     for token in range(batch.tokens):
@@ -127,7 +144,15 @@ cdef void prepare(Task* task, ptrdiff_t* place, const ptrdiff_t* captions, const
             task.dh_at[token] = scored * batch.ldh  # a row of zeros
     for r in range(task.N):
         task.feature_at[r] = batch.row[r] * task.D
-    sort_by_word(task.start, task.by_word, task.word, batch.tokens, words, batch.ldg)
+    if task.embed_rate > 0:
+        sort_by_word(task.start, task.by_word, task.id, batch.tokens, task.V, task.ldw)
+    else:
+        sort_by_word(task.start, task.by_word, task.word, batch.tokens, words, batch.ldg)
+
+
+cdef inline void drop(floating* y, const floating* x, ptrdiff_t n, uint64_t seed, ptrdiff_t place, ptrdiff_t T,
+                      double rate) noexcept nogil:
+    kernels.dropout(y, x, n, kernels.random_key(seed, place // T, place % T), rate)
 
 
 cdef size_t vocabulary_room(const Task* task, size_t size) noexcept nogil:
@@ -135,36 +160,55 @@ cdef size_t vocabulary_room(const Task* task, size_t size) noexcept nogil:
     return room(tiles_size(BLOCK_ROWS, max(task.H, task.V), size) + 64 * max(task.H, task.V), size)
 
 
-cdef void vocabulary_block(const Task* task, floating* dscores, double* losses, floating* dh, const floating* h,
-                           const floating* W, const floating* W_transposed, const floating* b, floating* tiles,
-                           ptrdiff_t first, ptrdiff_t last) noexcept nogil:
-    """Scores, softmax, losses, their gradient, and dh, of scored tokens first to last."""
-    cdef ptrdiff_t rows = last - first, i
+cdef void vocabulary_block(const Task* task, floating* dscores, double* losses, floating* dh, floating* h_read,
+                           const floating* h, const floating* W, const floating* W_transposed, const floating* b,
+                           floating* tiles, ptrdiff_t first, ptrdiff_t last) noexcept nogil:
+    """Scores, softmax, losses, their gradient, and dh, of scored tokens first to last.
+
+    h_read (scored, ldh) receives the states as the vocabulary reads them, under dropout; dh is not computed where
+    it is NULL.
+    """
+    cdef ptrdiff_t rows = last - first, i, ldh = task.batch.ldh
     cdef ptrdiff_t height = tile_height(rows, sizeof(floating))
     cdef ptrdiff_t count = (rows + height - 1) // height
     cdef uint64_t mode = kernels.denormals_flush()
-    kernels.gemm_pack_rows(tiles, height * task.H, h, task.scored_at + first, 0, NULL, 1, rows, task.H, height, 0,
-                           count)
+    if task.vocab_rate > 0:
+        for i in range(first, last):
+            drop(h_read + i * ldh, h + task.scored_at[i], task.H, task.vocab_seed, task.place[i], task.T,
+                 task.vocab_rate)
+        kernels.gemm_pack_rows(tiles, height * task.H, <const floating*> h_read + first * ldh, NULL, ldh, NULL, 1, rows,
+                               task.H, height, 0, count)
+    else:
+        kernels.gemm_pack_rows(tiles, height * task.H, h, task.scored_at + first, 0, NULL, 1, rows, task.H, height, 0,
+                               count)
     kernels.gemm_tiles(dscores + first * task.ldv, task.ldv, tiles, height, W, b, rows, task.V, task.H, False)
     for i in range(first, last):
         losses[i] = kernels.softmax_loss(dscores + i * task.ldv, dscores + i * task.ldv, task.V, task.target[i],
-                                         <floating> (1.0 / task.N))
-    kernels.gemm(dh + first * task.batch.ldh, task.batch.ldh, <const floating*> dscores + first * task.ldv, task.ldv, 1,
-                 W_transposed, <const floating*> NULL, rows, task.H, task.V, False)
+                                         <floating> (1.0 / task.N), task.smoothing)
+    if dh != NULL:
+        kernels.gemm(dh + first * ldh, ldh, <const floating*> dscores + first * task.ldv, task.ldv, 1, W_transposed,
+                     <const floating*> NULL, rows, task.H, task.V, False)
+        if task.vocab_rate > 0:
+            for i in range(first, last):
+                drop(dh + i * ldh, <const floating*> dh + i * ldh, task.H, task.vocab_seed, task.place[i], task.T,
+                     task.vocab_rate)
     kernels.denormals_restore(mode)
 
 
-cdef double train_step(Task* task, Workspace workspace, floating** grads, const floating* features,
-                       const floating** params, const ptrdiff_t* captions, const char* masked,
-                       const ptrdiff_t* lengths, bint lstm) except? -1:
-    """Loss and gradients; params and grads in the order of NAMES."""
+cdef double train_step(Task* task, Workspace workspace, floating** grads, double* log_probs, const floating* features,
+                       const floating** params, const ptrdiff_t* inputs, ptrdiff_t stride, const ptrdiff_t* targets,
+                       const char* masked, const ptrdiff_t* lengths, bint lstm) except? -1:
+    """Loss and gradients; params and grads in the order of NAMES. Word n of row i of `inputs` is at i * stride + n.
+
+    With log_probs (N, T), of zeros, the log-probabilities of the words go there, and there are no gradients.
+    """
     cdef size_t size = sizeof(floating)
     cdef ptrdiff_t N = task.N, T = task.T, V = task.V, D = task.D, W = task.W, H = task.H, G = task.G
     cdef Batch* batch = &task.batch
     cdef ptrdiff_t n, most = 0, words, blocks, q, i
     for n in range(N):
         most += lengths[n]
-    words = min(V, most)
+    words = most if task.embed_rate > 0 else min(V, most)
     cdef double work = 6.0 * most * (H * (G + V)) + 6.0 * words * W * G
     cdef int threads = threads_for(work)
     cdef int across = <int> max(<ptrdiff_t> 1, min(<ptrdiff_t> threads, N))
@@ -177,8 +221,10 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, const 
     block_bytes = vocabulary_room(task, size)
 
     workspace.reserve(
-        batch_room(N, T) + 8 * places + 3 * room(V + 1, sizeof(ptrdiff_t)) + room(N, sizeof(ptrdiff_t))
+        batch_room(N, T) + 11 * places + 2 * room(V + 1, sizeof(ptrdiff_t)) + room(N, sizeof(ptrdiff_t))
         + room(most, sizeof(double)) + 2 * states + room((most + 1) * ldh, size)
+        + (room(most * ldh, size) if task.vocab_rate > 0 else 0)
+        + (room(most * task.ldw, size) if task.embed_rate > 0 else 0)
         + room(most * ldg, size) + 2 * room(words * ldg, size) + room(most * task.ldv, size)
         + 2 * room(N * ldh, size) + room(words * task.ldw, size)
         + room(tiles_size(N, D, size), size) + room(packed_size(D, H, size), size)
@@ -198,6 +244,9 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, const 
     task.scored_at = <ptrdiff_t*> workspace.take(places)
     task.target = <ptrdiff_t*> workspace.take(places)
     task.by_word = <ptrdiff_t*> workspace.take(places)
+    task.place = <ptrdiff_t*> workspace.take(places)
+    task.id = <ptrdiff_t*> workspace.take(places)
+    task.place_in = <ptrdiff_t*> workspace.take(places)
     task.vector_at = <ptrdiff_t*> workspace.take(places)
     task.start = <ptrdiff_t*> workspace.take(room(V + 1, sizeof(ptrdiff_t)))
     cdef ptrdiff_t* place = <ptrdiff_t*> workspace.take(room(V + 1, sizeof(ptrdiff_t)))
@@ -206,6 +255,12 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, const 
     cdef floating* h = <floating*> workspace.take(states)
     cdef floating* c = <floating*> workspace.take(states)
     cdef floating* dh = <floating*> workspace.take(room((most + 1) * ldh, size))
+    cdef floating* h_read = NULL
+    cdef floating* vectors = NULL
+    if task.vocab_rate > 0:
+        h_read = <floating*> workspace.take(room(most * ldh, size))
+    if task.embed_rate > 0:
+        vectors = <floating*> workspace.take(room(most * task.ldw, size))
     cdef floating* gates = <floating*> workspace.take(room(most * ldg, size))
     cdef floating* products = <floating*> workspace.take(room(words * ldg, size))
     cdef floating* dproducts = <floating*> workspace.take(room(words * ldg, size))
@@ -232,12 +287,17 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, const 
     cdef floating* Wx_transposed = <floating*> workspace.take(room(packed_size(G, W, size), size))
     cdef const floating* nothing = NULL
     cdef floating* nowhere = NULL
+    cdef const floating* embedding = params[0] if vectors == NULL else <const floating*> vectors
     cdef double loss = 0, since
     with nogil:
         since = seconds()
         batch_sort(batch, batch_memory, lengths, N, T, H, lstm, size)
-        prepare(task, place, captions, masked)
+        prepare(task, place, inputs, stride, targets, masked)
         words = task.words
+        if task.embed_rate > 0:
+            for q in prange(words, num_threads=threads, schedule="static"):
+                drop(vectors + q * task.ldw, params[0] + task.id[q] * W, W, task.embed_seed, task.place_in[q], T,
+                     task.embed_rate)
         since = charge(PREPARE, since)
 
         # h0, and the input product of each distinct word
@@ -246,7 +306,7 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, const 
         multiply(h, ldh, feature_tiles, W_proj_packed, params[2], N, H, D, False, threads)
         memset(c, 0, N * ldh * size)
         pack(Wx_packed, 0, nowhere, params[3], NULL, G, 1, W, G, threads)
-        pack_tiles(word_tiles, params[0], task.vector_at, 0, NULL, 1, words, W, threads)
+        pack_tiles(word_tiles, embedding, task.vector_at, 0, NULL, 1, words, W, threads)
         multiply(products, ldg, word_tiles, Wx_packed, params[5], words, G, W, False, threads)
         since = charge(INPUTS, since)
 
@@ -256,19 +316,25 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, const 
         since = charge(FORWARD, since)
 
         pack(W_vocab_packed, 0, nowhere, params[6], NULL, V, 1, H, V, threads)
-        pack(W_vocab_transposed, 0, nowhere, params[6], NULL, 1, V, V, H, threads)
+        if log_probs == NULL:
+            pack(W_vocab_transposed, 0, nowhere, params[6], NULL, 1, V, V, H, threads)
         # as many blocks as give each thread the same number of them
         blocks = (task.scored + BLOCK_ROWS * threads - 1) // (BLOCK_ROWS * threads) * threads
         for q in prange(blocks, num_threads=threads, schedule="static", chunksize=1):
             if task.scored * (q + 1) // blocks > task.scored * q // blocks:
-                vocabulary_block(task, dscores, losses, dh, <const floating*> h, <const floating*> W_vocab_packed,
+                vocabulary_block(task, dscores, losses, dh if log_probs == NULL else nowhere, h_read,
+                                 <const floating*> h, <const floating*> W_vocab_packed,
                                  <const floating*> W_vocab_transposed, params[7],
                                  <floating*> (block_scratch + threadid() * block_bytes),
                                  task.scored * q // blocks, task.scored * (q + 1) // blocks)
-        memset(dh + task.scored * ldh, 0, H * size)
         for i in range(task.scored):
             loss += losses[i]
         since = charge(VOCABULARY, since)
+        if log_probs != NULL:
+            for i in range(task.scored):
+                log_probs[task.place[i]] = -losses[i]
+            return loss
+        memset(dh + task.scored * ldh, 0, H * size)
 
         pack(Wh_transposed, 0, nowhere, params[4], NULL, 1, G, G, H, threads)
         memset(dstate, 0, N * ldh * size)
@@ -285,37 +351,71 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, const 
         since = charge(RECURRENT_GRADIENTS, since)
 
         # through the input product: first the tokens of each word are added up, then one product for all words
-        for q in prange(words, num_threads=threads, schedule="dynamic", chunksize=8):
-            kernels.rows_sum(dproducts + q * ldg, <const floating*> gates, task.by_word + task.start[q],
-                             task.start[q + 1] - task.start[q], G)
+        if task.embed_rate > 0:
+            dproducts = gates
+        else:
+            for q in prange(words, num_threads=threads, schedule="dynamic", chunksize=8):
+                kernels.rows_sum(dproducts + q * ldg, <const floating*> gates, task.by_word + task.start[q],
+                                 task.start[q + 1] - task.start[q], G)
         pack(dproducts_right, 0, nowhere, <const floating*> dproducts, NULL, ldg, 1, words, G, threads)
-        pack_tiles(words_left, params[0], NULL, 1, task.vector_at, 0, W, words, threads)
+        pack_tiles(words_left, embedding, NULL, 1, task.vector_at, 0, W, words, threads)
         multiply(grads[3], G, words_left, dproducts_right, nothing, W, G, words, False, threads)
         pack(Wx_transposed, 0, nowhere, params[3], NULL, 1, G, G, W, threads)
         pack_tiles(dproducts_tiles, <const floating*> dproducts, NULL, ldg, NULL, 1, words, G, threads)
         multiply(dvectors, task.ldw, dproducts_tiles, Wx_transposed, nothing, words, W, G, False, threads)
-        memset(grads[0], 0, V * W * size)
-        for q in range(words):
-            memcpy(grads[0] + task.vector_at[q], dvectors + q * task.ldw, W * size)
+        if task.embed_rate > 0:
+            for q in prange(words, num_threads=threads, schedule="static"):
+                drop(dvectors + q * task.ldw, <const floating*> dvectors + q * task.ldw, W, task.embed_seed,
+                     task.place_in[q], T, task.embed_rate)
+            for q in prange(V, num_threads=threads, schedule="dynamic", chunksize=16):
+                kernels.rows_sum(grads[0] + q * W, <const floating*> dvectors, task.by_word + task.start[q],
+                                 task.start[q + 1] - task.start[q], W)
+        else:
+            memset(grads[0], 0, V * W * size)
+            for q in range(words):
+                memcpy(grads[0] + task.vector_at[q], dvectors + q * task.ldw, W * size)
         pack(dstate_right, 0, grads[2], <const floating*> dstate, NULL, ldh, 1, N, H, threads)
         pack_tiles(features_left, features, NULL, 1, task.feature_at, 0, D, N, threads)
         multiply(grads[1], H, features_left, dstate_right, nothing, D, H, N, False, threads)
         since = charge(INPUT_GRADIENTS, since)
 
         pack(right, 0, grads[7], <const floating*> dscores, NULL, task.ldv, 1, task.scored, V, threads)
-        pack_tiles(left, <const floating*> h, NULL, 1, task.scored_at, 0, H, task.scored, threads)
+        if task.vocab_rate > 0:
+            pack_tiles(left, <const floating*> h_read, NULL, 1, NULL, ldh, H, task.scored, threads)
+        else:
+            pack_tiles(left, <const floating*> h, NULL, 1, task.scored_at, 0, H, task.scored, threads)
         multiply(grads[6], V, left, right, nothing, H, V, task.scored, False, threads)
         charge(VOCABULARY_GRADIENTS, since)
     return loss / N if N > 0 else 0.0
 
 
-def loss(params, features, captions, null, bint lstm, Workspace workspace=None, grads=None):
+def loss(params, features, captions, null, bint lstm, Workspace workspace=None, grads=None, inputs=None,
+         double embed_dropout=0, uint64_t embed_seed=0, double vocab_dropout=0, uint64_t vocab_seed=0,
+         double label_smoothing=0):
     """Return (loss, grads) of CaptioningRNN.loss.
 
     `workspace` holds what the step needs meanwhile, `grads` the arrays of an earlier call of the same model, to be
-    written over; each is new where it is None.
+    written over; each is new where it is None. `inputs` (N, T), int32 or intp ids in [0, V), go in in place of
+    captions[:, :-1].
     """
-    cdef cnp.ndarray captions_ = ids_of("captions", captions), wrapped, lengths, masked
+    return step(params, features, captions, null, lstm, workspace, grads, inputs, embed_dropout, embed_seed,
+                vocab_dropout, vocab_seed, label_smoothing, None)
+
+
+def word_log_probs(params, features, captions, null, bint lstm, Workspace workspace=None):
+    """Return the log-probabilities float64 (N, T) of captions[:, 1:], 0 where they are `null`."""
+    captions = np.asarray(captions)
+    found = np.zeros((captions.shape[0], captions.shape[1] - 1))
+    step(params, features, captions, null, lstm, workspace, None, None, 0, 0, 0, 0, 0, found)
+    return found
+
+
+cdef tuple step(object params, object features, object captions, object null, bint lstm, Workspace workspace,
+                object grads, object inputs, double embed_dropout, uint64_t embed_seed, double vocab_dropout,
+                uint64_t vocab_seed, double label_smoothing, cnp.ndarray log_probs):
+    cdef cnp.ndarray captions_ = ids_of("captions", captions), wrapped, lengths, masked, inputs_
+    cdef ptrdiff_t* fed
+    cdef ptrdiff_t stride
     cdef tuple arrays = parameters(params, features, lstm)
     cdef cnp.ndarray array, first = arrays[0], We = arrays[1], Wp = arrays[2]
     cdef int kind = cnp.PyArray_TYPE(first), k
@@ -327,6 +427,8 @@ def loss(params, features, captions, null, bint lstm, Workspace workspace=None, 
     task.N, task.D, task.H, task.V, task.W = dim(first, 0), dim(Wp, 0), dim(Wp, 1), dim(We, 0), dim(We, 1)
     task.T = dim(captions_, 1) - 1
     task.G = 4 * task.H if lstm else task.H
+    task.embed_rate, task.vocab_rate, task.smoothing = embed_dropout, vocab_dropout, label_smoothing
+    task.embed_seed, task.vocab_seed = embed_seed, vocab_seed
     wrapped = new(cnp.NPY_INTP, 2, task.N, task.T + 1)
     if not wrap_ids(<ptrdiff_t*> data(wrapped), <cnp.npy_intp*> data(captions_), task.N * (task.T + 1), task.V):
         checks.check_ids("captions", captions_, task.V)
@@ -341,22 +443,32 @@ def loss(params, features, captions, null, bint lstm, Workspace workspace=None, 
             if id != null_id:
                 last = t + 1
         (<ptrdiff_t*> data(lengths))[n] = last
+    fed, stride = <ptrdiff_t*> data(wrapped), task.T + 1
+    if inputs is not None:
+        inputs_ = np.ascontiguousarray(inputs, dtype=np.intp)
+        fed, stride = <ptrdiff_t*> data(inputs_), task.T
     if workspace is None:
         workspace = Workspace()
-    if grads is None or any(grads[name].dtype != first.dtype or grads[name].shape != array.shape
-                            for name, array in zip(NAMES, arrays[1:])):
+    if log_probs is not None:
+        grads = None
+    elif grads is None or any(grads[name].dtype != first.dtype or grads[name].shape != array.shape
+                              for name, array in zip(NAMES, arrays[1:])):
         grads = {name: np.empty_like(array) for name, array in zip(NAMES, arrays[1:])}
     for k in range(8):
         array = arrays[1 + k]
         source[k] = data(array)
-        array = grads[NAMES[k]]
-        to[k] = data(array)
+        to[k] = NULL
+        if grads is not None:
+            array = grads[NAMES[k]]
+            to[k] = data(array)
+    cdef double* words = NULL if log_probs is None else <double*> data(log_probs)
+    cdef const ptrdiff_t* targets = <ptrdiff_t*> data(wrapped) + 1
     if kind == cnp.NPY_FLOAT32:
-        value = train_step(&task, workspace, <float**> to, <float*> data(first), <const float**> source,
-                           <ptrdiff_t*> data(wrapped), <char*> data(masked), <ptrdiff_t*> data(lengths), lstm)
+        value = train_step(&task, workspace, <float**> to, words, <float*> data(first), <const float**> source, fed,
+                           stride, targets, <char*> data(masked), <ptrdiff_t*> data(lengths), lstm)
     else:
-        value = train_step(&task, workspace, <double**> to, <double*> data(first), <const double**> source,
-                           <ptrdiff_t*> data(wrapped), <char*> data(masked), <ptrdiff_t*> data(lengths), lstm)
+        value = train_step(&task, workspace, <double**> to, words, <double*> data(first), <const double**> source, fed,
+                           stride, targets, <char*> data(masked), <ptrdiff_t*> data(lengths), lstm)
     return np.float64(value), grads
 
 

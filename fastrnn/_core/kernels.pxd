@@ -2,7 +2,7 @@
 
 from cython cimport floating
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 cdef void gemm_pack(
         floating* packed, ptrdiff_t step, floating* colsum, const floating* B, const ptrdiff_t* row,
@@ -40,7 +40,8 @@ cdef void lstm_gates_backward(
         floating* da, floating* dc, const floating* dh, const floating* dh_next, const floating* gates,
         const floating* c, const floating* c_prev, ptrdiff_t H) noexcept nogil
 cdef double softmax_loss(
-        floating* dx, const floating* x, ptrdiff_t V, ptrdiff_t target, floating weight) noexcept nogil
+        floating* dx, const floating* x, ptrdiff_t V, ptrdiff_t target, floating weight,
+        double smoothing) noexcept nogil
 cdef ptrdiff_t argmax(const floating* x, ptrdiff_t n) noexcept nogil
 cdef void rows_sum(floating* out, const floating* x, const ptrdiff_t* row, ptrdiff_t rows, ptrdiff_t n) noexcept nogil
 cdef void exp(floating* y, const floating* x, ptrdiff_t n) noexcept nogil
@@ -56,7 +57,17 @@ cdef void rmsprop(
         double learning_rate, double decay_rate, double epsilon) noexcept nogil
 cdef void adam(
         floating* w, floating* next_m, floating* next_v, const floating* m, const floating* v,
-        const floating* dw, ptrdiff_t n, double alpha, double beta1, double beta2, double epsilon) noexcept nogil
+        const floating* dw, ptrdiff_t n, double alpha, double beta1, double beta2, double epsilon,
+        double keep) noexcept nogil
+cdef void clip(floating* x, ptrdiff_t n, double limit) noexcept nogil
+cdef void scale(floating* x, ptrdiff_t n, double factor) noexcept nogil
+cdef double sum_of_squares(const floating* x, ptrdiff_t n) noexcept nogil
+cdef void average(floating* mean, const floating* w, ptrdiff_t n, double rate) noexcept nogil
+cdef void dropout(floating* y, const floating* x, ptrdiff_t n, uint32_t key, double rate) noexcept nogil
+
+cdef extern from "random.h" nogil:
+    uint32_t random_key "frn_random_key"(uint64_t seed, uint64_t row, uint64_t t)
+    double uniform "frn_uniform"(uint32_t key, uint32_t unit)
 
 cdef uint64_t denormals_flush() noexcept nogil
 cdef void denormals_restore(uint64_t mode) noexcept nogil

@@ -3,7 +3,7 @@
 from cython cimport floating
 from cython.parallel cimport prange
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "fastrnn.h" nogil:
     const char* frn_choose_isa(const char* cap)
@@ -83,8 +83,10 @@ cdef extern from "fastrnn.h" nogil:
     void (*frn_lstm_gates_backward_f64)(
             double* da, double* dc, const double* dh, const double* dh_next, const double* gates,
             const double* c, const double* c_prev, ptrdiff_t H)
-    double (*frn_softmax_loss_f32)(float* dx, const float* x, ptrdiff_t V, ptrdiff_t target, float weight)
-    double (*frn_softmax_loss_f64)(double* dx, const double* x, ptrdiff_t V, ptrdiff_t target, double weight)
+    double (*frn_softmax_loss_f32)(
+            float* dx, const float* x, ptrdiff_t V, ptrdiff_t target, float weight, double smoothing)
+    double (*frn_softmax_loss_f64)(
+            double* dx, const double* x, ptrdiff_t V, ptrdiff_t target, double weight, double smoothing)
     ptrdiff_t (*frn_argmax_f32)(const float* x, ptrdiff_t n)
     ptrdiff_t (*frn_argmax_f64)(const double* x, ptrdiff_t n)
     void (*frn_rows_sum_f32)(float* out, const float* x, const ptrdiff_t* row, ptrdiff_t rows, ptrdiff_t n)
@@ -113,10 +115,20 @@ cdef extern from "fastrnn.h" nogil:
             double decay_rate, double epsilon)
     void (*frn_adam_f32)(
             float* w, float* next_m, float* next_v, const float* m, const float* v, const float* dw,
-            ptrdiff_t n, double alpha, double beta1, double beta2, double epsilon)
+            ptrdiff_t n, double alpha, double beta1, double beta2, double epsilon, double keep)
+    void (*frn_clip_f32)(float* x, ptrdiff_t n, double limit)
+    void (*frn_scale_f32)(float* x, ptrdiff_t n, double factor)
+    double (*frn_sum_of_squares_f32)(const float* x, ptrdiff_t n)
+    void (*frn_average_f32)(float* mean, const float* w, ptrdiff_t n, double rate)
+    void (*frn_dropout_f32)(float* y, const float* x, ptrdiff_t n, uint32_t key, double rate)
     void (*frn_adam_f64)(
             double* w, double* next_m, double* next_v, const double* m, const double* v, const double* dw,
-            ptrdiff_t n, double alpha, double beta1, double beta2, double epsilon)
+            ptrdiff_t n, double alpha, double beta1, double beta2, double epsilon, double keep)
+    void (*frn_clip_f64)(double* x, ptrdiff_t n, double limit)
+    void (*frn_scale_f64)(double* x, ptrdiff_t n, double factor)
+    double (*frn_sum_of_squares_f64)(const double* x, ptrdiff_t n)
+    void (*frn_average_f64)(double* mean, const double* w, ptrdiff_t n, double rate)
+    void (*frn_dropout_f64)(double* y, const double* x, ptrdiff_t n, uint32_t key, double rate)
 
 
 cdef void gemm_pack(
@@ -227,11 +239,12 @@ cdef void lstm_gates_backward(
 
 
 cdef double softmax_loss(
-        floating* dx, const floating* x, ptrdiff_t V, ptrdiff_t target, floating weight) noexcept nogil:
+        floating* dx, const floating* x, ptrdiff_t V, ptrdiff_t target, floating weight,
+        double smoothing) noexcept nogil:
     if floating is float:
-        return frn_softmax_loss_f32(dx, x, V, target, weight)
+        return frn_softmax_loss_f32(dx, x, V, target, weight, smoothing)
     else:
-        return frn_softmax_loss_f64(dx, x, V, target, weight)
+        return frn_softmax_loss_f64(dx, x, V, target, weight, smoothing)
 
 
 cdef ptrdiff_t argmax(const floating* x, ptrdiff_t n) noexcept nogil:
@@ -304,11 +317,47 @@ cdef void rmsprop(
 
 cdef void adam(
         floating* w, floating* next_m, floating* next_v, const floating* m, const floating* v,
-        const floating* dw, ptrdiff_t n, double alpha, double beta1, double beta2, double epsilon) noexcept nogil:
+        const floating* dw, ptrdiff_t n, double alpha, double beta1, double beta2, double epsilon,
+        double keep) noexcept nogil:
     if floating is float:
-        frn_adam_f32(w, next_m, next_v, m, v, dw, n, alpha, beta1, beta2, epsilon)
+        frn_adam_f32(w, next_m, next_v, m, v, dw, n, alpha, beta1, beta2, epsilon, keep)
     else:
-        frn_adam_f64(w, next_m, next_v, m, v, dw, n, alpha, beta1, beta2, epsilon)
+        frn_adam_f64(w, next_m, next_v, m, v, dw, n, alpha, beta1, beta2, epsilon, keep)
+
+
+cdef void clip(floating* x, ptrdiff_t n, double limit) noexcept nogil:
+    if floating is float:
+        frn_clip_f32(x, n, limit)
+    else:
+        frn_clip_f64(x, n, limit)
+
+
+cdef void scale(floating* x, ptrdiff_t n, double factor) noexcept nogil:
+    if floating is float:
+        frn_scale_f32(x, n, factor)
+    else:
+        frn_scale_f64(x, n, factor)
+
+
+cdef double sum_of_squares(const floating* x, ptrdiff_t n) noexcept nogil:
+    if floating is float:
+        return frn_sum_of_squares_f32(x, n)
+    else:
+        return frn_sum_of_squares_f64(x, n)
+
+
+cdef void average(floating* mean, const floating* w, ptrdiff_t n, double rate) noexcept nogil:
+    if floating is float:
+        frn_average_f32(mean, w, n, rate)
+    else:
+        frn_average_f64(mean, w, n, rate)
+
+
+cdef void dropout(floating* y, const floating* x, ptrdiff_t n, uint32_t key, double rate) noexcept nogil:
+    if floating is float:
+        frn_dropout_f32(y, x, n, key, rate)
+    else:
+        frn_dropout_f64(y, x, n, key, rate)
 
 
 cdef uint64_t denormals_flush() noexcept nogil:

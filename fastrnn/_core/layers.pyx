@@ -356,7 +356,7 @@ cdef inline void softmax_row(floating* dx, double* loss, const floating* x, ptrd
         memset(dx, 0, V * sizeof(floating))
         return
     mode = kernels.denormals_flush()
-    loss[0] = weight * kernels.softmax_loss(dx, x, V, target, <floating> (weight / N))
+    loss[0] = weight * kernels.softmax_loss(dx, x, V, target, <floating> (weight / N), 0)
     kernels.denormals_restore(mode)
 
 

@@ -1,4 +1,4 @@
-"""Optimiser steps over NumPy arrays: one pass over a parameter, its gradient and its state."""
+"""Optimiser steps, clipping and averages over NumPy arrays: one pass over a parameter, its gradient and its state."""
 
 import numpy as np
 
@@ -15,12 +15,16 @@ from .kernels cimport threads_for
 cnp.import_array()
 
 cdef enum Rule:
-    SGD, MOMENTUM, RMSPROP, ADAM
+    SGD, MOMENTUM, RMSPROP, ADAM, CLIP, SCALE, AVERAGE
+
+
+cdef enum:
+    SQUARES_RUN = 65536  # elements whose squares one thread adds up at a time
 
 
 cdef struct Step:
     Rule rule
-    double rate, first, second, epsilon  # of the rule: momentum; decay rate; beta1 and beta2
+    double rate, first, second, epsilon, keep  # of the rule: momentum; decay rate; beta1 and beta2; limit; factor
 
 
 cdef void part(const Step* step, floating* w, floating* new_a, floating* new_b, const floating* a, const floating* b,
@@ -31,7 +35,13 @@ cdef void part(const Step* step, floating* w, floating* new_a, floating* new_b, 
         return
     mode = kernels.denormals_flush()
     w, dw = w + first, dw + first
-    if step.rule == SGD:
+    if step.rule == CLIP:
+        kernels.clip(w, n, step.rate)
+    elif step.rule == SCALE:
+        kernels.scale(w, n, step.rate)
+    elif step.rule == AVERAGE:
+        kernels.average(w, dw, n, step.rate)
+    elif step.rule == SGD:
         kernels.sgd(w, dw, n, step.rate)
     elif step.rule == MOMENTUM:
         kernels.sgd_momentum(w, new_a + first, a + first, dw, n, step.rate, step.first)
@@ -39,7 +49,7 @@ cdef void part(const Step* step, floating* w, floating* new_a, floating* new_b, 
         kernels.rmsprop(w, new_a + first, a + first, dw, n, step.rate, step.first, step.epsilon)
     else:
         kernels.adam(w, new_a + first, new_b + first, a + first, b + first, dw, n, step.rate, step.first, step.second,
-                     step.epsilon)
+                     step.epsilon, step.keep)
     kernels.denormals_restore(mode)
 
 
@@ -100,7 +110,7 @@ cdef int apply(const Step* step, cnp.ndarray w, cnp.ndarray new_a, cnp.ndarray n
 
 def sgd(w, dw, double learning_rate):
     """w -= learning_rate dw. Returns True."""
-    cdef Step step = Step(SGD, learning_rate, 0, 0, 0)
+    cdef Step step = Step(SGD, learning_rate, 0, 0, 0, 1)
     if not fits(w, dw, None, None):
         return None
     apply(&step, w, None, None, None, None, dw)
@@ -109,7 +119,7 @@ def sgd(w, dw, double learning_rate):
 
 def sgd_momentum(w, dw, velocity, double learning_rate, double momentum, bint in_place):
     """v = momentum velocity - learning_rate dw; w += v. Returns v."""
-    cdef Step step = Step(MOMENTUM, learning_rate, momentum, 0, 0)
+    cdef Step step = Step(MOMENTUM, learning_rate, momentum, 0, 0, 1)
     if not fits(w, dw, velocity, None):
         return None
     v = velocity if in_place else like(w)
@@ -119,7 +129,7 @@ def sgd_momentum(w, dw, velocity, double learning_rate, double momentum, bint in
 
 def rmsprop(w, dw, cache, double learning_rate, double decay_rate, double epsilon, bint in_place):
     """c = decay_rate cache + (1 - decay_rate) dw^2; w -= learning_rate dw / (sqrt(c) + epsilon). Returns c."""
-    cdef Step step = Step(RMSPROP, learning_rate, decay_rate, 0, epsilon)
+    cdef Step step = Step(RMSPROP, learning_rate, decay_rate, 0, epsilon, 1)
     if not fits(w, dw, cache, None):
         return None
     c = cache if in_place else like(w)
@@ -127,11 +137,68 @@ def rmsprop(w, dw, cache, double learning_rate, double decay_rate, double epsilo
     return c
 
 
-def adam(w, dw, m, v, double alpha, double beta1, double beta2, double epsilon, bint in_place):
-    """m, v = their moving averages after dw; w -= alpha m / (sqrt(v) + epsilon). Returns (m, v)."""
-    cdef Step step = Step(ADAM, alpha, beta1, beta2, epsilon)
+def adam(w, dw, m, v, double alpha, double beta1, double beta2, double epsilon, double keep, bint in_place):
+    """m, v = their moving averages after dw; w = keep w - alpha m / (sqrt(v) + epsilon). Returns (m, v)."""
+    cdef Step step = Step(ADAM, alpha, beta1, beta2, epsilon, keep)
     if not fits(w, dw, m, v):
         return None
     next_m, next_v = (m, v) if in_place else (like(w), like(w))
     apply(&step, w, next_m, next_v, m, v, dw)
     return next_m, next_v
+
+
+# ---- Gradients and averages ------------------------------------------------------------------------------------------
+# Each changes its first argument and returns True, or None where the core cannot work on the arrays.
+
+def clip(x, double limit):
+    """x = min(max(x, -limit), limit)."""
+    cdef Step step = Step(CLIP, limit, 0, 0, 0, 1)
+    if not fits(x, x, None, None):
+        return None
+    apply(&step, x, None, None, None, None, x)
+    return True
+
+
+def scale(x, double factor):
+    """x *= factor."""
+    cdef Step step = Step(SCALE, factor, 0, 0, 0, 1)
+    if not fits(x, x, None, None):
+        return None
+    apply(&step, x, None, None, None, None, x)
+    return True
+
+
+def average(mean, w, double rate):
+    """mean += rate (w - mean)."""
+    cdef Step step = Step(AVERAGE, rate, 0, 0, 0, 1)
+    if not fits(mean, w, None, None):
+        return None
+    apply(&step, mean, None, None, None, None, w)
+    return True
+
+
+cdef double squares(const floating* x, ptrdiff_t n, double[::1] sums) noexcept:
+    # The runs do not depend on the number of threads, so neither does the sum.
+    cdef ptrdiff_t q, runs = sums.shape[0]
+    cdef int threads = threads_for(4.0 * n)
+    cdef double total = 0
+    with nogil:
+        for q in prange(runs, num_threads=threads, schedule="static"):
+            sums[q] = kernels.sum_of_squares(x + q * SQUARES_RUN, min(<ptrdiff_t> SQUARES_RUN, n - q * SQUARES_RUN))
+        for q in range(runs):
+            total += sums[q]
+    return total
+
+
+def sum_of_squares(cnp.ndarray x):
+    """The sum of x * x, added up in float64; None where x is no contiguous float array."""
+    cdef ptrdiff_t n = cnp.PyArray_SIZE(x)
+    cdef double[::1] sums
+    if not cnp.PyArray_ISCARRAY_RO(x) or n == 0:
+        return 0.0 if n == 0 else None
+    sums = np.empty((n + SQUARES_RUN - 1) // SQUARES_RUN)
+    if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32:
+        return squares(<const float*> data(x), n, sums)
+    if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64:
+        return squares(<const double*> data(x), n, sums)
+    return None

@@ -7,13 +7,68 @@ both give what the layers of `fastrnn.rnn_layers` give one after the other
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from .._core import captioner as _core
 from .._core.kernels import Workspace
+from ..reference.random import EMBED, VOCAB, stream_seed
+
+
+@dataclass(frozen=True)
+class Regularisation:
+    """What keeps a captioner from learning its captions by heart; all of it is off by default.
+
+    Parameters
+    ----------
+    embed_dropout : float
+        Probability with which an element of a word vector is zero, each time the word goes in;
+        the others are divided by one minus it (Srivastava et al. 2014).
+    vocab_dropout : float
+        The same for the hidden states as the vocabulary reads them; the recurrence keeps them
+        whole (Zaremba, Sutskever and Vinyals 2014).
+    label_smoothing : float
+        Share of a target's probability that is spread evenly over all words (Szegedy et al. 2016).
+    scheduled_sampling : float
+        Probability with which a word that goes in is drawn from the model, given the words that
+        went in before it and without dropout, instead of taken from the caption (Bengio, Vinyals,
+        Jaitly and Shazeer 2015).
+    seed : int
+        Decides what is drawn, in [0, 2**64). A draw depends on the seed, the row of the batch, the
+        time step and the unit alone.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A field has the wrong type or value; the message begins with its name.
+    """
+
+    embed_dropout: float = 0.0
+    vocab_dropout: float = 0.0
+    label_smoothing: float = 0.0
+    scheduled_sampling: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if name == "seed":
+                if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                    raise TypeError(f"seed is {value!r}; expected an integer")
+                if not 0 <= value < 2**64:
+                    raise ValueError(f"seed is {value}; expected an integer in [0, 2**64)")
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+                raise TypeError(f"{name} is {value!r}; expected a number")
+            whole = name == "scheduled_sampling"
+            if not math.isfinite(value) or not 0 <= value <= 1 or (value == 1 and not whole):
+                raise ValueError(
+                    f"{name} is {value}; expected a number in [0, 1{']' if whole else ')'}"
+                )
 
 
 class CaptioningWorkspace:
@@ -133,6 +188,7 @@ class CaptioningRNN:
         captions: np.ndarray,
         *,
         workspace: CaptioningWorkspace | None = None,
+        regularisation: Regularisation | None = None,
     ) -> tuple[Any, dict[str, np.ndarray]]:
         """Compute the training loss and its gradients.
 
@@ -145,12 +201,15 @@ class CaptioningRNN:
         workspace : CaptioningWorkspace, optional
             Memory to use again from call to call. The gradients that come back then belong to it:
             the next call with it writes over them. Without one they are new arrays.
+        regularisation : Regularisation, optional
+            Dropout, label smoothing, scheduled sampling; nothing by default.
 
         Returns
         -------
         loss : float64
             Cross-entropy of captions[:, 1:] given captions[:, :-1], summed over all words that
-            are not ``<NULL>``, divided by N; in nats.
+            are not ``<NULL>``, divided by N; in nats. With label smoothing, against the smoothed
+            targets.
         grads : dict of str to ndarray
             The gradient for each entry of `params`, in the common dtype of features and `params`.
 
@@ -163,21 +222,58 @@ class CaptioningRNN:
         IndexError
             Word ids outside [-V, V).
         """
-        features, captions = self._check_features(features), np.asarray(captions)
-        if captions.ndim != 2 or captions.shape[1] < 1 or captions.shape[0] != features.shape[0]:
-            raise ValueError(
-                f"captions must have shape (N, T + 1) with N = {features.shape[0]} as in features, "
-                f"was {captions.shape}"
-            )
-        if captions.dtype.kind not in "iu":
-            raise TypeError(f"captions must be integers, dtype was {captions.dtype}")
+        features, captions = self._check_batch(features, captions)
         lstm = self.cell_type == "lstm"
+        given: dict[str, Any] = {}
+        if regularisation is not None:
+            given = {
+                "embed_dropout": regularisation.embed_dropout,
+                "embed_seed": stream_seed(regularisation.seed, EMBED),
+                "vocab_dropout": regularisation.vocab_dropout,
+                "vocab_seed": stream_seed(regularisation.seed, VOCAB),
+                "label_smoothing": regularisation.label_smoothing,
+            }
         if workspace is None:
-            return _core.loss(self.params, features, captions, self._null, lstm)
+            return _core.loss(self.params, features, captions, self._null, lstm, **given)
         loss, workspace.grads = _core.loss(
-            self.params, features, captions, self._null, lstm, workspace.memory, workspace.grads
-        )
+            self.params, features, captions, self._null, lstm, workspace.memory, workspace.grads,
+            **given,
+        )  # fmt: skip
         return loss, dict(workspace.grads)
+
+    def word_log_probs(
+        self,
+        features: np.ndarray,
+        captions: np.ndarray,
+        *,
+        workspace: CaptioningWorkspace | None = None,
+    ) -> np.ndarray:
+        """Compute how probable the model finds each word of captions: forward alone.
+
+        Parameters
+        ----------
+        features : float ndarray (N, D)
+            Image features.
+        captions : int ndarray (N, T + 1)
+            Their captions, from ``<START>``, filled up with ``<NULL>``.
+        workspace : CaptioningWorkspace, optional
+            Memory to use again from call to call.
+
+        Returns
+        -------
+        float64 ndarray (N, T)
+            The log-probability, in nats, of captions[:, 1:] given captions[:, :-1]; 0 for
+            ``<NULL>``. Summed and divided by -N, it is `loss`.
+
+        Raises
+        ------
+        ValueError, TypeError, IndexError
+            As `loss`.
+        """
+        features, captions = self._check_batch(features, captions)
+        memory = None if workspace is None else workspace.memory
+        lstm = self.cell_type == "lstm"
+        return _core.word_log_probs(self.params, features, captions, self._null, lstm, memory)
 
     def sample(
         self, features: np.ndarray, max_length: int = 30, *, stop_at_end: bool = False
@@ -217,6 +313,19 @@ class CaptioningRNN:
         end = self._end if stop_at_end else None
         _core.sample(self.params, features, self._start, end, captions, self.cell_type == "lstm")
         return captions
+
+    def _check_batch(
+        self, features: np.ndarray, captions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        features, captions = self._check_features(features), np.asarray(captions)
+        if captions.ndim != 2 or captions.shape[1] < 1 or captions.shape[0] != features.shape[0]:
+            raise ValueError(
+                f"captions must have shape (N, T + 1) with N = {features.shape[0]} as in features, "
+                f"was {captions.shape}"
+            )
+        if captions.dtype.kind not in "iu":
+            raise TypeError(f"captions must be integers, dtype was {captions.dtype}")
+        return features, captions
 
     def _check_features(self, features: np.ndarray) -> np.ndarray:
         features = np.asarray(features)

@@ -14,7 +14,16 @@ from .layers import (
     softmax_loss,
     svm_loss,
 )
-from .optim import adam, rmsprop, sgd, sgd_momentum
+from .optim import (
+    adam,
+    adamw,
+    average,
+    clip_by_norm,
+    clip_by_value,
+    rmsprop,
+    sgd,
+    sgd_momentum,
+)
 from .rnn_layers import (
     lstm_backward,
     lstm_forward,
@@ -37,8 +46,12 @@ __all__ = [
     "CaptioningRNN",
     "CaptioningSolver",
     "adam",
+    "adamw",
     "affine_backward",
     "affine_forward",
+    "average",
+    "clip_by_norm",
+    "clip_by_value",
     "layers",
     "lstm_backward",
     "lstm_forward",

@@ -5,6 +5,8 @@ the values of word ids and lengths (IndexError, ValueError). Each message names 
 what it was and what it should be.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 
@@ -123,8 +125,10 @@ def as_lengths(lengths, N: int, T: int) -> np.ndarray:
     return lengths
 
 
-def as_weights(w: np.ndarray, dw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`w` as it is, and `dw` in the dtype of `w`, once both are known to fit.
+def as_weights(
+    w: np.ndarray, dw: np.ndarray, names: tuple[str, str] = ("w", "dw")
+) -> tuple[np.ndarray, np.ndarray]:
+    """`w` as it is, and `dw` in the dtype of `w`, once both are known to fit; errors have `names`.
 
     Raises
     ------
@@ -133,13 +137,36 @@ def as_weights(w: np.ndarray, dw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ValueError
         If the shapes differ.
     """
+    name, other = names
     if not isinstance(w, np.ndarray):
-        raise TypeError(f"w is {type(w).__name__}; expected an ndarray, to be changed in place")
+        raise TypeError(
+            f"{name} is {type(w).__name__}; expected an ndarray, to be changed in place"
+        )
     if w.dtype not in (np.float32, np.float64):
-        raise TypeError(f"w has dtype {w.dtype}; expected float32 or float64")
+        raise TypeError(f"{name} has dtype {w.dtype}; expected float32 or float64")
     dw = np.asarray(dw)
     if dw.dtype.kind not in "biuf":
-        raise TypeError(f"dw has dtype {dw.dtype}; expected float32 or float64")
+        raise TypeError(f"{other} has dtype {dw.dtype}; expected float32 or float64")
     if dw.shape != w.shape:
-        raise ValueError(f"dw has shape {dw.shape}; expected the shape of w, {w.shape}")
+        raise ValueError(f"{other} has shape {dw.shape}; expected the shape of {name}, {w.shape}")
     return w, dw.astype(w.dtype, copy=False)
+
+
+def check_gradients(grads: Mapping[str, np.ndarray], limit: float) -> None:
+    """Check what a clipping function is given.
+
+    Raises
+    ------
+    TypeError
+        If a gradient is no array of float32 or float64.
+    ValueError
+        If `limit` is not positive, or a gradient is read-only.
+    """
+    if not limit > 0:
+        raise ValueError(f"limit is {limit}; expected a positive number")
+    for name, grad in grads.items():
+        if not isinstance(grad, np.ndarray) or grad.dtype not in (np.float32, np.float64):
+            found = getattr(grad, "dtype", type(grad).__name__)
+            raise TypeError(f"grads[{name!r}] is {found}; expected an array of float32 or float64")
+        if not grad.flags.writeable:
+            raise ValueError(f"grads[{name!r}] is read-only; expected an array that can be changed")

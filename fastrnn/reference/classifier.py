@@ -1,8 +1,10 @@
 """The captioning network over the NumPy layers: the twin of ``fastrnn.classifiers.rnn``."""
 
+from typing import Any
+
 import numpy as np
 
-from . import checks
+from . import checks, random
 from .layers import affine_backward, affine_forward
 from .rnn_layers import (
     lstm_backward,
@@ -99,7 +101,7 @@ class CaptioningRNN:
         self.params = {name: param.astype(dtype) for name, param in params.items()}
 
     def loss(
-        self, features: np.ndarray, captions: np.ndarray
+        self, features: np.ndarray, captions: np.ndarray, *, regularisation: Any = None
     ) -> tuple[np.float64, dict[str, np.ndarray]]:
         """Loss and gradients for a batch of images and their captions.
 
@@ -112,6 +114,8 @@ class CaptioningRNN:
             Image features.
         captions : ndarray of int, shape (N, T + 1)
             Word ids of the captions.
+        regularisation : fastrnn.classifiers.rnn.Regularisation, optional
+            Dropout, label smoothing, scheduled sampling; nothing by default.
 
         Returns
         -------
@@ -145,16 +149,64 @@ class CaptioningRNN:
 
         h0, project_cache = affine_forward(features, p["W_proj"], p["b_proj"])
         words, embed_cache = word_embedding_forward(captions_in, p["W_embed"])
-        h, cell_cache = forward(words, h0, p["Wx"], p["Wh"], p["b"])
-        scores, vocab_cache = temporal_affine_forward(h, p["W_vocab"], p["b_vocab"])
+        embed_mask, vocab_mask = self._dropout_masks(captions_in.shape, words, h0, regularisation)
+        h, cell_cache = forward(words * embed_mask, h0, p["Wx"], p["Wh"], p["b"])
+        scores, vocab_cache = temporal_affine_forward(h * vocab_mask, p["W_vocab"], p["b_vocab"])
         loss, dscores = temporal_softmax_loss(scores, captions_out, mask)
+        if regularisation is not None and regularisation.label_smoothing:
+            smoothing = regularisation.label_smoothing
+            loss, dscores = _smoothed(loss, dscores, scores, captions_out, mask, smoothing)
 
         grads = {}
         dh, grads["W_vocab"], grads["b_vocab"] = temporal_affine_backward(dscores, vocab_cache)
+        dh = dh * vocab_mask
         dwords, dh0, grads["Wx"], grads["Wh"], grads["b"] = backward(dh, cell_cache)
-        grads["W_embed"] = word_embedding_backward(dwords, embed_cache)
+        grads["W_embed"] = word_embedding_backward(dwords * embed_mask, embed_cache)
         _, grads["W_proj"], grads["b_proj"] = affine_backward(dh0, project_cache)
         return loss, grads
+
+    def _dropout_masks(
+        self, shape: tuple[int, int], words: np.ndarray, h0: np.ndarray, regularisation: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The masks of the word vectors (N, T, W) and of the hidden states (N, T, H), or ones."""
+        masks = []
+        for x, rate, stream in (
+            (words, getattr(regularisation, "embed_dropout", 0), random.EMBED),
+            (h0, getattr(regularisation, "vocab_dropout", 0), random.VOCAB),
+        ):
+            if rate:
+                seed = random.stream_seed(regularisation.seed, stream)
+                mask = random.dropout_mask(seed, *shape, x.shape[-1], rate)
+            else:
+                mask = np.ones(())
+            masks.append(mask.astype(x.dtype))
+        return masks[0], masks[1]
+
+    def word_log_probs(self, features: np.ndarray, captions: np.ndarray) -> np.ndarray:
+        """Log-probability of each word of captions.
+
+        Parameters
+        ----------
+        features : ndarray, shape (N, D)
+            Image features.
+        captions : ndarray of int, shape (N, T + 1)
+            Word ids of the captions.
+
+        Returns
+        -------
+        ndarray of float64, shape (N, T)
+            In nats, of captions[:, 1:] given captions[:, :-1]; 0 for ``<NULL>``.
+        """
+        N, T = captions.shape[0], captions.shape[1] - 1
+        found = np.zeros((N, T))
+        for n in range(N):
+            for t in range(T):
+                if captions[n, t + 1] != self._null:
+                    # the loss of the caption's words up to this one, all others masked
+                    alone = np.full((1, T + 1), self._null)
+                    alone[0, : t + 2] = captions[n, : t + 2]
+                    found[n, t] = -self.loss(features[n : n + 1], alone)[0] - found[n, :t].sum()
+        return found
 
     def sample(
         self, features: np.ndarray, max_length: int = 30, *, stop_at_end: bool = False
@@ -209,3 +261,28 @@ class CaptioningRNN:
             if stop_at_end:
                 running &= word != self._end
         return captions
+
+
+def _smoothed(
+    loss: np.float64,
+    dscores: np.ndarray,
+    scores: np.ndarray,
+    words: np.ndarray,
+    mask: np.ndarray,
+    smoothing: float,
+) -> tuple[np.float64, np.ndarray]:
+    """Turn a loss against words into one against (1 - smoothing) onehot(word) + smoothing / V.
+
+    Cross-entropy is linear in the target, and its gradient is softmax minus target: only the
+    target's part changes (Szegedy et al. 2016, section 7).
+    """
+    N, _, V = scores.shape
+    if N == 0:
+        return loss, dscores
+    target_scores = np.take_along_axis(scores, words[..., None] % V, axis=2)[..., 0]
+    # what the uniform target asks of the scores instead of the word's
+    change = smoothing * (target_scores - scores.mean(axis=2))
+    loss = loss + change[mask].sum(dtype=np.float64) / N
+    move = np.full_like(scores, -smoothing / V)
+    np.put_along_axis(move, words[..., None] % V, smoothing - smoothing / V, axis=2)
+    return loss, dscores + np.where(mask[..., None], move / N, 0).astype(scores.dtype)

@@ -198,3 +198,131 @@ def adam(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.
     w -= alpha * m / (np.sqrt(v) + float(config["epsilon"]))
     config["m"], config["v"], config["t"] = m, v, t
     return w, config
+
+
+def adamw(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.ndarray, dict]:
+    """Adam with decoupled weight decay: ``w -= learning_rate weight_decay w``, then `adam`'s step.
+
+    Parameters
+    ----------
+    w : ndarray of float32 or float64, any shape
+        Weights, changed in place.
+    dw : ndarray, shape of `w`
+        Gradient of the loss with respect to `w`.
+    config : dict, optional
+        `adam`'s, and ``weight_decay`` (default 1e-2).
+
+    Returns
+    -------
+    w : ndarray
+        The same array, after the step.
+    config : dict
+        The same dictionary (a new one if `config` was None), with the new state.
+
+    Raises
+    ------
+    TypeError
+        If `w` is no float32 or float64 array, or `dw` is not numeric.
+    ValueError
+        If the shapes differ, or `w` is read-only.
+
+    References
+    ----------
+    Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, algorithm 2; the decay
+    is multiplied by the learning rate, as PyTorch's AdamW has it.
+    """
+    w, dw = _checks.as_weights(w, dw)
+    config = {} if config is None else config
+    rate = float(config.setdefault("learning_rate", 1e-3))
+    w *= 1 - rate * float(config.setdefault("weight_decay", 1e-2))
+    return adam(w, dw, config)
+
+
+def clip_by_value(grads: dict[str, np.ndarray], limit: float) -> None:
+    """Clip every element of every gradient to ``[-limit, limit]``, in place.
+
+    Parameters
+    ----------
+    grads : dict of str to ndarray of float32 or float64
+        Changed in place.
+    limit : float
+        Positive.
+
+    Raises
+    ------
+    TypeError
+        If a gradient is no array of float32 or float64.
+    ValueError
+        If `limit` is not positive, or a gradient is read-only.
+    """
+    _checks.check_gradients(grads, limit)
+    for grad in grads.values():
+        np.clip(grad, -limit, limit, out=grad)
+
+
+def clip_by_norm(grads: dict[str, np.ndarray], limit: float) -> float:
+    """Scale all gradients, in place, so that the norm over all of them is at most `limit`.
+
+    Parameters
+    ----------
+    grads : dict of str to ndarray of float32 or float64
+        Changed in place, where the norm exceeds `limit`.
+    limit : float
+        Positive.
+
+    Returns
+    -------
+    float
+        The norm before: the root of the sum of all squares, added up in float64.
+
+    Raises
+    ------
+    TypeError
+        If a gradient is no array of float32 or float64.
+    ValueError
+        If `limit` is not positive, or a gradient is read-only.
+
+    References
+    ----------
+    Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", 2013,
+    algorithm 1.
+    """
+    _checks.check_gradients(grads, limit)
+    norm = float(np.sqrt(sum((grad.astype(np.float64) ** 2).sum() for grad in grads.values())))
+    if norm > limit:
+        for grad in grads.values():
+            grad *= limit / norm
+    return norm
+
+
+def average(mean: np.ndarray, w: np.ndarray, rate: float) -> np.ndarray:
+    """Move an average towards new weights, in place: ``mean += rate (w - mean)``.
+
+    Parameters
+    ----------
+    mean : ndarray of float32 or float64, any shape
+        Changed in place.
+    w : ndarray, shape of `mean`
+        The new weights.
+    rate : float
+        1 - decay of an exponential moving average; 1 / n for the mean of n.
+
+    Returns
+    -------
+    ndarray
+        `mean`.
+
+    Raises
+    ------
+    TypeError
+        If `mean` is no float32 or float64 array, or `w` is not numeric.
+    ValueError
+        If the shapes differ, or `mean` is read-only.
+
+    References
+    ----------
+    Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992.
+    """
+    mean, w = _checks.as_weights(mean, w, ("mean", "w"))
+    mean += rate * (w - mean)
+    return mean
