@@ -20,7 +20,7 @@ from tqdm import tqdm
 import fastrnn
 
 from ._core import kernels
-from .checkpoint import MODEL_FILE, save_model
+from .checkpoint import MODEL_FILE, load_model, save_model
 from .classifiers.rnn import CaptioningRNN
 from .coco_utils import read_captioning_directory
 from .data.layout import write_aside, write_json, write_text
@@ -188,6 +188,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(run=_train)
 
+    export = commands.add_parser(
+        "export",
+        help="write a model for PyTorch or ONNX",
+        description="Write the model of a run in formats that other libraries read.",
+        epilog="example: fastrnn export runs/flickr8k --safetensors flickr8k.safetensors --onnx "
+        "flickr8k-onnx",
+    )
+    export.add_argument("run_or_model", metavar="RUN", help="a run directory, or a model's npz")
+    export.add_argument(
+        "--safetensors", metavar="FILE",
+        help="write a state_dict for torch.nn.Embedding, Linear and LSTM or RNN, in the "
+        "safetensors format",
+    )  # fmt: skip
+    export.add_argument(
+        "--onnx", metavar="DIR",
+        help="write project.onnx (features to the first state) and step.onnx (a word and the "
+        "state to log-probabilities and the next state)",
+    )  # fmt: skip
+    export.set_defaults(run=_export)
+
     info = commands.add_parser(
         "info",
         help="print versions, instruction set, threads",
@@ -228,7 +248,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read the output has gone: nobody is left to be told, at exit neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (OSError, ValueError, TypeError, KeyError, IndexError, FloatingPointError) as error:
+    except (
+        OSError, ValueError, TypeError, KeyError, IndexError, FloatingPointError, ImportError,
+    ) as error:  # fmt: skip
         print(f"fastrnn: error: {_one_line(error)}", file=sys.stderr)
         return 2
     except MemoryError:
@@ -528,6 +550,24 @@ def _report(trainer: Trainer, directory: Path, out: Path, about: str, began: flo
     for sample in samples[:3]:
         print(f"  says: {sample.caption}" + ("" if sample.true is not False else "  (false)"))
     print(f"written to {out}: {', '.join(_RUN_FILES)}")
+
+
+# -- fastrnn export
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from .export import ONNX_FILES, save_onnx, save_safetensors
+
+    if not (arguments.safetensors or arguments.onnx):
+        raise ValueError("export needs --safetensors FILE or --onnx DIR (or both)")
+    model = load_model(arguments.run_or_model)
+    if arguments.safetensors:
+        save_safetensors(arguments.safetensors, model)
+        print(f"written to {arguments.safetensors}")
+    if arguments.onnx:
+        save_onnx(arguments.onnx, model)
+        print(f"written to {arguments.onnx}: {', '.join(ONNX_FILES.values())}")
+    return 0
 
 
 # -- fastrnn info

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from coco_layout import WORDS, draw_captions
 
-from fastrnn import reference
+from fastrnn import cli, reference
+from fastrnn.checkpoint import save_model
 from fastrnn.classifiers.rnn import CaptioningRNN
 from fastrnn.coco_utils import load_coco_data
 from fastrnn.export import (
@@ -475,7 +476,7 @@ def test_onnx_files(onnx, tmp_path):
         model.params["b"] += 1
 
 
-# -- What is missing
+# -- What is missing, and the command line
 
 
 @pytest.mark.parametrize(
@@ -494,3 +495,54 @@ def test_missing_packages_are_named(monkeypatch, package, extra, call):
     with pytest.raises(ImportError) as caught:
         call(small_model("rnn"))
     assert str(caught.value).endswith(f'needs the package {name}: pip install "fastrnn[{extra}]"')
+
+
+def command(capsys, *arguments):
+    status = cli.main(["export", *map(str, arguments)])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+@pytest.fixture
+def run_directory(tmp_path):
+    (tmp_path / "run").mkdir()
+    save_model(tmp_path / "run" / "model.npz", small_model("lstm", np.float32))
+    return tmp_path / "run"
+
+
+def test_command(onnx, safetensors_numpy, run_directory, tmp_path, capsys):
+    weights, graphs = tmp_path / "m.safetensors", tmp_path / "graphs"
+    arguments = ["--safetensors", weights, "--onnx", graphs]
+    for model in (run_directory, run_directory / "model.npz"):
+        assert command(capsys, model, *arguments) == (
+            0, f"written to {weights}\nwritten to {graphs}: project.onnx, step.onnx\n", "",
+        )  # fmt: skip
+    expected = small_model("lstm", np.float32)
+    found = from_torch(safetensors_numpy.load_file(weights), WORD_TO_IDX)
+    same_bits(found.params, expected.params)
+    assert onnx.load(graphs / "step.onnx") == to_onnx(expected)["step"]
+
+
+def test_command_refuses(run_directory, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    install = 'needs the package {0}: pip install "fastrnn[{1}]"'.format
+    weights = install("safetensors", "torch")
+    for arguments, message in [
+        ([run_directory], "export needs --safetensors FILE or --onnx DIR (or both)"),
+        ([run_directory, "--onnx", ""], "export needs --safetensors FILE or --onnx DIR (or both)"),
+        ([tmp_path / "none", "--onnx", "x"], f"no such model file: {tmp_path / 'none'}"),
+        ([tmp_path, "--onnx", "x"], f"no such model file: {tmp_path / 'model.npz'}"),
+        ([run_directory, "--onnx", "x"], f"export to ONNX {install('onnx', 'onnx')}"),
+        ([run_directory, "--safetensors", "x"], f"a safetensors file {weights}"),
+    ]:
+        assert command(capsys, *arguments) == (2, "", f"fastrnn: error: {message}\n")
+
+
+def test_command_cannot_write(onnx, run_directory, tmp_path, capsys):
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    status, said, error = command(capsys, run_directory, "--onnx", taken)
+    assert (status, said, error.count("\n")) == (2, "", 1)
+    assert error == f"fastrnn: error: File exists: {taken}\n"
+    assert taken.read_text() == "mine"
