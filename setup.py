@@ -16,7 +16,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-MODULES = ["kernels", "arrays", "layers", "sequence", "optim", "captioner"]
+MODULES = ["kernels", "arrays", "layers", "sequence", "optim", "captioner", "decoder"]
 X86_FLAGS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma"],

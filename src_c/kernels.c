@@ -19,6 +19,7 @@
 #define FRN_KERNEL(result, name, arguments) result KERNEL(name) arguments
 #include "kernels.h"
 
+#include "choice.h"
 #include "gates.h"
 #include "gemm.h"
 #include "optimiser.h"

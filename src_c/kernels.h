@@ -110,6 +110,21 @@ FRN_KERNEL(double, softmax_loss,
 /* The first position of the largest element of x (n,); the first NaN where there is one, as numpy.argmax. */
 FRN_KERNEL(ptrdiff_t, argmax, (const REAL *x, ptrdiff_t n));
 
+/* The k best of V scores, best first, of equal ones the one with the lower id; -INFINITY and NaN are never among them.
+ *   value, word  out (k,), scores and ids;  count  out, how many there are;  x  in (V,)
+ * Returns log(sum(exp(x))): -INFINITY where every score is, NaN where a score is NaN or INFINITY. */
+FRN_KERNEL(double, top_words,
+           (REAL * value, ptrdiff_t *word, ptrdiff_t *count, const REAL *x, ptrdiff_t V, ptrdiff_t k));
+
+/* weight = exp(scale * (x - max(x))) for the words above `floor`, and for those at `floor` up to the id `last`; 0 else.
+ *   weight  out (V,);  x  in (V,); where one is NaN or INFINITY the sum is NaN
+ * Returns the sum of the weights. */
+FRN_KERNEL(double, word_weights, (REAL * weight, const REAL *x, ptrdiff_t V, REAL scale, REAL floor, ptrdiff_t last));
+
+/* The first word at which the sum of the weights so far is above `mass`, which is below their sum: with a mass that is
+ * uniform, words are drawn by their weights. Returns -1 where no weight is above 0. */
+FRN_KERNEL(ptrdiff_t, word_at, (const REAL *weight, ptrdiff_t V, double mass));
+
 /* ---- Rows: gather, scatter-add
  * ---------------------------------------------------------------------------------------*/
 

@@ -14,7 +14,13 @@ SETTINGS = {
     "word vectors": {"embed_dropout": 0.3},
     "vocabulary": {"vocab_dropout": 0.5},
     "smoothing": {"label_smoothing": 0.1},
-    "all": {"embed_dropout": 0.4, "vocab_dropout": 0.25, "label_smoothing": 0.2},
+    "sampling": {"scheduled_sampling": 0.5},
+    "all": {
+        "embed_dropout": 0.4,
+        "vocab_dropout": 0.25,
+        "label_smoothing": 0.2,
+        "scheduled_sampling": 0.25,
+    },
 }
 SIZES = {  # N, T, V, D, W, H
     "small": (5, 7, 11, 6, 4, 5),

@@ -32,11 +32,3 @@ def word_log_probs(
     lstm: bool,
     workspace: Workspace | None = None,
 ) -> ndarray: ...
-def sample(
-    params: Mapping[str, ArrayLike],
-    features: ArrayLike,
-    start: int,
-    end: int | None,
-    captions: ndarray,
-    lstm: bool,
-) -> None: ...

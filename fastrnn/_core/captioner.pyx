@@ -1,4 +1,4 @@
-"""The captioner's training step and its greedy decoding, fused: the same numbers as the layers one after the other.
+"""The captioner's training step, fused: the same numbers as the layers one after the other.
 
 What a captioner need not compute, it does not: steps after a caption's last word, scores of masked positions, and the
 input product of a word more than once a batch.
@@ -10,14 +10,14 @@ cimport numpy as cnp
 from cython cimport floating
 from cython.parallel cimport prange, threadid
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int32_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
 from . cimport kernels
 from .arrays cimport data, dim, floats, ids_of, new, wrap_ids
 from .kernels cimport (Workspace, leading, multiply, pack, pack_tiles, packed_size, room, seconds, threads_for,
                        tile_height, tiles_size)
-from .layers cimport columns_product, sort_by_word
+from .layers cimport sort_by_word
 from .sequence cimport Batch, batch_room, batch_sort, before, steps_backward, steps_forward
 
 from ..reference import checks
@@ -27,7 +27,6 @@ cnp.import_array()
 NAMES = ("W_embed", "W_proj", "b_proj", "Wx", "Wh", "b", "W_vocab", "b_vocab")
 
 cdef enum:
-    FEW = 4          # rows up to which decoding reads the weights as they lie
     BLOCK_ROWS = 98  # rows whose scores are computed at a time: seven tiles, and the scores stay in the cache
 
 
@@ -470,228 +469,3 @@ cdef tuple step(object params, object features, object captions, object null, bi
         value = train_step(&task, workspace, <double**> to, words, <double*> data(first), <const double**> source, fed,
                            stride, targets, <char*> data(masked), <ptrdiff_t*> data(lengths), lstm)
     return np.float64(value), grads
-
-
-# ---- Greedy decoding -------------------------------------------------------------------------------------------------
-
-cdef struct Decoder:
-    ptrdiff_t V, W, H, G, T, ldh, ldg, ldv
-    bint lstm
-    ptrdiff_t start, end      # end: -1 to run on
-
-
-cdef size_t decode_room(const Decoder* d, ptrdiff_t rows, size_t size) noexcept nogil:
-    """Bytes of scratchpad for decode_block()."""
-    return (room(rows * d.ldg, size) + 2 * room(rows * d.ldh, size) + room(rows * d.ldv, size)
-            + room(tiles_size(rows, d.H, size) + 16 * d.H, size) + 2 * room(rows, sizeof(ptrdiff_t)))
-
-
-cdef void decode_block(const Decoder* d, int32_t* captions, const floating* h0, const floating* products,
-                       const floating* Wh, const floating* W_vocab, const floating* b_vocab, char* memory,
-                       ptrdiff_t rows) noexcept nogil:
-    """Decode `rows` pictures from h0 (rows, ldh) into captions (rows, T); rows that end are dropped."""
-    cdef size_t size = sizeof(floating)
-    cdef floating* gates = <floating*> memory
-    cdef floating* h = <floating*> (memory + room(rows * d.ldg, size))
-    cdef floating* c = <floating*> (<char*> h + room(rows * d.ldh, size))
-    cdef floating* scores = <floating*> (<char*> c + room(rows * d.ldh, size))
-    cdef floating* tiles = <floating*> (<char*> scores + room(rows * d.ldv, size))
-    cdef ptrdiff_t* row = <ptrdiff_t*> (<char*> tiles + room(tiles_size(rows, d.H, size) + 16 * d.H, size))
-    cdef ptrdiff_t* word = <ptrdiff_t*> (<char*> row + room(rows, sizeof(ptrdiff_t)))
-    cdef ptrdiff_t t, i, kept, height, count, active = rows
-    cdef bint packed = False
-    cdef uint64_t mode = kernels.denormals_flush()
-    memcpy(h, h0, rows * d.ldh * size)
-    memset(c, 0, rows * d.ldh * size)
-    for i in range(rows):
-        row[i] = i
-        word[i] = d.start
-    for t in range(d.T):
-        if active == 0:
-            break
-        height = tile_height(active, size)
-        count = (active + height - 1) // height
-        if not packed:
-            kernels.gemm_pack_rows(tiles, height * d.H, <const floating*> h, NULL, d.ldh, NULL, 1, active, d.H, height,
-                                   0, count)
-        kernels.gemm_tiles(gates, d.ldg, <const floating*> tiles, height, Wh, <const floating*> NULL, active, d.G, d.H,
-                           False)
-        for i in range(active):
-            if d.lstm:
-                kernels.lstm_gates_forward(gates + i * d.ldg, c + i * d.ldh, h + i * d.ldh, <floating*> NULL,
-                                           products + word[i] * d.ldg, <const floating*> c + i * d.ldh, d.H)
-            else:
-                kernels.rnn_gates_forward(h + i * d.ldh, <floating*> NULL, <const floating*> gates + i * d.ldg,
-                                          products + word[i] * d.ldg, d.H)
-        kernels.gemm_pack_rows(tiles, height * d.H, <const floating*> h, NULL, d.ldh, NULL, 1, active, d.H, height, 0,
-                               count)
-        kernels.gemm_tiles(scores, d.ldv, <const floating*> tiles, height, W_vocab, b_vocab, active, d.V, d.H, False)
-        packed = True
-        kept = 0
-        for i in range(active):
-            word[i] = kernels.argmax(<const floating*> scores + i * d.ldv, d.V)
-            captions[row[i] * d.T + t] = <int32_t> word[i]
-            if word[i] != d.end:
-                if kept < i:
-                    row[kept], word[kept] = row[i], word[i]
-                    memcpy(h + kept * d.ldh, h + i * d.ldh, d.H * size)
-                    memcpy(c + kept * d.ldh, c + i * d.ldh, d.H * size)
-                    packed = False
-                kept += 1
-        if kept < active:
-            packed = False
-        active = kept
-    kernels.denormals_restore(mode)
-
-
-cdef void decode_few(const Decoder* d, int32_t* captions, floating* h, floating* c, floating* gates, floating* scores,
-                     floating* x, floating* products, ptrdiff_t* word, ptrdiff_t* place, const floating* W_embed,
-                     const floating* Wx, const floating* Wh, const floating* b, const floating* W_vocab,
-                     const floating* b_vocab, ptrdiff_t rows, int threads) noexcept nogil:
-    """Decode a few pictures: every step reads the weights once, and threads share out their columns.
-
-    The input product of a word is kept from the first time that it comes up, at place[word] of products.
-    """
-    cdef ptrdiff_t t, i, fresh, known = 0, running = rows
-    cdef const floating* product
-    cdef uint64_t mode = kernels.denormals_flush()
-    for i in range(rows):
-        word[i] = d.start
-    for i in range(d.V):
-        place[i] = -1
-    for t in range(d.T):
-        if running == 0:
-            break
-        fresh = 0
-        for i in range(rows):
-            if word[i] >= 0 and place[word[i]] < 0:
-                place[word[i]] = known + fresh
-                memcpy(x + fresh * d.W, W_embed + word[i] * d.W, d.W * sizeof(floating))
-                fresh += 1
-        if fresh > 0:
-            columns_product(products + known * d.ldg, d.ldg, <const floating*> x, d.W, Wx, d.G, b, fresh, d.G, d.W,
-                            threads)
-            known += fresh
-        columns_product(gates, d.ldg, <const floating*> h, d.ldh, Wh, d.G, <const floating*> NULL, rows, d.G, d.H,
-                        threads)
-        for i in range(rows):
-            if word[i] < 0:
-                continue
-            product = products + place[word[i]] * d.ldg
-            if d.lstm:
-                kernels.lstm_gates_forward(gates + i * d.ldg, c + i * d.ldh, h + i * d.ldh, <floating*> NULL, product,
-                                           <const floating*> c + i * d.ldh, d.H)
-            else:
-                kernels.rnn_gates_forward(h + i * d.ldh, <floating*> NULL, <const floating*> gates + i * d.ldg, product,
-                                          d.H)
-        columns_product(scores, d.ldv, <const floating*> h, d.ldh, W_vocab, d.V, b_vocab, rows, d.V, d.H,
-                        threads)
-        for i in range(rows):
-            if word[i] < 0:
-                continue
-            word[i] = kernels.argmax(<const floating*> scores + i * d.ldv, d.V)
-            captions[i * d.T + t] = <int32_t> word[i]
-            if word[i] == d.end:
-                word[i] = -1  # finished
-                running -= 1
-    kernels.denormals_restore(mode)
-
-
-cdef int decode(Decoder* d, int32_t* captions, const floating* features, const floating** params, ptrdiff_t N,
-                ptrdiff_t D) except -1:
-    """Greedy captions (N, T) of features (N, D); places after the end of a row are left as they are."""
-    cdef size_t size = sizeof(floating), block_bytes
-    cdef ptrdiff_t blocks, q, rows, V = d.V, W = d.W, H = d.H, G = d.G
-    cdef int threads = threads_for(2.0 * N * d.T * H * (G + V))
-    cdef Workspace scratch = Workspace()
-    cdef floating* h
-    cdef floating* c
-    cdef floating* gates
-    cdef floating* scores
-    cdef floating* x
-    cdef floating* tiles
-    cdef floating* products
-    cdef floating* W_proj
-    cdef floating* Wx
-    cdef floating* Wh
-    cdef floating* W_vocab
-    cdef ptrdiff_t* word
-    cdef ptrdiff_t* place
-    cdef char* memory
-    cdef floating* nowhere = NULL
-    d.ldh, d.ldg, d.ldv = leading(H, size), leading(G, size), leading(V, size)
-    if N <= FEW:
-        scratch.reserve(2 * room(N * d.ldh, size) + room(N * d.ldg, size) + room(N * d.ldv, size) + room(N * W, size)
-                        + room(min(V, N * d.T) * d.ldg, size) + room(N, sizeof(ptrdiff_t)) + room(V, sizeof(ptrdiff_t)))
-        h = <floating*> scratch.take(room(N * d.ldh, size))
-        c = <floating*> scratch.take(room(N * d.ldh, size))
-        gates = <floating*> scratch.take(room(N * d.ldg, size))
-        scores = <floating*> scratch.take(room(N * d.ldv, size))
-        x = <floating*> scratch.take(room(N * W, size))
-        products = <floating*> scratch.take(room(min(V, N * d.T) * d.ldg, size))
-        word = <ptrdiff_t*> scratch.take(room(N, sizeof(ptrdiff_t)))
-        place = <ptrdiff_t*> scratch.take(room(V, sizeof(ptrdiff_t)))
-        with nogil:
-            columns_product(h, d.ldh, features, D, params[1], H, params[2], N, H, D, threads)
-            memset(c, 0, N * d.ldh * size)
-            # a step of a few rows is worth threads only where the weights are large
-            threads = threads_for(2.0 * N * H * (G + V))
-            decode_few(d, captions, h, c, gates, scores, x, products, word, place, params[0], params[3], params[4],
-                       params[5], params[6], params[7], N, threads)
-        return 0
-    blocks = (N + BLOCK_ROWS * threads - 1) // (BLOCK_ROWS * threads) * threads
-    rows = (N + blocks - 1) // blocks
-    block_bytes = decode_room(d, rows, size)
-    scratch.reserve(room(N * d.ldh, size) + room(V * d.ldg, size) + room(packed_size(D, H, size), size)
-                    + room(packed_size(W, G, size), size) + room(packed_size(H, G, size), size)
-                    + room(packed_size(H, V, size), size)
-                    + room(max(tiles_size(N, D, size), tiles_size(V, W, size)), size) + threads * block_bytes)
-    h = <floating*> scratch.take(room(N * d.ldh, size))
-    products = <floating*> scratch.take(room(V * d.ldg, size))
-    W_proj = <floating*> scratch.take(room(packed_size(D, H, size), size))
-    Wx = <floating*> scratch.take(room(packed_size(W, G, size), size))
-    Wh = <floating*> scratch.take(room(packed_size(H, G, size), size))
-    W_vocab = <floating*> scratch.take(room(packed_size(H, V, size), size))
-    tiles = <floating*> scratch.take(room(max(tiles_size(N, D, size), tiles_size(V, W, size)), size))
-    memory = <char*> scratch.take(threads * block_bytes)
-    with nogil:
-        pack(W_proj, 0, nowhere, params[1], NULL, H, 1, D, H, threads)
-        pack_tiles(tiles, features, NULL, D, NULL, 1, N, D, threads)
-        multiply(h, d.ldh, tiles, W_proj, params[2], N, H, D, False, threads)
-        # the input product of every word of the vocabulary
-        pack(Wx, 0, nowhere, params[3], NULL, G, 1, W, G, threads)
-        pack_tiles(tiles, params[0], NULL, W, NULL, 1, V, W, threads)
-        multiply(products, d.ldg, tiles, Wx, params[5], V, G, W, False, threads)
-        pack(Wh, 0, nowhere, params[4], NULL, G, 1, H, G, threads)
-        pack(W_vocab, 0, nowhere, params[6], NULL, V, 1, H, V, threads)
-        for q in prange(blocks, num_threads=threads, schedule="static", chunksize=1):
-            if N * (q + 1) // blocks > N * q // blocks:
-                decode_block(d, captions + N * q // blocks * d.T, <const floating*> h + N * q // blocks * d.ldh,
-                             <const floating*> products, <const floating*> Wh, <const floating*> W_vocab, params[7],
-                             memory + threadid() * block_bytes, N * (q + 1) // blocks - N * q // blocks)
-    return 0
-
-
-def sample(params, features, start, end, cnp.ndarray captions, bint lstm):
-    """Write greedy captions into `captions`, int32 (N, T); rows stop at the id `end`, or run on where it is None."""
-    cdef tuple arrays = parameters(params, features, lstm)
-    cdef cnp.ndarray array, first = arrays[0], We = arrays[1], Wp = arrays[2]
-    cdef Decoder d
-    cdef void* source[8]
-    cdef int k
-    d.V, d.W, d.H, d.T = dim(We, 0), dim(We, 1), dim(Wp, 1), dim(captions, 1)
-    d.G = 4 * d.H if lstm else d.H
-    d.lstm = lstm
-    d.start = start + d.V if start < 0 else start
-    if not 0 <= d.start < d.V:
-        raise IndexError(f"<START> has the id {start}; expected an id in [{-d.V}, {d.V})")
-    d.end = -1 if end is None else end
-    if dim(first, 0) == 0 or d.T == 0:
-        return
-    for k in range(8):
-        array = arrays[1 + k]
-        source[k] = data(array)
-    if cnp.PyArray_TYPE(first) == cnp.NPY_FLOAT32:
-        decode(&d, <int32_t*> data(captions), <float*> data(first), <const float**> source, dim(first, 0), dim(Wp, 0))
-    else:
-        decode(&d, <int32_t*> data(captions), <double*> data(first), <const double**> source, dim(first, 0), dim(Wp, 0))

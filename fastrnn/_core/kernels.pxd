@@ -43,6 +43,12 @@ cdef double softmax_loss(
         floating* dx, const floating* x, ptrdiff_t V, ptrdiff_t target, floating weight,
         double smoothing) noexcept nogil
 cdef ptrdiff_t argmax(const floating* x, ptrdiff_t n) noexcept nogil
+cdef double top_words(
+        floating* value, ptrdiff_t* word, ptrdiff_t* count, const floating* x, ptrdiff_t V, ptrdiff_t k) noexcept nogil
+cdef double word_weights(
+        floating* weight, const floating* x, ptrdiff_t V, floating scale, floating floor,
+        ptrdiff_t last) noexcept nogil
+cdef ptrdiff_t word_at(const floating* weight, ptrdiff_t V, double mass) noexcept nogil
 cdef void rows_sum(floating* out, const floating* x, const ptrdiff_t* row, ptrdiff_t rows, ptrdiff_t n) noexcept nogil
 cdef void exp(floating* y, const floating* x, ptrdiff_t n) noexcept nogil
 cdef void log(floating* y, const floating* x, ptrdiff_t n) noexcept nogil

@@ -89,6 +89,16 @@ cdef extern from "fastrnn.h" nogil:
             double* dx, const double* x, ptrdiff_t V, ptrdiff_t target, double weight, double smoothing)
     ptrdiff_t (*frn_argmax_f32)(const float* x, ptrdiff_t n)
     ptrdiff_t (*frn_argmax_f64)(const double* x, ptrdiff_t n)
+    double (*frn_top_words_f32)(
+            float* value, ptrdiff_t* word, ptrdiff_t* count, const float* x, ptrdiff_t V, ptrdiff_t k)
+    double (*frn_top_words_f64)(
+            double* value, ptrdiff_t* word, ptrdiff_t* count, const double* x, ptrdiff_t V, ptrdiff_t k)
+    double (*frn_word_weights_f32)(
+            float* weight, const float* x, ptrdiff_t V, float scale, float floor, ptrdiff_t last)
+    double (*frn_word_weights_f64)(
+            double* weight, const double* x, ptrdiff_t V, double scale, double floor, ptrdiff_t last)
+    ptrdiff_t (*frn_word_at_f32)(const float* weight, ptrdiff_t V, double mass)
+    ptrdiff_t (*frn_word_at_f64)(const double* weight, ptrdiff_t V, double mass)
     void (*frn_rows_sum_f32)(float* out, const float* x, const ptrdiff_t* row, ptrdiff_t rows, ptrdiff_t n)
     void (*frn_rows_sum_f64)(double* out, const double* x, const ptrdiff_t* row, ptrdiff_t rows, ptrdiff_t n)
     void (*frn_exp_f32)(float* y, const float* x, ptrdiff_t n)
@@ -252,6 +262,31 @@ cdef ptrdiff_t argmax(const floating* x, ptrdiff_t n) noexcept nogil:
         return frn_argmax_f32(x, n)
     else:
         return frn_argmax_f64(x, n)
+
+
+cdef double top_words(
+        floating* value, ptrdiff_t* word, ptrdiff_t* count, const floating* x, ptrdiff_t V,
+        ptrdiff_t k) noexcept nogil:
+    if floating is float:
+        return frn_top_words_f32(value, word, count, x, V, k)
+    else:
+        return frn_top_words_f64(value, word, count, x, V, k)
+
+
+cdef double word_weights(
+        floating* weight, const floating* x, ptrdiff_t V, floating scale, floating floor,
+        ptrdiff_t last) noexcept nogil:
+    if floating is float:
+        return frn_word_weights_f32(weight, x, V, scale, floor, last)
+    else:
+        return frn_word_weights_f64(weight, x, V, scale, floor, last)
+
+
+cdef ptrdiff_t word_at(const floating* weight, ptrdiff_t V, double mass) noexcept nogil:
+    if floating is float:
+        return frn_word_at_f32(weight, V, mass)
+    else:
+        return frn_word_at_f64(weight, V, mass)
 
 
 cdef void rows_sum(

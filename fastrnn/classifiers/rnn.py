@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from .._core import captioner as _core
+from .._core import decoder as _decoder
 from .._core.kernels import Workspace
-from ..reference.random import EMBED, VOCAB, stream_seed
+from ..reference.random import EMBED, MIX, VOCAB, stream_seed
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,11 @@ class CaptioningRNN:
                 "vocab_seed": stream_seed(regularisation.seed, VOCAB),
                 "label_smoothing": regularisation.label_smoothing,
             }
+            if regularisation.scheduled_sampling:
+                given["inputs"] = _decoder.mix(
+                    self.params, features, captions, regularisation.scheduled_sampling,
+                    stream_seed(regularisation.seed, MIX), self._null, lstm,
+                )  # fmt: skip
         if workspace is None:
             return _core.loss(self.params, features, captions, self._null, lstm, **given)
         loss, workspace.grads = _core.loss(
@@ -311,7 +317,8 @@ class CaptioningRNN:
 
         captions = np.full((features.shape[0], max_length), self._null, dtype=np.int32)
         end = self._end if stop_at_end else None
-        _core.sample(self.params, features, self._start, end, captions, self.cell_type == "lstm")
+        lstm = self.cell_type == "lstm"
+        _decoder.sample(self.params, features, self._start, end, captions, lstm)
         return captions
 
     def _check_batch(

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from . import checks, random
+from .decoding import mix
 from .layers import affine_backward, affine_forward
 from .rnn_layers import (
     lstm_backward,
@@ -142,6 +143,10 @@ class CaptioningRNN:
         checks.check_ids("captions", captions, len(p["W_embed"]))
         captions_in, captions_out = captions[:, :-1], captions[:, 1:]
         mask = captions_out != self._null
+        if regularisation is not None and regularisation.scheduled_sampling:
+            seed = random.stream_seed(regularisation.seed, random.MIX)
+            share, lstm = regularisation.scheduled_sampling, self.cell_type == "lstm"
+            captions_in = mix(p, features, captions, share, seed, self._null, lstm)
         forward, backward = {
             "rnn": (rnn_forward, rnn_backward),
             "lstm": (lstm_forward, lstm_backward),

@@ -1,0 +1,201 @@
+/* Which word comes next: the best ones of a row of scores, and a drawn one (kernels.h). */
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+/* Whether any lane of a mask is set. */
+INLINE int any_lane(vec_int mask) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX2__)
+    return _mm256_movemask_epi8((__m256i)mask) != 0;
+#elif defined(__SSE2__)
+    return _mm_movemask_epi8((__m128i)mask) != 0;
+#else
+    lane_int lanes[LANES], any = 0;
+    memcpy(lanes, &mask, sizeof mask);
+    for (int l = 0; l < LANES; l++)
+        any |= lanes[l];
+    return any != 0;
+#endif
+}
+
+/* Word a with score x comes before word b with score y. */
+INLINE int precedes(REAL x, ptrdiff_t a, REAL y, ptrdiff_t b) { return x > y || (x == y && a < b); }
+
+/* Let the entry at the root of a heap of n sink to its place; the root is the word that comes last. */
+INLINE void sink(REAL *value, ptrdiff_t *word, ptrdiff_t n, REAL x, ptrdiff_t v) {
+    ptrdiff_t at = 0;
+    for (;;) {
+        ptrdiff_t child = 2 * at + 1;
+        if (child >= n)
+            break;
+        if (child + 1 < n && precedes(value[child], word[child], value[child + 1], word[child + 1]))
+            child++;
+        if (!precedes(x, v, value[child], word[child]))
+            break;
+        value[at] = value[child];
+        word[at] = word[child];
+        at = child;
+    }
+    value[at] = x;
+    word[at] = v;
+}
+
+/* Add a word to a heap of n. */
+INLINE void rise(REAL *value, ptrdiff_t *word, ptrdiff_t n, REAL x, ptrdiff_t v) {
+    ptrdiff_t at = n;
+    while (at > 0) {
+        const ptrdiff_t parent = (at - 1) / 2;
+        if (!precedes(value[parent], word[parent], x, v))
+            break;
+        value[at] = value[parent];
+        word[at] = word[parent];
+        at = parent;
+    }
+    value[at] = x;
+    word[at] = v;
+}
+
+enum { RUNNING = 4 }; /* vectors of largest elements that are kept while a row is read */
+
+double KERNEL(top_words)(REAL *value, ptrdiff_t *word, ptrdiff_t *count, const REAL *x, ptrdiff_t V, ptrdiff_t k) {
+    vec tops[RUNNING];
+    REAL lanes[RUNNING * LANES];
+    for (int q = 0; q < RUNNING; q++)
+        tops[q] = splat((REAL)-INFINITY);
+    ptrdiff_t v = 0;
+    for (; v + RUNNING * LANES <= V; v += RUNNING * LANES)
+        for (int q = 0; q < RUNNING; q++) {
+            const vec s = load(x + v + q * LANES);
+            tops[q] = blend(greater(s, tops[q]), s, tops[q]);
+        }
+    for (int q = 0; q < RUNNING; q++)
+        store(lanes + q * LANES, tops[q]);
+    REAL top = (REAL)-INFINITY;
+    for (int l = 0; l < RUNNING * LANES; l++)
+        top = lanes[l] > top ? lanes[l] : top;
+    for (; v < V; v++)
+        top = x[v] > top ? x[v] : top;
+
+    /* k lanes hold something that is at least the k-th largest of their maxima: nothing below it is among the k best */
+    REAL least = (REAL)-INFINITY;
+    if (k <= RUNNING * LANES) {
+        ptrdiff_t kept = 0;
+        for (int l = 0; l < RUNNING * LANES; l++) {
+            if (kept == k && !(lanes[l] > value[k - 1]))
+                continue;
+            ptrdiff_t at = kept < k ? kept++ : k - 1;
+            for (; at > 0 && value[at - 1] < lanes[l]; at--)
+                value[at] = value[at - 1];
+            value[at] = lanes[l];
+        }
+        least = k > 0 ? value[k - 1] : (REAL)INFINITY;
+    }
+
+    ptrdiff_t n = 0;
+    REAL sum = 0;
+    vec sums = splat(0);
+#define CONSIDER(s, at)                                                                                                \
+    if ((s) >= least && (s) > (REAL) - INFINITY) {                                                                     \
+        if (n < k)                                                                                                     \
+            rise(value, word, n++, (s), (at));                                                                         \
+        else if (n > 0 && (s) > value[0])                                                                              \
+            sink(value, word, n, (s), (at));                                                                           \
+        if (n == k && n > 0)                                                                                           \
+            least = value[0];                                                                                          \
+    }
+    for (v = 0; v + LANES <= V; v += LANES) {
+        const vec s = load(x + v);
+        sums += vector_exp_bounded(s - splat(top));
+        if (any_lane(~greater(splat(least), s)))
+            for (ptrdiff_t j = v; j < v + LANES; j++)
+                CONSIDER(x[j], j)
+    }
+    if (v < V) {
+        REAL tail[LANES]; /* the lanes beyond V must not reach the sum */
+        store(tail, vector_exp_bounded(load_part(x + v, V - v) - splat(top)));
+        for (ptrdiff_t j = v; j < V; j++) {
+            sum += tail[j - v];
+            CONSIDER(x[j], j)
+        }
+    }
+#undef CONSIDER
+    sum += lane_sum(sums);
+    for (ptrdiff_t last = n - 1; last > 0; last--) { /* the heap in order: its root is the last of what is left */
+        const REAL s = value[last];
+        const ptrdiff_t w = word[last];
+        value[last] = value[0];
+        word[last] = word[0];
+        sink(value, word, last, s, w);
+    }
+    *count = n;
+    if (top > (REAL)-INFINITY)
+        return (double)top + log((double)sum);
+    for (v = 0; v < V; v++)
+        if (x[v] != x[v])
+            return (double)x[v];
+    return -INFINITY;
+}
+
+/* Sums over runs of this many words: the search for the drawn one skips whole runs. */
+#define RUN_OF_WORDS (16 * LANES)
+
+INLINE double run_sum(const REAL *p, ptrdiff_t n) {
+    vec sums = splat(0);
+    REAL rest = 0;
+    ptrdiff_t j = 0;
+    for (; j + LANES <= n; j += LANES)
+        sums += load(p + j);
+    for (; j < n; j++)
+        rest += p[j];
+    return (double)lane_sum(sums) + (double)rest;
+}
+
+double KERNEL(word_weights)(REAL *weight, const REAL *x, ptrdiff_t V, REAL scale, REAL floor, ptrdiff_t last) {
+    REAL top = (REAL)-INFINITY, lanes[LANES];
+    vec tops = splat(top);
+    ptrdiff_t v = 0;
+    for (; v + LANES <= V; v += LANES) {
+        const vec s = load(x + v);
+        tops = blend(greater(s, tops), s, tops);
+    }
+    store(lanes, tops);
+    for (int l = 0; l < LANES; l++)
+        top = lanes[l] > top ? lanes[l] : top;
+    for (; v < V; v++)
+        top = x[v] > top ? x[v] : top;
+#define BODY(LOAD, STORE)                                                                                              \
+    const vec s = LOAD(x);                                                                                             \
+    STORE(weight, blend(greater(splat(floor), s), splat(0), vector_exp_bounded((s - splat(top)) * splat(scale))));
+    FOR_VECTORS(V, BODY);
+#undef BODY
+    for (v = last + 1; v < V; v++)
+        if (x[v] == floor)
+            weight[v] = 0;
+    double total = 0;
+    for (v = 0; v < V; v += RUN_OF_WORDS)
+        total += run_sum(weight + v, V - v < RUN_OF_WORDS ? V - v : RUN_OF_WORDS);
+    return total;
+}
+
+ptrdiff_t KERNEL(word_at)(const REAL *weight, ptrdiff_t V, double mass) {
+    /* the run in which the sum passes `mass`; where rounding keeps it below, the last one that weighs anything */
+    ptrdiff_t first = 0, found = -1;
+    double before = 0, sum = 0;
+    for (ptrdiff_t v = 0; v < V && !(sum > mass); v += RUN_OF_WORDS) {
+        const double run = run_sum(weight + v, V - v < RUN_OF_WORDS ? V - v : RUN_OF_WORDS);
+        if (run > 0) {
+            first = v;
+            before = sum;
+        }
+        sum += run;
+    }
+    for (ptrdiff_t v = first; v < V && v < first + RUN_OF_WORDS && !(before > mass); v++)
+        if (weight[v] > 0) {
+            found = v;
+            before += weight[v];
+        }
+    return found;
+}
