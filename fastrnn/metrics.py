@@ -1,10 +1,314 @@
-"""How good captions are, measured against what people wrote."""
+"""How good captions are, measured against what people wrote.
+
+BLEU, ROUGE-L and CIDEr are those of COCO's evaluation (pycocoevalcap, of the extra ``eval``) on its
+tokens, without Java. `CaptionScorer` keeps what it knows of the references, for those who measure
+again and again; `evaluate_captions` does it once. `BLEU_score` and `evaluate_model` are the
+assignment's.
+"""
 
 from __future__ import annotations
 
 import math
+import warnings
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from .caption_tokens import caption_tokens
+from .coco_utils import decode_captions, sample_coco_minibatch
+
+BLEU_NAMES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
+_ORDERS = 4
+_CIDER_SIGMA = 6.0
+_INSTALL = 'pip install "fastrnn[eval]"'
+_UNKNOWN = "<UNK>"
+"""What ``<UNK>`` stays in references; candidates' tokens are in lower case, so none equals it."""
+
+
+def evaluate_captions(
+    candidates: Sequence[str], references: Sequence[Sequence[str]], *, tokenized: bool = False
+) -> dict[str, float | None]:
+    """Measure captions against references, once.
+
+    Parameters
+    ----------
+    candidates : sequence of N str
+        A caption for each image.
+    references : sequence of N sequences of str
+        What people wrote about each image; at least one caption, any number.
+    tokenized : bool, optional
+        The captions are tokens separated by spaces already and are left as they are.
+
+    Returns
+    -------
+    dict
+        As `CaptionScorer.evaluate` returns it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `CaptionScorer`.
+
+    Warns
+    -----
+    UserWarning
+        A package of the extra ``eval`` is missing, and so are its metrics.
+    """
+    scorer = CaptionScorer(references, tokenized=tokenized)
+    if scorer.missing:
+        warnings.warn(scorer.missing, stacklevel=2)
+    return scorer.evaluate(candidates)
+
+
+class CaptionScorer:
+    """References, read once, and the measuring of candidates against them.
+
+    Parameters
+    ----------
+    references : sequence of N sequences of str
+        What people wrote about each image; at least one caption, any number. ``<UNK>`` stands for
+        a word that is not known, so it matches nothing.
+    tokenized : bool, optional
+        References and candidates are tokens separated by spaces already and are left as they are,
+        ``<UNK>`` too; by default `fastrnn.caption_tokens.caption_tokens` splits them.
+
+    Attributes
+    ----------
+    missing : str or None
+        Which metrics cannot be had here, and what to install for them.
+
+    Raises
+    ------
+    TypeError
+        A caption is no string, or `references` holds strings where lists of strings should be.
+    ValueError
+        There are no images, or an image has no reference.
+
+    Notes
+    -----
+    BLEU and ROUGE-L are pycocoevalcap's scorers. CIDEr is computed as its scorer does (CIDEr-D of
+    Vedantam, Zitnick and Parikh 2015, equations 1 to 4 and section 8), but over sparse matrices:
+    that scorer weighs every n-gram of every reference anew for each set of candidates.
+    """
+
+    def __init__(self, references: Sequence[Sequence[str]], *, tokenized: bool = False) -> None:
+        if not len(references):
+            raise ValueError("references is empty; expected a list of captions for each image")
+        self._tokenized = tokenized
+        self._references: list[list[str]] = []
+        for image, known in enumerate(references):
+            if isinstance(known, str):
+                raise TypeError(f"references[{image}] is {known!r}; expected a list of strings")
+            if not len(known):
+                raise ValueError(f"references[{image}] is empty; expected at least one caption")
+            self._references.append(
+                [
+                    _text(reference, f"references[{image}][{number}]", tokenized, _UNKNOWN)
+                    for number, reference in enumerate(known)
+                ]
+            )
+        self.missing: str | None = None
+        self._bleu: Any = None
+        self._rouge: Any = None
+        try:
+            # The scorers' own modules alone: their neighbours start Java.
+            from pycocoevalcap.bleu import bleu_scorer
+            from pycocoevalcap.rouge.rouge import Rouge
+        except ImportError:
+            lacks = f"{', '.join(BLEU_NAMES[1:])}, rouge_l and cider are"
+            if _nltk_bleu() is not None:
+                lacks = "BLEU is NLTK's, rouge_l and cider are"
+            self.missing = f"{lacks} missing: {_INSTALL}"
+            return
+        self._bleu, self._rouge = bleu_scorer, Rouge()
+        self._cooked = [bleu_scorer.cook_refs(known, n=_ORDERS) for known in self._references]
+        self._weigh_references()
+
+    def __len__(self) -> int:
+        return len(self._references)
+
+    def evaluate(self, candidates: Sequence[str]) -> dict[str, float | None]:
+        """Measure a caption for each image.
+
+        Parameters
+        ----------
+        candidates : sequence of N str
+
+        Returns
+        -------
+        dict
+            ``bleu_1`` to ``bleu_4``, ``rouge_l`` and ``cider``, of the corpus, as fractions
+            (papers print them times 100). None where the package for it is missing.
+
+        Raises
+        ------
+        TypeError
+            A candidate is no string.
+        ValueError
+            There are not as many candidates as images.
+        """
+        texts = self._texts(candidates)
+        metrics: dict[str, float | None] = dict.fromkeys(BLEU_NAMES)
+        metrics.update(rouge_l=None, cider=None)
+        if self._bleu is None:
+            metrics.update(_bleu_without_extra(texts, self._references))
+            return metrics
+        scorer = self._bleu.BleuScorer(n=_ORDERS)
+        scorer.crefs = self._cooked
+        scorer.ctest = [
+            self._bleu.cook_test(text, known, n=_ORDERS)
+            for text, known in zip(texts, self._cooked, strict=True)
+        ]
+        metrics.update(zip(BLEU_NAMES, scorer.compute_score("closest", 0)[0], strict=True))
+        metrics["rouge_l"] = float(
+            np.mean(
+                [
+                    self._rouge.calc_score([text], known)
+                    for text, known in zip(texts, self._references, strict=True)
+                ]
+            )
+        )
+        metrics["cider"] = float(self._cider(texts).mean())
+        return metrics
+
+    def cider(self, candidates: Sequence[str]) -> tuple[float, np.ndarray]:
+        """Measure a caption for each image by CIDEr.
+
+        Parameters
+        ----------
+        candidates : sequence of N str
+
+        Returns
+        -------
+        mean : float
+            Over the images.
+        scores : float64 ndarray (N,)
+            Of each image; the frequencies of n-grams are those of all references.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `evaluate`.
+        ImportError
+            The extra ``eval`` is missing.
+        """
+        texts = self._texts(candidates)
+        if self._bleu is None:
+            raise ImportError(f"CIDEr needs pycocoevalcap: {_INSTALL}")
+        scores = self._cider(texts)
+        return float(scores.mean()), scores
+
+    def _texts(self, candidates: Sequence[str]) -> list[str]:
+        if isinstance(candidates, str):
+            raise TypeError(f"candidates is {candidates!r}; expected a list of strings")
+        if len(candidates) != len(self._references):
+            raise ValueError(
+                f"candidates has {len(candidates)} entries, references {len(self._references)}; "
+                "expected one candidate for each list of references"
+            )
+        return [
+            _text(candidate, f"candidates[{image}]", self._tokenized)
+            for image, candidate in enumerate(candidates)
+        ]
+
+    def _weigh_references(self) -> None:
+        """Turn the references into rows of tf-idf weights, a column for each n-gram."""
+        self._columns: dict[tuple[str, ...], int] = {}
+        self._image_of = np.repeat(
+            np.arange(len(self._references)), [len(known) for known in self._references]
+        )
+        ends, columns, counts, lengths = array("q", [0]), array("q"), array("d"), array("d")
+        documents: Counter[int] = Counter()
+        for known in self._references:
+            first = len(columns)
+            for text in known:
+                length, ngrams = self._bleu.precook(text, _ORDERS)
+                for ngram, count in ngrams.items():
+                    columns.append(self._columns.setdefault(ngram, len(self._columns)))
+                    counts.append(count)
+                ends.append(len(columns))
+                lengths.append(length)
+            documents.update(set(columns[first:]))
+        width = len(self._columns)
+        images_with = np.fromiter((documents[i] for i in range(width)), np.float64, width)
+        self._log_images = math.log(len(self._references))
+        self._idf = self._log_images - np.log(images_with)
+        orders = np.fromiter(map(len, self._columns), np.intp, width)
+        self._of_order = np.equal.outer(orders, np.arange(1, _ORDERS + 1)).astype(np.float64)
+        self._weights = self._weighed(counts, columns, ends)
+        self._norms = np.sqrt(self._weights.power(2) @ self._of_order)
+        self._lengths = np.array(lengths)
+
+    def _weighed(self, counts: array, columns: array, ends: array) -> sparse.csr_array:
+        at = np.array(columns)
+        weights = np.array(counts) * self._idf[at]
+        return sparse.csr_array((weights, at, np.array(ends)), (len(ends) - 1, len(self._idf)))
+
+    def _cider(self, texts: Sequence[str]) -> np.ndarray:
+        ends, columns, counts, lengths = array("q", [0]), array("q"), array("d"), array("d")
+        # n-grams that no reference has match nothing, but belong to the length of the vector.
+        squares = np.zeros((len(texts), _ORDERS))
+        for image, text in enumerate(texts):
+            length, ngrams = self._bleu.precook(text, _ORDERS)
+            for ngram, count in ngrams.items():
+                column = self._columns.get(ngram)
+                if column is None:
+                    squares[image, len(ngram) - 1] += (count * self._log_images) ** 2
+                else:
+                    columns.append(column)
+                    counts.append(count)
+            ends.append(len(columns))
+            lengths.append(length)
+        weights = self._weighed(counts, columns, ends)
+        norms = np.sqrt(squares + weights.power(2) @ self._of_order)
+
+        # From here on a row for each reference: its image's candidate against it.
+        common = weights[self._image_of].minimum(self._weights).multiply(self._weights)
+        scale = norms[self._image_of] * self._norms
+        cosines = (common @ self._of_order) / np.where(scale > 0, scale, 1)
+        apart = np.array(lengths)[self._image_of] - self._lengths
+        scores = cosines.mean(axis=1) * np.exp(-(apart**2) / (2 * _CIDER_SIGMA**2))
+        return 10 * np.bincount(self._image_of, scores) / np.bincount(self._image_of)
+
+
+def _text(caption: str, name: str, tokenized: bool, unknown: str = "<unk>") -> str:
+    """Check a caption and make tokens of it, separated by spaces."""
+    if not isinstance(caption, str):
+        raise TypeError(f"{name} is {caption!r}; expected a string")
+    if tokenized:
+        return caption
+    return " ".join(unknown if token == "<unk>" else token for token in caption_tokens(caption))
+
+
+def _nltk_bleu() -> Any:
+    """Import NLTK's module of BLEU; None where it is missing."""
+    try:
+        from nltk.translate import bleu_score
+    except ImportError:
+        return None
+    return bleu_score
+
+
+def _bleu_without_extra(
+    texts: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """BLEU by NLTK, or our own of single words where that is missing too."""
+    nltk_bleu = _nltk_bleu()
+    if nltk_bleu is None:
+        return {"bleu_1": bleu_1(texts, references)}
+    split = [[reference.split() for reference in known] for known in references]
+    said = [text.split() for text in texts]
+    with warnings.catch_warnings():
+        # It warns where no n-gram matches; 0 says as much.
+        warnings.simplefilter("ignore")
+        return {
+            name: float(nltk_bleu.corpus_bleu(split, said, weights=[1 / order] * order))
+            for order, name in enumerate(BLEU_NAMES, 1)
+        }
 
 
 def bleu_1(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -54,3 +358,170 @@ def bleu_1(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> fl
     if not matched:
         return 0.0
     return matched / spoken * math.exp(min(0.0, 1 - wanted / spoken))
+
+
+def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """METEOR as NLTK computes it, the mean over the images.
+
+    Parameters
+    ----------
+    candidates : sequence of N str
+        A caption for each image.
+    references : sequence of N sequences of str
+        What people wrote about each image; the best match of each counts.
+
+    Returns
+    -------
+    float
+        From 0 to 1. It is METEOR of Banerjee and Lavie 2005 with stems and WordNet's synonyms, not
+        version 1.5 of the Java program in COCO's evaluation: the two are not to be compared.
+
+    Raises
+    ------
+    ImportError
+        NLTK is missing, which the extra ``eval`` brings.
+    LookupError
+        NLTK's WordNet is missing.
+    TypeError, ValueError
+        As for `CaptionScorer`.
+    """
+    try:
+        from nltk.corpus import wordnet
+        from nltk.translate.meteor_score import meteor_score
+    except ImportError:
+        raise ImportError(f"METEOR needs NLTK: {_INSTALL}") from None
+    try:
+        wordnet.synsets("a")
+    except LookupError:
+        raise LookupError(
+            "METEOR needs NLTK's WordNet: python -m nltk.downloader wordnet"
+        ) from None
+    if len(candidates) != len(references) or not len(candidates):
+        raise ValueError(
+            f"candidates has {len(candidates)} entries, references {len(references)}; "
+            "expected as many, and at least one"
+        )
+    total = 0.0
+    for image, (candidate, known) in enumerate(zip(candidates, references, strict=True)):
+        if not len(known):
+            raise ValueError(f"references[{image}] is empty; expected at least one caption")
+        split = [caption_tokens(reference) for reference in known]
+        total += meteor_score(split, caption_tokens(candidate), wordnet=wordnet)
+    return total / len(candidates)
+
+
+def diversity(captions: Sequence[str]) -> dict[str, Any]:
+    """Count how many different things a model says.
+
+    Parameters
+    ----------
+    captions : sequence of str
+        One for each image.
+
+    Returns
+    -------
+    dict
+        ``images``, ``distinct_captions``, ``vocabulary_used`` (distinct words),
+        ``mean_length`` (words), ``most_common`` (the caption that is given most often) and
+        ``most_common_share`` (of the images).
+
+    Raises
+    ------
+    ValueError
+        There are no captions.
+
+    Warns
+    -----
+    UserWarning
+        There are several images, and one caption for all of them.
+    """
+    if not len(captions):
+        raise ValueError("captions is empty; expected at least one")
+    split = [caption.split() for caption in captions]
+    most_common, times = Counter(captions).most_common(1)[0]
+    found = {
+        "images": len(captions),
+        "distinct_captions": len(set(captions)),
+        "vocabulary_used": len(set().union(*split)),
+        "mean_length": sum(map(len, split)) / len(split),
+        "most_common": most_common,
+        "most_common_share": times / len(captions),
+    }
+    if times == len(captions) > 1:
+        warnings.warn(
+            f"the model says one thing for every image: {most_common!r}; it does not see the "
+            "pictures (more training, or features on a better scale, may help)",
+            stacklevel=2,
+        )
+    return found
+
+
+def BLEU_score(gt_caption: str, sample_caption: str) -> float:
+    """Unigram BLEU of one caption against one, as the assignment's notebook has it.
+
+    Parameters
+    ----------
+    gt_caption : str
+        What a person wrote; words separated by single spaces.
+    sample_caption : str
+        What the model says. Words that contain ``<START>``, ``<END>`` or ``<UNK>`` do not count
+        in either.
+
+    Returns
+    -------
+    float
+        From 0 to 1, by ``nltk.translate.bleu_score.sentence_bleu`` with ``weights=[1]``.
+
+    Raises
+    ------
+    ImportError
+        NLTK is missing, which the extra ``eval`` brings.
+    """
+    nltk_bleu = _nltk_bleu()
+    if nltk_bleu is None:
+        raise ImportError(f"BLEU_score needs NLTK: {_INSTALL}")
+    said, meant = (
+        [
+            word
+            for word in caption.split(" ")
+            if not any(special in word for special in ("<START>", "<END>", "<UNK>"))
+        ]
+        for caption in (sample_caption, gt_caption)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return float(nltk_bleu.sentence_bleu([meant], said, weights=[1]))
+
+
+def evaluate_model(model: Any, data: Mapping[str, Any], batch_size: int = 1000) -> dict[str, float]:
+    """Print the mean `BLEU_score` on train and val, as the assignment's notebook does.
+
+    Parameters
+    ----------
+    model : CaptioningRNN
+        Or anything with ``sample(features) -> int ndarray (N, T)``.
+    data : mapping
+        As `fastrnn.coco_utils.load_coco_data` returns it.
+    batch_size : int, optional
+        How many captions are drawn of each part, with replacement, by the global ``np.random``.
+
+    Returns
+    -------
+    dict
+        The mean by ``train`` and ``val``, which is also printed.
+
+    Raises
+    ------
+    ImportError
+        NLTK is missing, which the extra ``eval`` brings.
+    """
+    means = {}
+    for split in ("train", "val"):
+        captions, features, _ = sample_coco_minibatch(data, batch_size=batch_size, split=split)
+        meant = decode_captions(captions, data["idx_to_word"])
+        said = decode_captions(model.sample(features), data["idx_to_word"])
+        scores = [BLEU_score(gt, sample) for gt, sample in zip(meant, said, strict=True)]
+        means[split] = sum(scores) / len(scores)
+    for split, mean in means.items():
+        print(f"Average BLEU score for {split}: {mean:f}")
+    return means

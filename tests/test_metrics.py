@@ -1,12 +1,284 @@
-"""BLEU against figures worked out by hand."""
+"""Metrics against pycocoevalcap's own scorers, NLTK, and figures worked out by hand."""
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from fastrnn.metrics import bleu_1
+from fastrnn import metrics
+from fastrnn.caption_tokens import caption_tokens
+from fastrnn.metrics import BLEU_score, CaptionScorer, bleu_1, diversity, evaluate_captions
+
+WORDS = ["a", "the", "man", "dog", "red", "on", "sits", "grass", "'s", "n't", ",", "-", "t-shirt"]
+KEYS = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"]
+
+
+def pycocoevalcap_says(
+    candidates: list[str], references: list[list[str]]
+) -> tuple[dict[str, float], np.ndarray]:
+    """What COCO's evaluation makes of captions that are tokens already; CIDEr per image."""
+    pytest.importorskip("pycocoevalcap")
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    known = dict(enumerate(references))
+    said = {image: [candidate] for image, candidate in enumerate(candidates)}
+    bleu, _ = Bleu(4).compute_score(known, said, verbose=0)
+    rouge, _ = Rouge().compute_score(known, said)
+    cider, each = Cider().compute_score(known, said)
+    return dict(zip(KEYS, [*bleu, rouge, cider], strict=True)), each
+
+
+def draw(rng: np.random.Generator, images: int) -> tuple[list[str], list[list[str]]]:
+    """Captions of few words, so that many n-grams match, some of no words, some repeated."""
+
+    def caption() -> str:
+        return " ".join(rng.choice(WORDS, size=rng.integers(0, 12)))
+
+    references = [[caption() for _ in range(rng.integers(1, 6))] for _ in range(images)]
+    candidates = [caption() for _ in range(images)]
+    for image in range(0, images, 3):
+        candidates[image] = references[image][0]
+        references[image] += [references[image][0]]
+    return candidates, references
+
+
+@pytest.mark.parametrize("images", [1, 2, 40])
+def test_figures_of_pycocoevalcap_on_tokens(rng: np.random.Generator, images: int):
+    candidates, references = draw(rng, images)
+    expected, each = pycocoevalcap_says(candidates, references)
+    scorer = CaptionScorer(references, tokenized=True)
+    found = scorer.evaluate(candidates)
+    assert list(found) == KEYS
+    assert found == pytest.approx(expected, abs=1e-9, rel=0)
+    mean, scores = scorer.cider(candidates)
+    assert mean == pytest.approx(expected["cider"], abs=1e-9, rel=0)
+    np.testing.assert_allclose(scores, each, rtol=0, atol=1e-9)
+    # A second set of candidates meets the same references.
+    others = candidates[::-1]
+    expected, each = pycocoevalcap_says(others, references)
+    assert scorer.evaluate(others) == pytest.approx(expected, abs=1e-9, rel=0)
+    np.testing.assert_allclose(scorer.cider(others)[1], each, rtol=0, atol=1e-9)
+
+
+def test_figures_of_pycocoevalcap_on_real_captions(shared_data: Path):
+    annotations = json.loads((shared_data / "coco" / "captions_val2017.json").read_text())
+    by_image: dict[int, list[str]] = {}
+    for annotation in annotations["annotations"]:
+        by_image.setdefault(annotation["image_id"], []).append(annotation["caption"])
+    chosen = [by_image[image] for image in sorted(by_image)[:300]]
+    candidates, references = [known[0] for known in chosen], [known[1:] for known in chosen]
+
+    def tokens(caption: str) -> str:
+        return " ".join(caption_tokens(caption))
+
+    expected, each = pycocoevalcap_says(
+        [*map(tokens, candidates)], [[*map(tokens, known)] for known in references]
+    )
+    assert expected["cider"] > 0.5
+    assert evaluate_captions(candidates, references) == pytest.approx(expected, abs=1e-9, rel=0)
+    np.testing.assert_allclose(CaptionScorer(references).cider(candidates)[1], each, atol=1e-9)
+
+
+def test_cider_of_a_caption_that_only_its_image_has():
+    pytest.importorskip("pycocoevalcap")
+    # One reference, said word for word: cosines of 1 for n = 1 to 4, and CIDEr-D is 10.
+    references = [["a b c d e"], ["f g h i j"]]
+    mean, scores = CaptionScorer(references).cider(["a b c d e", "k l m n o"])
+    assert scores == pytest.approx([10, 0])
+    assert mean == pytest.approx(5)
+
+
+def test_unknown_word_of_a_reference_matches_nothing():
+    pytest.importorskip("pycocoevalcap")
+    scorer = CaptionScorer([["a <UNK> dog"], ["a cat runs"]])
+    for candidate in ("a <UNK> dog", "a <unk> dog"):
+        found = scorer.evaluate([candidate, "a cat runs"])
+        assert found["bleu_1"] == pytest.approx(5 / 6)
+
+
+def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]):
+    evaluate_captions(["a cat"], [["a dog"]])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_java_is_not_started(tmp_path: Path):
+    program = (
+        "import subprocess, sys\n"
+        "class Refusing(subprocess.Popen):\n"
+        "    def __init__(self, args, *a, **k):\n"
+        "        assert 'java' not in str(args), args\n"
+        "        super().__init__(args, *a, **k)\n"
+        "subprocess.Popen = Refusing\n"
+        "from fastrnn.metrics import evaluate_captions\n"
+        "print(evaluate_captions(['a cat'], [['a cat']])['bleu_1'])\n"
+        "assert 'pycocotools' not in sys.modules\n"
+        "assert 'pycocoevalcap.tokenizer.ptbtokenizer' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(1)
+
+
+def hide(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    for package in packages:
+        for name in [m for m in sys.modules if m == package or m.startswith(package + ".")]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, package, None)
+
+
+def test_bleu_by_nltk_without_pycocoevalcap(
+    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+):
+    corpus_bleu = pytest.importorskip("nltk.translate.bleu_score").corpus_bleu
+    candidates, references = draw(rng, 30)
+    hide(monkeypatch, "pycocoevalcap")
+    scorer = CaptionScorer(references, tokenized=True)
+    found = scorer.evaluate(candidates)
+    split = [[reference.split() for reference in known] for known in references]
+    said = [candidate.split() for candidate in candidates]
+    for order in range(1, 5):
+        expected = corpus_bleu(split, said, weights=[1 / order] * order)
+        assert found[f"bleu_{order}"] == pytest.approx(expected)
+    assert found["rouge_l"] is None and found["cider"] is None
+    assert scorer.missing == (
+        'BLEU is NLTK\'s, rouge_l and cider are missing: pip install "fastrnn[eval]"'
+    )
+    with pytest.raises(ImportError, match=r"pip install \"fastrnn\[eval\]\""):
+        scorer.cider(candidates)
+    with pytest.warns(UserWarning, match="rouge_l and cider are missing"):
+        assert evaluate_captions(candidates, references, tokenized=True) == found
+
+
+def test_unigrams_without_any_package(monkeypatch: pytest.MonkeyPatch):
+    hide(monkeypatch, "pycocoevalcap", "nltk")
+    scorer = CaptionScorer([["a cat sits down"], ["a dog"]])
+    found = scorer.evaluate(["a cat", "a dog"])
+    assert found == {**dict.fromkeys(KEYS), "bleu_1": pytest.approx(math.exp(1 - 6 / 4))}
+    assert scorer.missing is not None and "bleu_2" in scorer.missing
+    for call in (
+        lambda: BLEU_score("a", "a"),
+        lambda: metrics.meteor(["a"], [["a"]]),
+    ):
+        with pytest.raises(ImportError, match=r"needs NLTK: pip install \"fastrnn\[eval\]\""):
+            call()
+
+
+def test_bad_captions():
+    with pytest.raises(ValueError, match="references is empty"):
+        CaptionScorer([])
+    with pytest.raises(
+        ValueError, match=r"references\[1\] is empty; expected at least one caption"
+    ):
+        CaptionScorer([["a"], []])
+    with pytest.raises(TypeError, match=r"references\[0\] is 'a cat'; expected a list of strings"):
+        CaptionScorer(["a cat"])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"references\[0\]\[1\] is 3; expected a string"):
+        CaptionScorer([["a", 3]])  # type: ignore[list-item]
+    scorer = CaptionScorer([["a"]])
+    with pytest.raises(ValueError, match="candidates has 2 entries, references 1"):
+        scorer.evaluate(["a", "b"])
+    with pytest.raises(TypeError, match=r"candidates\[0\] is None; expected a string"):
+        scorer.evaluate([None])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="candidates is 'a'; expected a list of strings"):
+        scorer.evaluate("a")
+
+
+class _NoSynonyms:
+    """A WordNet without entries: words match by themselves and by their stems."""
+
+    @staticmethod
+    def synsets(word: str) -> list:
+        return []
+
+
+def test_meteor_of_banerjee_and_lavie(monkeypatch: pytest.MonkeyPatch):
+    corpus = pytest.importorskip("nltk.corpus")
+    monkeypatch.setattr(corpus, "wordnet", _NoSynonyms)
+    # 4 words match, all of the candidate's, 4 of the reference's 5, in 2 chunks ("runs" by its
+    # stem): F = 10 P R / (R + 9 P), less half of the cube of chunks over matches.
+    mean = 10 * 0.8 / (0.8 + 9) * (1 - 0.5 * (2 / 4) ** 3)
+    known = ["the dog quickly runs home", "nothing like it"]
+    assert metrics.meteor(["The dog running home."], [known]) == pytest.approx(mean)
+    assert metrics.meteor(["The dog running home.", "x"], [known, ["y"]]) == pytest.approx(mean / 2)
+    with pytest.raises(ValueError, match=r"references\[0\] is empty"):
+        metrics.meteor(["a"], [[]])
+    with pytest.raises(ValueError, match="candidates has 1 entries, references 0"):
+        metrics.meteor(["a"], [])
+
+
+def test_meteor_without_wordnet(monkeypatch: pytest.MonkeyPatch):
+    corpus = pytest.importorskip("nltk.corpus")
+
+    class Absent:
+        @staticmethod
+        def synsets(word: str) -> list:
+            raise LookupError("many lines of where it was looked for")
+
+    monkeypatch.setattr(corpus, "wordnet", Absent)
+    with pytest.raises(LookupError, match=r"NLTK's WordNet: python -m nltk\.downloader wordnet"):
+        metrics.meteor(["a"], [["a"]])
+
+
+def test_diversity():
+    assert diversity(["a cat", "a dog", "a cat", ""]) == {
+        "images": 4,
+        "distinct_captions": 3,
+        "vocabulary_used": 3,
+        "mean_length": 6 / 4,
+        "most_common": "a cat",
+        "most_common_share": 0.5,
+    }
+    with pytest.raises(ValueError, match="captions is empty"):
+        diversity([])
+
+
+def test_warning_of_a_model_that_says_one_thing(recwarn: pytest.WarningsRecorder):
+    diversity(["a cat"])
+    diversity(["a cat", "a dog"])
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="says one thing for every image: 'a cat'"):
+        diversity(["a cat", "a cat"])
+
+
+def test_bleu_score_of_the_notebook():
+    pytest.importorskip("nltk")
+    # 3 of 4 words, no brevity; the words of the frame and unknown ones do not count.
+    assert BLEU_score("<START> a cat <UNK> sits <END>", "a big cat sits <END>") == 0.75
+    # 1 of 1, for a reference of 3: exp(1 - 3).
+    assert BLEU_score("a cat sits", "cat") == pytest.approx(math.exp(-2))
+    assert BLEU_score("a cat", "the dog") == 0
+    assert BLEU_score("a cat", "<END>") == 0
+
+
+def test_evaluate_model_as_the_assignment_prints_it(capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("nltk")
+    words = ["<NULL>", "<START>", "<END>", "<UNK>", "a", "cat", "dog"]
+    cat, dog = [1, 4, 5, 2, 0], [1, 4, 6, 2, 0]
+    data = {
+        "idx_to_word": words,
+        "train_captions": np.array([cat]), "train_image_idxs": np.array([0]),
+        "train_features": np.ones((1, 3)), "train_urls": np.array(["u"]),
+        "val_captions": np.array([dog]), "val_image_idxs": np.array([0]),
+        "val_features": np.zeros((1, 3)), "val_urls": np.array(["v"]),
+    }  # fmt: skip
+
+    class Model:
+        def sample(self, features: np.ndarray) -> np.ndarray:
+            assert features.shape == (20, 3)
+            return np.tile([4, 5, 2, 5], (20, 1))
+
+    assert metrics.evaluate_model(Model(), data, batch_size=20) == {"train": 1.0, "val": 0.5}
+    assert capsys.readouterr().out == (
+        "Average BLEU score for train: 1.000000\nAverage BLEU score for val: 0.500000\n"
+    )
 
 
 def test_clipped_precision_of_papineni():
@@ -18,8 +290,10 @@ def test_clipped_precision_of_papineni():
 def test_brevity_penalty_of_the_corpus():
     # 2 + 4 words for 4 + 4 of the closest references, all of them right.
     candidates = ["a cat", "a dog runs off"]
-    references = [["a cat sits down", "the cat is sitting down"], ["a dog runs off"]]
+    references = [["the cat is sitting down", "a cat sits down"], ["a dog runs off", "x"]]
     assert bleu_1(candidates, references) == pytest.approx(math.exp(1 - 8 / 6))
+    found = CaptionScorer(references).evaluate(candidates)
+    assert found["bleu_1"] == pytest.approx(math.exp(1 - 8 / 6))
 
 
 def test_shorter_of_two_references_as_close():
