@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +25,7 @@ from .checkpoint import MODEL_FILE, load_model, save_model
 from .classifiers.rnn import CaptioningRNN
 from .coco_utils import read_captioning_directory
 from .data.layout import write_aside, write_json, write_text
+from .metrics import CaptionScorer, diversity, meteor, read_references
 from .training import (
     TrainConfig,
     Trainer,
@@ -187,6 +189,8 @@ def _parser() -> argparse.ArgumentParser:
         "--force", action="store_true", help="replace the run that is in the --out directory"
     )
     train.set_defaults(run=_train)
+
+    _add_evaluate(commands)
 
     export = commands.add_parser(
         "export",
@@ -413,14 +417,10 @@ def _draw_scenes(directory: Path, seed: int) -> None:
 
 def _introduce(directory: Path | None, data: Mapping[str, Any], model: CaptioningRNN) -> str:
     """Say what is trained on what; return it in one sentence."""
-    weights = sum(w.size for w in model.params.values())
-    width, hidden = model.params["W_proj"].shape
-    wordvec = model.params["W_embed"].shape[1]
-    size = f"{weights / 1e6:.1f}M" if weights >= 1e6 else f"{weights / 1e3:.0f}k"
-    cell = model.cell_type.upper()
+    width = model.params["W_proj"].shape[0]
     pictures = "drawn scenes" if directory is None else str(directory)
     captions = f"{len(data['train_captions']):,} captions of {len(data['train_features']):,} images"
-    model_line = f"{cell}, hidden {hidden}, word vectors {wordvec}, {size} weights"
+    model_line = _size(model)
     facts = {
         "data": f"{pictures}: {captions}, {width} features",
         "words": f"{len(data['word_to_idx']):,}",
@@ -430,6 +430,14 @@ def _introduce(directory: Path | None, data: Mapping[str, Any], model: Captionin
     for name, value in facts.items():
         print(f"{name:<8} {value}", flush=True)
     return f"{model_line}; trained on {pictures}: {captions}."
+
+
+def _size(model: CaptioningRNN) -> str:
+    weights = sum(w.size for w in model.params.values())
+    hidden, wordvec = model.params["W_proj"].shape[1], model.params["W_embed"].shape[1]
+    size = f"{weights / 1e6:.1f}M" if weights >= 1e6 else f"{weights / 1e3:.0f}k"
+    cell = model.cell_type.upper()
+    return f"{cell}, hidden {hidden}, word vectors {wordvec}, {size} weights"
 
 
 def _duration(seconds: float) -> str:
@@ -550,6 +558,209 @@ def _report(trainer: Trainer, directory: Path, out: Path, about: str, began: flo
     for sample in samples[:3]:
         print(f"  says: {sample.caption}" + ("" if sample.true is not False else "  (false)"))
     print(f"written to {out}: {', '.join(_RUN_FILES)}")
+
+
+# -- fastrnn evaluate
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure a captioner: BLEU, ROUGE-L, CIDEr",
+        description="Caption the images of a split and measure the captions against what people "
+        "wrote: BLEU, ROUGE-L and CIDEr as COCO's evaluation has them, without Java.",
+        epilog="example: fastrnn evaluate runs/flickr8k --beam 3 --results captions.json",
+    )
+    integer = _number(int, 1)
+    what = evaluate.add_argument_group("what")
+    what.add_argument("model", metavar="RUN", help="a run directory, or a model file (npz)")
+    what.add_argument(
+        "--data", metavar="DIR", help="a data set in CS231n's h5 layout (default: the run's)"
+    )
+    what.add_argument(
+        "--raw-features", action="store_true", default=None,
+        help="read the features before PCA (default: as the run did)",
+    )  # fmt: skip
+    what.add_argument(
+        "--split", choices=("train", "val"), default="val", help="(default: %(default)s)"
+    )
+    what.add_argument("--limit", type=integer, metavar="N", help="the first N images alone")
+    what.add_argument(
+        "--references", metavar="FILE.json",
+        help="captions by people: {file name: [captions]}, COCO's annotations, or a list of lists "
+        "(default: <split>_references.json of the data, else the captions in its h5 file)",
+    )  # fmt: skip
+
+    how = evaluate.add_argument_group("decoding")
+    how.add_argument(
+        "--beam", type=integer, metavar="N", default=3,
+        help="width of the beam; 1: greedy (default: %(default)s)",
+    )  # fmt: skip
+    how.add_argument(
+        "--max-length", type=integer, metavar="N", default=30,
+        help="words in a caption, at most (default: %(default)s)",
+    )  # fmt: skip
+    how.add_argument(
+        "--length-penalty", type=_number(float, 0), metavar="X",
+        help="how much long captions are favoured (default: beam_search's)",
+    )  # fmt: skip
+    how.add_argument(
+        "--no-repeat-ngram", type=integer, metavar="N", help="never say the same N words twice"
+    )
+    how.add_argument("--suppress-unk", action="store_true", help="never say <UNK>")
+    how.add_argument(
+        "--threads", type=integer, metavar="N",
+        help="threads to use (default: FASTRNN_NUM_THREADS, OMP_NUM_THREADS or all processors)",
+    )  # fmt: skip
+
+    where = evaluate.add_argument_group("results")
+    where.add_argument("--json", metavar="FILE", help="write the figures there")
+    where.add_argument(
+        "--results", metavar="FILE.json",
+        help="write the captions there in COCO's result format; image_id is the image's row",
+    )  # fmt: skip
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    for option in ("json", "results"):
+        file = getattr(arguments, option)
+        if file is not None and (Path(file).is_dir() or not Path(file).parent.is_dir()):
+            raise ValueError(f"--{option} {file}: must be a file in a directory that exists")
+    if arguments.threads is not None:
+        fastrnn.set_num_threads(arguments.threads)
+    model, directory, data = _evaluated(arguments)
+    split = arguments.split
+    features, urls = data[f"{split}_features"], data[f"{split}_urls"].tolist()
+    references, source = _references(arguments, directory, data)
+    count = min(arguments.limit or len(features), len(features))
+    known = [image for image in range(count) if references[image]]
+    if not known:
+        raise ValueError(f"{source}: has no captions of the images that are to be evaluated")
+
+    began = time.perf_counter()
+    captions = _decode(arguments, model, features[:count])
+    seconds = time.perf_counter() - began
+
+    said, meant = [captions[image] for image in known], [references[image] for image in known]
+    scorer = CaptionScorer(meant)
+    figures: dict[str, float | None] = scorer.evaluate(said)
+    notes = [scorer.missing] if scorer.missing else []
+    try:
+        figures["meteor"] = meteor(said, meant)
+    except (ImportError, LookupError) as error:
+        figures["meteor"] = None
+        notes.append(str(error.args[0]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        varied = diversity(captions)
+
+    decoding = "greedy" if arguments.beam == 1 else f"beam {arguments.beam}"
+    lines = {
+        "model": f"{arguments.model} ({_size(model)})",
+        "data": f"{directory}, {split}: {count:,} images",
+        "references": f"{source}: {sum(map(len, meant)):,} captions"
+        + (f" of {len(known):,} of the images" if len(known) < count else ""),
+        "decoding": f"{decoding}: {seconds:.2f} s, {count / seconds:,.0f} captions/s",
+    }
+    for name, line in lines.items():
+        print(f"{name:<12}{line}")
+    print()
+    for name, label in _METRICS.items():
+        value = figures[name]
+        if value is not None:
+            print(f"{label:<12}{100 * value:5.1f}")
+    print()
+    print(f"{'distinct':<12}{varied['distinct_captions']:,} of {count:,} captions")
+    print(f"{'words used':<12}{varied['vocabulary_used']:,} of {len(model.word_to_idx):,}")
+    print(f"{'length':<12}{varied['mean_length']:.1f} words")
+    print(f"{'most often':<12}{varied['most_common']} ({varied['most_common_share']:.1%})")
+    for note in notes:
+        print(f"note: {note}")
+    for warning in caught:
+        print(f"fastrnn: warning: {warning.message}", file=sys.stderr)
+
+    if arguments.json is not None:
+        about = {
+            "model": str(arguments.model), "data": str(directory), "split": split,
+            "references": source, "beam": arguments.beam, "max_length": arguments.max_length,
+            "length_penalty": arguments.length_penalty,
+            "no_repeat_ngram": arguments.no_repeat_ngram,
+            "suppress_unk": arguments.suppress_unk, "images_with_references": len(known),
+            "seconds": seconds,
+        }  # fmt: skip
+        write_json(arguments.json, {**about, **figures, **varied})
+    if arguments.results is not None:
+        rows = [
+            {"image_id": row, "caption": caption, "file_name": url}
+            for row, (caption, url) in enumerate(zip(captions, urls[:count], strict=True))
+        ]
+        write_json(arguments.results, rows)
+    return 0
+
+
+_METRICS = {
+    "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4",
+    "rouge_l": "ROUGE-L", "cider": "CIDEr", "meteor": "METEOR",
+}  # fmt: skip
+
+
+def _evaluated(arguments: argparse.Namespace) -> tuple[CaptioningRNN, Path, dict[str, Any]]:
+    """Read the model that is to be evaluated and data that fit it."""
+    run = Path(arguments.model)
+    if run.is_dir():
+        if not _is_run(run):
+            raise ValueError(f"{run} is no run: it has no {_SETTINGS_FILE} of fastrnn train")
+        settings = json.loads((run / _SETTINGS_FILE).read_text("utf-8"))
+    else:
+        settings = {}
+    model = load_model(run)
+    place = arguments.data or settings.get("data")
+    if place is None:
+        raise ValueError(f"--data is needed: {run} does not say what it was trained on")
+    directory = Path(place)
+    raw = arguments.raw_features or settings.get("raw_features", False)
+    data = read_captioning_directory(directory, pca_features=not raw)
+    if dict(model.word_to_idx) != data["word_to_idx"]:
+        raise ValueError(
+            f"{directory / 'coco2014_vocab.json'}: is not the vocabulary of {run} "
+            f"({len(data['word_to_idx']):,} words, {len(model.word_to_idx):,} in the model)"
+        )
+    width, wanted = data["val_features"].shape[1], model.params["W_proj"].shape[0]
+    if width != wanted:
+        raise ValueError(
+            f"{directory}: its features{'' if raw else ' after PCA'} are {width} wide; {run} reads "
+            f"features of {wanted}" + ("" if raw else " (perhaps --raw-features)")
+        )
+    return model, directory, data
+
+
+def _references(
+    arguments: argparse.Namespace, directory: Path, data: Mapping[str, Any]
+) -> tuple[list[list[str]], str]:
+    """Find what people wrote about every image of the split; say where."""
+    urls = data[f"{arguments.split}_urls"].tolist()[: len(data[f"{arguments.split}_features"])]
+    beside = directory / f"{arguments.split}_references.json"
+    if arguments.references is not None or beside.is_file():
+        path = Path(arguments.references or beside)
+        return read_references(path, urls), str(path)
+    longest = max(data[f"{arguments.split}_captions"].shape[1] - 2, 0)
+    source = f"coco2014_captions.h5 (cut at {longest} words, rare words <UNK>)"
+    return references_of(data, arguments.split), source
+
+
+def _decode(arguments: argparse.Namespace, model: CaptioningRNN, features: np.ndarray) -> list[str]:
+    options = {
+        name: getattr(arguments, name)
+        for name in ("length_penalty", "no_repeat_ngram", "suppress_unk")
+        if getattr(arguments, name) not in (None, False)
+    }
+    if arguments.beam == 1 and not options:
+        return caption_images(model, features, arguments.max_length)
+    from .decoding import beam_search
+
+    decoded = beam_search(model, features, arguments.beam, arguments.max_length, **options)
+    return [best[0] for best in decoded.captions(model.idx_to_word)]
 
 
 # -- fastrnn export

@@ -1,0 +1,266 @@
+"""``fastrnn evaluate``: its table and its files, and one line for everything that is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from coco_layout import NUM_IMAGES, PCA_DIM, WORDS, write_layout
+
+from fastrnn import cli
+from fastrnn.checkpoint import load_model, save_model
+from fastrnn.coco_utils import read_captioning_directory
+from fastrnn.metrics import evaluate_captions
+from fastrnn.training import caption_images, references_of
+
+IMAGES = NUM_IMAGES["val"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run directory of ``fastrnn train``, and its data."""
+    place = tmp_path_factory.mktemp("evaluate")
+    write_layout(place / "data")
+    settings = ["--hidden-dim", "8", "--wordvec-dim", "4", "--epochs", "20", "--lr", "0.03"]
+    command = ["train", "--data", str(place / "data"), "--out", str(place / "run"), *settings]
+    assert cli.main(command) == 0
+    return place / "run", place / "data"
+
+
+@pytest.fixture
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: object) -> int:
+    try:
+        return cli.main(["evaluate", *map(str, arguments)])
+    except SystemExit as exit:
+        return exit.code or 0  # type: ignore[return-value]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run what must be refused; return the one line about it."""
+    capsys.readouterr()
+    assert run(*arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("fastrnn: error: ")
+    assert said.err.count("\n") == 1
+    return said.err
+
+
+def write(path: Path, value: object) -> Path:
+    path.write_text(json.dumps(value))
+    return path
+
+
+def url_names(data: Path) -> list[str]:
+    return [Path(line.strip()).name for line in (data / "val2014_urls.txt").open()]
+
+
+def test_table_and_files_of_a_run(trained, out: Path, capsys: pytest.CaptureFixture[str]):
+    folder, data_dir = trained
+    assert run(folder, "--beam", 1, "--json", "m.json", "--results", "r.json") == 0
+    said = capsys.readouterr()
+    data = read_captioning_directory(data_dir)
+    captions = caption_images(load_model(folder), data["val_features"])
+    rows = json.loads((out / "r.json").read_text())
+    assert rows == [
+        {"image_id": i, "caption": captions[i], "file_name": data["val_urls"][i]}
+        for i in range(IMAGES)
+    ]
+    figures = json.loads((out / "m.json").read_text())
+    expected = evaluate_captions(captions, references_of(data))
+    assert {name: figures[name] for name in expected} == expected
+    assert expected["bleu_1"] > 0
+    assert figures["distinct_captions"] == len(set(captions))
+    for name in expected:
+        label = {"rouge_l": "ROUGE-L", "cider": "CIDEr"}.get(name, name.replace("bleu_", "BLEU-"))
+        shown = re.search(rf"^{label} +([\d.]+)$", said.out, re.MULTILINE)
+        if expected[name] is None:
+            assert shown is None
+        else:
+            assert shown and float(shown[1]) == pytest.approx(100 * expected[name], abs=0.0501)
+    assert f"val: {IMAGES} images" in said.out
+    assert "coco2014_captions.h5 (cut at 7 words, rare words <UNK>): 15 captions" in said.out
+    assert re.search(r"^decoding +greedy: [\d.]+ s, [\d,]+ captions/s$", said.out, re.MULTILINE)
+
+
+def test_beam(trained, out: Path, capsys: pytest.CaptureFixture[str]):
+    decoding = pytest.importorskip("fastrnn.decoding")
+    folder, data_dir = trained
+    options = ["--length-penalty", 0.5, "--no-repeat-ngram", 2, "--suppress-unk"]
+    assert run(folder, "--beam", 2, "--max-length", 6, *options, "--results", "r.json") == 0
+    assert "beam 2" in capsys.readouterr().out
+    model = load_model(folder)
+    features = read_captioning_directory(data_dir)["val_features"]
+    decoded = decoding.beam_search(
+        model, features, 2, 6, length_penalty=0.5, no_repeat_ngram=2, suppress_unk=True
+    )
+    captions = [best[0] for best in decoded.captions(model.idx_to_word)]
+    assert [row["caption"] for row in json.loads((out / "r.json").read_text())] == captions
+
+
+def test_split_limit_and_length(trained, out: Path, capsys: pytest.CaptureFixture[str]):
+    folder, data_dir = trained
+    options = ["--split", "train", "--limit", 4, "--max-length", 2, "--threads", 1]
+    assert run(folder, "--beam", 1, *options, "--results", "r.json") == 0
+    assert "train: 4 images" in capsys.readouterr().out
+    captions = [row["caption"] for row in json.loads((out / "r.json").read_text())]
+    features = read_captioning_directory(data_dir)["train_features"][:4]
+    assert captions == caption_images(load_model(folder), features, 2)
+    assert max(len(caption.split()) for caption in captions) <= 2
+
+
+def test_forms_of_references(trained, out: Path, capsys: pytest.CaptureFixture[str]):
+    folder, data_dir = trained
+    names = url_names(data_dir)
+    captions = [[f"A cat on the mat, no. {i}.", "The dog!"] for i in range(IMAGES)]
+    forms = {
+        "list": captions,
+        "names": {**dict(zip(names, captions, strict=True)), "other.jpg": ["else"]},
+        "coco": {
+            "images": [
+                {"id": 70 + i, "file_name": f"{i}.jpg", "flickr_url": f"http://x.org/y/{name}"}
+                for i, name in enumerate(names)
+            ],
+            "annotations": [
+                {"id": 0, "image_id": 70 + i, "caption": caption}
+                for i, known in reversed([*enumerate(captions)])
+                for caption in known
+            ],
+        },
+    }
+    data = read_captioning_directory(data_dir)
+    said = caption_images(load_model(folder), data["val_features"])
+    expected = evaluate_captions(said, captions)
+    for form, value in forms.items():
+        path = write(out / f"{form}.json", value)
+        assert run(folder, "--beam", 1, "--references", path, "--json", "m.json") == 0
+        assert f"{path}: {2 * IMAGES} captions" in capsys.readouterr().out
+        figures = json.loads((out / "m.json").read_text())
+        assert {name: figures[name] for name in expected} == expected
+
+
+def test_references_beside_the_data(trained, out: Path, capsys: pytest.CaptureFixture[str]):
+    folder, data_dir = trained
+    shutil.copytree(data_dir, out / "data")
+    names = url_names(data_dir)
+    path = write(out / "data" / "val_references.json", {names[1]: ["a cat"], names[3]: ["a dog"]})
+    assert run(folder, "--beam", 1, "--data", out / "data", "--json", "m.json") == 0
+    said = capsys.readouterr().out
+    assert f"{path}: 2 captions of 2 of the images" in said
+    captions = caption_images(
+        load_model(folder), read_captioning_directory(data_dir)["val_features"]
+    )
+    expected = evaluate_captions([captions[1], captions[3]], [["a cat"], ["a dog"]])
+    assert json.loads((out / "m.json").read_text())["bleu_1"] == expected["bleu_1"]
+
+
+def test_model_file_with_raw_features(trained, out: Path, capsys: pytest.CaptureFixture[str]):
+    folder, data_dir = trained
+    model = load_model(folder)
+    model.params["W_proj"] = np.ones((10, 8), dtype=np.float32)
+    save_model(out / "raw.npz", model)
+    refusal = refused(capsys, out / "raw.npz", "--data", data_dir)
+    assert f"are {PCA_DIM} wide" in refusal and "features of 10" in refusal
+    assert "--raw-features" in refusal
+    assert run(out / "raw.npz", "--data", data_dir, "--raw-features", "--beam", 1) == 0
+
+
+def test_a_model_that_says_one_thing(trained, out: Path, capsys: pytest.CaptureFixture[str]):
+    folder, data_dir = trained
+    model = load_model(folder)
+    for name in ("W_proj", "W_vocab"):
+        model.params[name][:] = 0
+    model.params["b_vocab"][:] = 0
+    model.params["b_vocab"][WORDS.index("cat")] = 1
+    save_model(out / "model.npz", model)
+    options = ["--beam", 1, "--max-length", 2]
+    assert run(out / "model.npz", "--data", data_dir, *options) == 0
+    said = capsys.readouterr()
+    assert "fastrnn: warning: the model says one thing for every image: 'cat cat'" in said.err
+    assert f"1 of {IMAGES} captions" in said.out
+
+
+def test_without_the_extra(
+    trained, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    folder, _ = trained
+    for name in [m for m in sys.modules if m.startswith("pycocoevalcap")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
+    assert run(folder, "--beam", 1) == 0
+    said = capsys.readouterr().out
+    assert "BLEU-1" in said and "CIDEr" not in said
+    assert 'missing: pip install "fastrnn[eval]"' in said
+
+
+def test_refusals(trained, out: Path, capsys: pytest.CaptureFixture[str]):
+    folder, _ = trained
+    assert "no such model file: nowhere" in refused(capsys, "nowhere")
+    assert "is no run: it has no settings.json" in refused(capsys, out)
+    assert "--data is needed" in refused(capsys, folder / "model.npz")
+    assert "no such data directory" in refused(capsys, folder, "--data", out / "none")
+    assert "--beam" in refused(capsys, folder, "--beam", 0)
+    assert "invalid choice: 'test'" in refused(capsys, folder, "--split", "test")
+    for option in ("--json", "--results"):
+        line = refused(capsys, folder, option, out / "none" / "x.json")
+        assert f"{option} {out / 'none' / 'x.json'}: must be a file" in line
+    shutil.copytree(folder, out / "cut")
+    (out / "cut" / "model.npz").unlink()
+    assert f"no such model file: {out / 'cut' / 'model.npz'}" in refused(capsys, out / "cut")
+    (out / "cut" / "model.npz").write_bytes((folder / "model.npz").read_bytes()[:200])
+    assert "model.npz: damaged" in refused(capsys, out / "cut")
+
+
+def test_data_of_another_model(trained, out: Path, capsys: pytest.CaptureFixture[str]):
+    folder, data_dir = trained
+    shutil.copytree(data_dir, out / "words")
+    words = [word.replace("sofa", "bed") for word in WORDS]
+    write(
+        out / "words" / "coco2014_vocab.json",
+        {"idx_to_word": words, "word_to_idx": {word: i for i, word in enumerate(words)}},
+    )
+    line = refused(capsys, folder, "--data", out / "words")
+    assert "coco2014_vocab.json: is not the vocabulary of" in line
+    shutil.copytree(data_dir, out / "wide")
+    for split in ("train", "val"):
+        with h5py.File(out / "wide" / f"{split}2014_vgg16_fc7_pca.h5", "w") as file:
+            file["features"] = np.zeros((NUM_IMAGES[split], 9), dtype=np.float32)
+    line = refused(capsys, folder, "--data", out / "wide")
+    assert "after PCA are 9 wide" in line and f"features of {PCA_DIM}" in line
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not a JSON file"),
+        ("3", "holds a int; expected a list or an object"),
+        ("[[], []]", f"a list of 2 entries; expected one for each of the {IMAGES} images"),
+        ('{"x.jpg": ["a"]}', f"names 1 images, but none of the {IMAGES} wanted"),
+        ('{"annotations": [3]}', "its annotations are not COCO's"),
+        ('{"annotations": [], "images": [{"id": 3}]}', "names 0 images"),
+        ("[" + "3," * (IMAGES - 1) + "3]", "the captions of image 0"),
+        ("[" + "[]," * (IMAGES - 1) + "[]]", "has no captions of the images"),
+    ],
+)
+def test_bad_references(
+    trained, out: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
+):
+    (out / "r.json").write_text(content)
+    line = refused(capsys, trained[0], "--references", out / "r.json")
+    assert f"{out / 'r.json'}: " in line and message in line
+
+
+def test_no_references_file(trained, out: Path, capsys: pytest.CaptureFixture[str]):
+    line = refused(capsys, trained[0], "--references", out / "r.json")
+    assert f"no such file of references: {out / 'r.json'}" in line
