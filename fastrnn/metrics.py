@@ -13,14 +13,12 @@ import json
 import math
 import os
 import warnings
-from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 
 from .caption_tokens import caption_tokens
 from .coco_utils import decode_captions, sample_coco_minibatch
@@ -94,9 +92,9 @@ class CaptionScorer:
 
     Notes
     -----
-    BLEU and ROUGE-L are pycocoevalcap's scorers. CIDEr is computed as its scorer does (CIDEr-D of
-    Vedantam, Zitnick and Parikh 2015, equations 1 to 4 and section 8), but over sparse matrices:
-    that scorer weighs every n-gram of every reference anew for each set of candidates.
+    The scorers are pycocoevalcap's; CIDEr is CIDEr-D (Vedantam, Zitnick and Parikh 2015, section
+    8).
+    What they count in the references, they count once.
     """
 
     def __init__(self, references: Sequence[Sequence[str]], *, tokenized: bool = False) -> None:
@@ -118,9 +116,11 @@ class CaptionScorer:
         self.missing: str | None = None
         self._bleu: Any = None
         self._rouge: Any = None
+        self._cider: Any = None
         try:
             # The scorers' own modules alone: their neighbours start Java.
             from pycocoevalcap.bleu import bleu_scorer
+            from pycocoevalcap.cider import cider_scorer
             from pycocoevalcap.rouge.rouge import Rouge
         except ImportError:
             lacks = f"{', '.join(BLEU_NAMES[1:])}, rouge_l and cider are"
@@ -128,9 +128,13 @@ class CaptionScorer:
                 lacks = "BLEU is NLTK's, rouge_l and cider are"
             self.missing = f"{lacks} missing: {_INSTALL}"
             return
-        self._bleu, self._rouge = bleu_scorer, Rouge()
+        self._bleu, self._rouge, self._cider = bleu_scorer, Rouge(), cider_scorer
         self._cooked = [bleu_scorer.cook_refs(known, n=_ORDERS) for known in self._references]
-        self._weigh_references()
+        self._cider_cooked = [cider_scorer.cook_refs(known, _ORDERS) for known in self._references]
+        counter = cider_scorer.CiderScorer(n=_ORDERS)
+        counter.crefs = self._cider_cooked
+        counter.compute_doc_freq()
+        self._documents = counter.document_frequency
 
     def __len__(self) -> int:
         return len(self._references)
@@ -176,7 +180,7 @@ class CaptionScorer:
                 ]
             )
         )
-        metrics["cider"] = float(self._cider(texts).mean())
+        metrics["cider"] = float(self._cider_scores(texts).mean())
         return metrics
 
     def cider(self, candidates: Sequence[str]) -> tuple[float, np.ndarray]:
@@ -203,7 +207,7 @@ class CaptionScorer:
         texts = self._texts(candidates)
         if self._bleu is None:
             raise ImportError(f"CIDEr needs pycocoevalcap: {_INSTALL}")
-        scores = self._cider(texts)
+        scores = self._cider_scores(texts)
         return float(scores.mean()), scores
 
     def _texts(self, candidates: Sequence[str]) -> list[str]:
@@ -219,64 +223,12 @@ class CaptionScorer:
             for image, candidate in enumerate(candidates)
         ]
 
-    def _weigh_references(self) -> None:
-        """Turn the references into rows of tf-idf weights, a column for each n-gram."""
-        self._columns: dict[tuple[str, ...], int] = {}
-        self._image_of = np.repeat(
-            np.arange(len(self._references)), [len(known) for known in self._references]
-        )
-        ends, columns, counts, lengths = array("q", [0]), array("q"), array("d"), array("d")
-        documents: Counter[int] = Counter()
-        for known in self._references:
-            first = len(columns)
-            for text in known:
-                length, ngrams = self._bleu.precook(text, _ORDERS)
-                for ngram, count in ngrams.items():
-                    columns.append(self._columns.setdefault(ngram, len(self._columns)))
-                    counts.append(count)
-                ends.append(len(columns))
-                lengths.append(length)
-            documents.update(set(columns[first:]))
-        width = len(self._columns)
-        images_with = np.fromiter((documents[i] for i in range(width)), np.float64, width)
-        self._log_images = math.log(len(self._references))
-        self._idf = self._log_images - np.log(images_with)
-        orders = np.fromiter(map(len, self._columns), np.intp, width)
-        self._of_order = np.equal.outer(orders, np.arange(1, _ORDERS + 1)).astype(np.float64)
-        self._weights = self._weighed(counts, columns, ends)
-        self._norms = np.sqrt(self._weights.power(2) @ self._of_order)
-        self._lengths = np.array(lengths)
-
-    def _weighed(self, counts: array, columns: array, ends: array) -> sparse.csr_array:
-        at = np.array(columns)
-        weights = np.array(counts) * self._idf[at]
-        return sparse.csr_array((weights, at, np.array(ends)), (len(ends) - 1, len(self._idf)))
-
-    def _cider(self, texts: Sequence[str]) -> np.ndarray:
-        ends, columns, counts, lengths = array("q", [0]), array("q"), array("d"), array("d")
-        # n-grams that no reference has match nothing, but belong to the length of the vector.
-        squares = np.zeros((len(texts), _ORDERS))
-        for image, text in enumerate(texts):
-            length, ngrams = self._bleu.precook(text, _ORDERS)
-            for ngram, count in ngrams.items():
-                column = self._columns.get(ngram)
-                if column is None:
-                    squares[image, len(ngram) - 1] += (count * self._log_images) ** 2
-                else:
-                    columns.append(column)
-                    counts.append(count)
-            ends.append(len(columns))
-            lengths.append(length)
-        weights = self._weighed(counts, columns, ends)
-        norms = np.sqrt(squares + weights.power(2) @ self._of_order)
-
-        # From here on a row for each reference: its image's candidate against it.
-        common = weights[self._image_of].minimum(self._weights).multiply(self._weights)
-        scale = norms[self._image_of] * self._norms
-        cosines = (common @ self._of_order) / np.where(scale > 0, scale, 1)
-        apart = np.array(lengths)[self._image_of] - self._lengths
-        scores = cosines.mean(axis=1) * np.exp(-(apart**2) / (2 * _CIDER_SIGMA**2))
-        return 10 * np.bincount(self._image_of, scores) / np.bincount(self._image_of)
+    def _cider_scores(self, texts: Sequence[str]) -> np.ndarray:
+        scorer = self._cider.CiderScorer(n=_ORDERS, sigma=_CIDER_SIGMA)
+        scorer.crefs = self._cider_cooked
+        scorer.ctest = [self._cider.cook_test(text, _ORDERS) for text in texts]
+        scorer.document_frequency = self._documents
+        return np.array(scorer.compute_cider())
 
 
 def _text(caption: str, name: str, tokenized: bool, unknown: str = "<unk>") -> str:
