@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+
 import numpy as np
 import pytest
 
 import fastrnn
+from fastrnn import decoding
 from fastrnn._core import decoder
 from fastrnn.classifiers.rnn import CaptioningRNN
 from fastrnn.reference import decoding as reference
+from fastrnn.reference import rnn_layers
 
 SIZES = {  # N, T, V, D, W, H
     "small": (5, 7, 11, 6, 4, 5),
@@ -39,6 +44,7 @@ def draw_model(size, cell_type, dtype=np.float64, scale=3.0, seed=1):
     for name in model.params:
         model.params[name] *= scale
     model.params["W_embed"] *= 30
+    model.params["b_vocab"][2] += 1.5  # captions that end, and some that do not
     features = np.random.default_rng(seed).standard_normal((N, D)).astype(dtype)
     return model, features
 
@@ -108,3 +114,406 @@ def test_captions_that_cannot_be_mixed_into():
         decoder.mix(model.params, features, np.full((5, 3), 11), 0.5, 0, 0, False)
     with pytest.raises(ValueError, match="captions has shape"):
         decoder.mix(model.params, features, np.full((4, 3), 1), 0.5, 0, 0, False)
+
+
+# ---- Beam search ---------------------------------------------------------------------------------
+
+OPTIONS = {
+    "plain": {},
+    "one": {"width": 1},
+    "wide": {"width": 7, "n_best": 7},
+    "wider than the vocabulary": {"width": 170, "n_best": 2, "max_length": 3},
+    "power": {"length_penalty": 0.8, "n_best": 3},
+    "wu": {"length_penalty": 0.8, "length_rule": "wu", "n_best": 3},
+    "reward": {"word_reward": 0.7, "n_best": 3},
+    "patient": {"patience": 2.5, "width": 2, "n_best": 2, "length_penalty": 1.0},
+    "no bigram twice": {"no_repeat_ngram": 2, "n_best": 3},
+    "no word twice": {"no_repeat_ngram": 1, "n_best": 3},
+    "without some words": {"suppress": ["<UNK>", "<NULL>", "<START>", "<UNK>"], "n_best": 3},
+    "without an end": {"suppress": ["<END>"], "no_repeat_ngram": 1, "n_best": 3},
+    "groups": {"width": 6, "groups": 3, "diversity": 0.7, "n_best": 6, "no_repeat_ngram": 2},
+    "groups of one": {"width": 3, "groups": 3, "diversity": 2.0, "n_best": 3},
+}
+
+
+def assert_is_that_of_the_twin(found, wanted, exact=True):
+    """The same hypotheses in the same order, and nothing behind them."""
+    for n, pairs in enumerate(wanted):
+        for k in range(found.ids.shape[1]):
+            if k >= len(pairs):
+                assert found.log_probs[n, k] == found.scores[n, k] == -np.inf
+                assert not found.ids[n, k].any() and not found.word_log_probs[n, k].any()
+                continue
+            hypothesis, score = pairs[k]
+            length = len(hypothesis.words)
+            assert found.ids[n, k, :length].tolist() == [*hypothesis.words]
+            assert not found.ids[n, k, length:].any()
+            assert not found.word_log_probs[n, k, length:].any()
+            close = {"rtol": 1e-12, "atol": 1e-12} if exact else {"rtol": 1e-4, "atol": 1e-4}
+            words = found.word_log_probs[n, k, :length]
+            np.testing.assert_allclose(words, hypothesis.word_log_probs, **close)
+            np.testing.assert_allclose(found.log_probs[n, k], hypothesis.log_prob, **close)
+            np.testing.assert_allclose(found.scores[n, k], score, **close)
+
+
+def fields(decoded):
+    return decoded.ids, decoded.word_log_probs, decoded.log_probs, decoded.scores
+
+
+@CELLS
+@pytest.mark.parametrize("size", ["small", "odd", "one"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_beam_search_is_that_of_the_twin(options, size, cell_type):
+    model, features = draw_model(size, cell_type)
+    options = {"max_length": 7} | OPTIONS[options]
+    if size == "odd":
+        features = features[:12]
+    wanted = reference.beam_search(model, features, **options)
+    first = None
+    for threads in (1, 2, 3):
+        fastrnn.set_num_threads(threads)
+        found = decoding.beam_search(model, features, **options)
+        assert_is_that_of_the_twin(found, wanted)
+        first = first or found
+        assert all((a == b).all() for a, b in zip(fields(first), fields(found), strict=True))
+
+
+def test_the_cases_of_the_twin_are_worth_comparing():
+    """Captions end early, late and never, pools fill up, and groups go their own ways."""
+    model, features = draw_model("odd", "lstm")
+    found = decoding.beam_search(model, features, 6, 7, n_best=6, groups=3, diversity=0.7)
+    lengths = (found.word_log_probs != 0).sum(axis=2)
+    assert len(np.unique(lengths)) > 4
+    ended = (found.ids == 2).any(axis=2)
+    assert 0.2 < ended.mean() < 0.95
+    together = decoding.beam_search(model, features, 6, 7, n_best=6, groups=3, diversity=0.0)
+    assert (found.ids != together.ids).any()
+
+
+@CELLS
+def test_beam_search_in_float32_is_nearly_that_of_float64(cell_type):
+    model, features = draw_model("ragged", cell_type, np.float32)
+    found = decoding.beam_search(model, features, 4, 9, n_best=4, length_penalty=0.5)
+    model.params = {name: w.astype(np.float64) for name, w in model.params.items()}
+    wanted = decoding.beam_search(model, features, 4, 9, n_best=4, length_penalty=0.5)
+    same = (found.ids == wanted.ids).all(axis=(1, 2))
+    assert same.mean() > 0.9
+    np.testing.assert_allclose(
+        found.word_log_probs[same], wanted.word_log_probs[same], rtol=1e-4, atol=1e-4
+    )
+
+
+@CELLS
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_width_of_one_is_greedy(size, dtype, cell_type):
+    model, features = draw_model(size, cell_type, dtype)
+    for threads in (1, 2):
+        fastrnn.set_num_threads(threads)
+        for rows in {1, 2, len(features)}:
+            wanted = model.sample(features[:rows], 12, stop_at_end=True)
+            found = decoding.beam_search(model, features[:rows], 1, 12)
+            np.testing.assert_array_equal(found.ids[:, 0], wanted)
+            again = decoding.greedy(model, features[:rows], 12)
+            assert all((a == b).all() for a, b in zip(fields(found), fields(again), strict=True))
+
+
+@CELLS
+def test_a_wide_beam_finds_what_trying_everything_finds(cell_type):
+    """All captions of up to 4 words, scored one by one by the layers of the twin."""
+    T, V = 4, 5
+    np.random.seed(4)
+    model = CaptioningRNN(vocabulary(V), 3, 4, 6, cell_type, np.float64)
+    for name in model.params:
+        model.params[name] *= 3
+    features = np.random.default_rng(2).standard_normal((3, 3))
+    every = [
+        words
+        for length in range(1, T + 1)
+        for words in itertools.product(range(V), repeat=length)
+        if 2 not in words[:-1] and (words[-1] == 2 or length == T)
+    ]
+    p = model.params
+    forward = {"rnn": rnn_layers.rnn_forward, "lstm": rnn_layers.lstm_forward}[cell_type]
+    wanted = []
+    for row in features:
+        scored = []
+        for words in every:
+            x = p["W_embed"][[1, *words[:-1]]][None]
+            h, _ = forward(x, (row @ p["W_proj"] + p["b_proj"])[None], p["Wx"], p["Wh"], p["b"])
+            scores = h[0] @ p["W_vocab"] + p["b_vocab"]
+            log_probs = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+            total = log_probs[range(len(words)), words].sum()
+            scored.append((total / len(words) ** 0.7, total, words))
+        assert np.exp([total for _, total, _ in scored]).sum() == pytest.approx(1)
+        wanted.append(sorted(scored, reverse=True))
+    found = decoding.beam_search(
+        model, features, V**T, T, n_best=len(every) + 1, length_penalty=0.7
+    )
+    for n in range(len(features)):
+        for k, (score, total, words) in enumerate(wanted[n]):
+            assert found.ids[n, k].tolist() == [*words, *[0] * (T - len(words))]
+            assert found.scores[n, k] == pytest.approx(score, rel=1e-12)
+            assert found.log_probs[n, k] == pytest.approx(total, rel=1e-12)
+        assert found.scores[n, len(every)] == -np.inf
+
+
+def test_log_probabilities_are_those_of_the_loss():
+    """The negative sum over what was found is what the model loses on it."""
+    model, features = draw_model("small", "lstm")
+    found = decoding.beam_search(model, features, 3, 6, suppress=["<NULL>"])
+    captions = np.concatenate([np.ones((5, 1), int), found.ids[:, 0]], axis=1)
+    loss, _ = model.loss(features, captions)
+    assert found.log_probs.sum() == pytest.approx(-5 * loss, rel=1e-12)
+    np.testing.assert_allclose(found.word_log_probs.sum(axis=2), found.log_probs, rtol=1e-12)
+
+
+def test_equal_scores_go_to_the_better_hypothesis_and_the_lower_id():
+    model = CaptioningRNN(vocabulary(7), 3, 4, 5, "rnn", np.float32)
+    for w in model.params.values():
+        w[...] = 0
+    found = decoding.beam_search(model, np.ones((2, 3)), 3, 2, n_best=3, suppress=["<END>"])
+    assert found.ids.tolist() == [[[0, 0], [0, 1], [0, 3]]] * 2
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_no_sequence_of_words_comes_twice(n):
+    model, features = draw_model("odd", "rnn")
+    model.params["b_vocab"][2] = -50
+    before = decoding.beam_search(model, features, 4, 14, n_best=4)
+    found = decoding.beam_search(model, features, 4, 14, n_best=4, no_repeat_ngram=n)
+
+    def most(decoded):
+        captions = decoded.ids.reshape(-1, 14).tolist()
+        return max(
+            max(Counter(zip(*(c[i:] for i in range(n)), strict=False)).values()) for c in captions
+        )
+
+    assert most(before) > 1
+    assert most(found) == 1
+
+
+def test_unknown_words_are_not_said():
+    model, features = draw_model("small", "lstm")
+    model.params["b_vocab"][3] += 5
+    assert (decoding.greedy(model, features, 8).ids == 3).any()
+    for found in (
+        decoding.greedy(model, features, 8, suppress_unk=True),
+        decoding.beam_search(model, features, 3, 8, n_best=3, suppress_unk=True),
+        decoding.sample(model, features, 8, count=9, suppress_unk=True),
+    ):
+        assert not (found.ids == 3).any()
+
+
+def test_diversity_makes_captions_differ():
+    model, features = draw_model("ragged", "lstm", scale=1.5)
+    model.params["b_vocab"][2] = -20  # not to end with the first word, which no group is kept from
+
+    def distinct(**options):
+        found = decoding.beam_search(model, features, 4, 9, n_best=4, **options)
+        first = found.ids[:, :, 0]
+        return np.mean([len(set(row)) for row in first.tolist()])
+
+    assert distinct(groups=4, diversity=0.0) == 1
+    assert distinct(groups=4, diversity=0.5) < distinct(groups=4, diversity=5.0) == 4
+
+
+# ---- Drawn captions ------------------------------------------------------------------------------
+
+DRAWS = {
+    "plain": {},
+    "cold": {"temperature": 0.4},
+    "hot": {"temperature": 3.0},
+    "top_k": {"top_k": 5},
+    "more than there are": {"top_k": 10**6},
+    "top_p": {"top_p": 0.7},
+    "hot top_p": {"top_p": 0.97, "temperature": 4.0},
+    "both": {"top_p": 0.8, "top_k": 4, "temperature": 1.3},
+    "no word twice": {"no_repeat_ngram": 1, "suppress": ["<UNK>"]},
+    "nothing left": {"no_repeat_ngram": 1, "suppress": ["<END>"], "top_p": 0.9},
+}
+
+
+@CELLS
+@pytest.mark.parametrize("size", ["small", "odd", "one"])
+@pytest.mark.parametrize("options", DRAWS)
+def test_draws_are_those_of_the_twin(options, size, cell_type):
+    model, features = draw_model(size, cell_type)
+    features = features[:12]
+    options = {"count": 3, "max_length": 6, "seed": 2**40 + 3} | DRAWS[options]
+    wanted = [
+        [(h, h.log_prob) for h in row] for row in reference.sample(model, features, **options)
+    ]
+    first = None
+    for threads in (1, 2, 3):
+        fastrnn.set_num_threads(threads)
+        found = decoding.sample(model, features, **options)
+        assert_is_that_of_the_twin(found, wanted)
+        first = first or found
+        assert all((a == b).all() for a, b in zip(fields(first), fields(found), strict=True))
+
+
+def test_top_p_of_a_long_tail_is_that_of_the_twin():
+    """More words make up the part than are looked at in one go."""
+    V = 2000
+    np.random.seed(5)
+    model = CaptioningRNN(vocabulary(V), 3, 4, 5, "lstm", np.float64)
+    features = np.random.default_rng(5).standard_normal((8, 3))
+    for top_p in (0.5, 0.9, 1 - 1e-15):
+        wanted = reference.sample(model, features, 3, top_p=top_p, seed=9)
+        found = decoding.sample(model, features, 3, top_p=top_p, seed=9)
+        assert_is_that_of_the_twin(found, [[(h, h.log_prob) for h in row] for row in wanted])
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({}, range(6)),
+        ({"top_k": 3}, [5, 1, 3]),
+        ({"top_p": 0.75}, [5, 1]),
+        ({"top_p": 0.81}, [5, 1, 3]),
+        ({"top_p": 0.75, "top_k": 1}, [5]),
+        ({"top_p": 0.8, "temperature": 2.0}, [5, 1, 3, 0]),
+    ],
+)
+def test_words_are_drawn_as_often_as_they_should_be(options, kept):
+    share = np.array([0.08, 0.3, 0.04, 0.1, 0.03, 0.45])
+    model = CaptioningRNN(vocabulary(6), 3, 4, 5, "rnn", np.float32)
+    model.params["W_vocab"][:] = 0
+    model.params["b_vocab"] = np.log(share).astype(np.float32)
+    found = decoding.sample(model, np.ones((4000, 3), np.float32), 1, count=2, **options)
+    expected = np.zeros(6)
+    kept = [*kept]
+    expected[kept] = share[kept] ** (1 / options.get("temperature", 1))
+    expected /= expected.sum()
+    counts = np.bincount(found.ids.ravel(), minlength=6)
+    assert (counts[expected == 0] == 0).all()
+    assert (np.abs(counts / 8000 - expected) <= 5 * np.sqrt(expected / 8000)).all()
+    np.testing.assert_allclose(found.log_probs, np.log(share)[found.ids[:, :, 0]], rtol=1e-5)
+
+
+def test_draws_depend_on_seed_and_place_alone():
+    model, features = draw_model("ragged", "lstm", np.float32, scale=1.0)
+    found = decoding.sample(model, features, 9, count=3, seed=4)
+    for rows, count in ((60, 1), (60, 2), (20, 3)):
+        fewer = decoding.sample(model, features[:rows], 9, count=count, seed=4)
+        np.testing.assert_array_equal(fewer.ids, found.ids[:rows, :count])
+        np.testing.assert_array_equal(fewer.log_probs, found.log_probs[:rows, :count])
+    assert (decoding.sample(model, features, 9, count=3, seed=5).ids != found.ids).mean() > 0.3
+    assert len({tuple(row) for row in found.ids[:, 0].tolist()}) > 50
+
+
+def test_a_temperature_near_zero_is_greedy():
+    for dtype in (np.float32, np.float64):
+        model, features = draw_model("odd", "lstm", dtype)
+        wanted = decoding.greedy(model, features, 8)
+        for temperature in (1e-6, 1e-300):
+            found = decoding.sample(model, features, 8, temperature=temperature)
+            np.testing.assert_array_equal(found.ids, wanted.ids)
+
+
+# ---- What comes back -----------------------------------------------------------------------------
+
+
+def test_captions_are_text():
+    ids = np.array([[[4, 5, 2], [4, 0, 5]], [[2, 0, 0], [0, 0, 0]]], dtype=np.int32)
+    log_probs = np.array([[-1.0, -2.0], [-1.0, -np.inf]])
+    decoded = decoding.Decoded(ids, np.zeros((2, 2, 3)), log_probs, log_probs)
+    words = {0: "<NULL>", 2: "<END>", 4: "a", 5: "dog"}
+    assert decoded.captions(words) == [["a dog", "a dog"], [""]]
+
+
+@pytest.mark.parametrize("decode", [decoding.greedy, decoding.beam_search, decoding.sample])
+def test_nothing_to_decode(decode):
+    model, features = draw_model("small", "lstm")
+    empty = decode(model, features[:0], max_length=4)
+    assert [f.shape for f in fields(empty)] == [(0, 1, 4), (0, 1, 4), (0, 1), (0, 1)]
+    assert empty.captions(model.idx_to_word) == []
+    wordless = decode(model, features, max_length=0)
+    assert wordless.ids.shape == (5, 1, 0)
+    assert (wordless.log_probs == 0).all()
+    assert wordless.captions(model.idx_to_word) == [[""]] * 5
+    found = decode(model, features)
+    assert found.ids.dtype == np.int32 and found.ids.shape == (5, 1, 30)
+    assert all(f.dtype == np.float64 for f in fields(found)[1:])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_features_of_another_kind(dtype):
+    model, features = draw_model("small", "lstm", dtype)
+    wanted = decoding.beam_search(model, features, 3, 6)
+    for other in (np.asfortranarray(features), features[::-1][::-1], features.tolist()):
+        found = decoding.beam_search(model, other, 3, 6)
+        np.testing.assert_array_equal(found.ids, wanted.ids)
+
+
+# ---- Bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("decode", "options", "error", "message"),
+    [
+        ("beam_search", {"width": 0}, ValueError, "width must be at least 1, was 0"),
+        ("beam_search", {"width": 2.0}, TypeError, "width must be an integer, was 2.0"),
+        ("beam_search", {"width": True}, TypeError, "width must be an integer, was True"),
+        ("beam_search", {"n_best": 4}, ValueError, "n_best must be at most width = 3, was 4"),
+        ("beam_search", {"n_best": 0}, ValueError, "n_best must be at least 1, was 0"),
+        ("beam_search", {"groups": 2}, ValueError, "groups must divide width = 3, was 2"),
+        ("beam_search", {"groups": 0}, ValueError, "groups must be at least 1, was 0"),
+        ("beam_search", {"diversity": -1}, ValueError, "diversity must be at least 0, was -1"),
+        ("beam_search", {"diversity": "1"}, TypeError, "diversity must be a number, was '1'"),
+        ("beam_search", {"patience": 0}, ValueError, "patience must be above 0"),
+        ("beam_search", {"length_penalty": np.nan}, ValueError, "length_penalty must be finite"),
+        ("beam_search", {"length_rule": "bert"}, ValueError, "length_rule must be one of"),
+        ("beam_search", {"word_reward": np.inf}, ValueError, "word_reward must be finite"),
+        ("beam_search", {"no_repeat_ngram": -1}, ValueError, "no_repeat_ngram must be at least 0"),
+        ("beam_search", {"max_length": -1}, ValueError, "max_length must be at least 0, was -1"),
+        ("beam_search", {"suppress": ["zebra"]}, ValueError, "suppress: .* no 'zebra'"),
+        ("beam_search", {"suppress": "dog"}, TypeError, "suppress must be a list of words"),
+        ("greedy", {"no_repeat_ngram": 1.5}, TypeError, "no_repeat_ngram must be an integer"),
+        ("sample", {"temperature": 0}, ValueError, "temperature must be above 0, was 0"),
+        ("sample", {"temperature": np.inf}, ValueError, "temperature must be finite, was inf"),
+        ("sample", {"top_p": 0}, ValueError, "top_p must be above 0 and at most 1, was 0"),
+        ("sample", {"top_p": 1.1}, ValueError, "top_p must be above 0 and at most 1, was 1.1"),
+        ("sample", {"top_k": -1}, ValueError, "top_k must be at least 0, was -1"),
+        ("sample", {"count": 0}, ValueError, "count must be at least 1, was 0"),
+        ("sample", {"seed": -1}, ValueError, "seed must be at least 0, was -1"),
+        ("sample", {"seed": 2**64}, ValueError, r"seed must be less than 2\*\*64"),
+        ("sample", {"seed": None}, TypeError, "seed must be an integer, was None"),
+    ],
+)  # fmt: skip
+def test_bad_options_are_named(decode, options, error, message):
+    model, features = draw_model("small", "rnn")
+    with pytest.raises(error, match=message):
+        getattr(decoding, decode)(model, features, **options)
+
+
+@pytest.mark.parametrize("decode", [decoding.greedy, decoding.beam_search, decoding.sample])
+def test_bad_models_and_features_are_named(decode):
+    model, features = draw_model("small", "rnn")
+    with pytest.raises(ValueError, match=r"features has shape \(5, 5\); expected \(N, D\)"):
+        decode(model, features[:, :5])
+    with pytest.raises(TypeError, match="features has dtype <U1"):
+        decode(model, [["a"]])
+    for bad in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="scores of the words are not finite"):
+            decode(model, np.where(np.arange(5)[:, None] == 3, bad, features))
+    for missing in ("<START>", "<END>", "<UNK>"):
+        words = {word: i for word, i in model.word_to_idx.items() if word != missing}
+        other = CaptioningRNN(words, 6, 4, 5, "rnn")
+        with pytest.raises(ValueError, match=f"word_to_idx has no '{missing}'"):
+            decode(other, features, suppress_unk=missing == "<UNK>")
+    model.params["b_vocab"] = np.zeros(3)
+    with pytest.raises(ValueError, match="b_vocab has shape"):
+        decode(model, features)
+
+
+def test_words_that_a_model_rules_out_are_never_found():
+    model, features = draw_model("small", "rnn")
+    model.params["b_vocab"][4:] = -np.inf
+    found = decoding.beam_search(model, features, 3, 5, n_best=3)
+    assert found.ids.max() < 4
+    assert (decoding.sample(model, features, 5, count=20, temperature=9.0).ids < 4).all()
+    model.params["b_vocab"][:] = -np.inf
+    with pytest.raises(ValueError, match="not finite"):
+        decoding.greedy(model, features)

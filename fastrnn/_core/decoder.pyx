@@ -8,7 +8,7 @@ import numpy as np
 cimport numpy as cnp
 from cython cimport floating
 from cython.parallel cimport prange, threadid
-from libc.math cimport INFINITY
+from libc.math cimport INFINITY, exp, isfinite, log1p
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -252,6 +252,672 @@ def sample(params, features, start, end, cnp.ndarray captions, bint lstm):
         decode(&d, <int32_t*> data(captions), <float*> data(first), <const float**> source, dim(first, 0), dim(Wp, 0))
     else:
         decode(&d, <int32_t*> data(captions), <double*> data(first), <const double**> source, dim(first, 0), dim(Wp, 0))
+
+
+# ---- Beam search, and drawn captions ---------------------------------------------------------------------------------
+#
+# A search is one picture's beam search, or one drawn caption: a beam of width 1 that draws. Each thread works on as
+# many searches at a time as fill a block of rows, and begins a new one as soon as one is done: blocks stay full.
+
+cdef struct Task:
+    Decoder model             # T: the most words
+    ptrdiff_t searches, each  # `each` searches for every picture
+    ptrdiff_t width, groups, share, enough, n_best   # share: width of a group; enough: finished ones that end a group
+    ptrdiff_t no_repeat, banned, room_for_words
+    double diversity
+    const ptrdiff_t* ban      # (banned,) words that are never chosen
+    const double* scale       # (T + 1,) each, by length: score = log_prob * scale + reward
+    const double* reward
+    bint draws
+    double inverse_temperature, top_p
+    ptrdiff_t top_k
+    uint64_t seed
+    # results: (searches, n_best, T) or (searches, n_best)
+    int32_t* ids
+    double* word_log_probs
+    double* log_probs
+    double* scores
+    # the model, packed; or as it lies, where there are few rows
+    bint few
+    int threads
+    const void* h0
+    void* products
+    const void* W_embed
+    const void* Wx
+    const void* Wh
+    const void* b
+    const void* W_vocab
+    const void* b_vocab
+
+
+cdef struct Hypotheses:
+    # (places,) or (places, T)
+    ptrdiff_t* word       # the last word
+    ptrdiff_t* parent     # the row of the last step that holds the state from which it goes on, -1: the initial one
+    ptrdiff_t* length
+    double* log_prob
+    double* rank          # what the search goes by: log_prob less the penalties for words of earlier groups
+    double* score
+    int32_t* ids
+    double* word_log_probs
+
+
+cdef struct Block:
+    ptrdiff_t slots, rows
+    ptrdiff_t* search     # (slots,) -1: free
+    ptrdiff_t* steps      # (slots,) words so far
+    ptrdiff_t* live       # (slots, groups) hypotheses that go on, that have ended, and that are in the pool
+    ptrdiff_t* finished
+    ptrdiff_t* pooled
+    Hypotheses beams      # (slots, width)
+    Hypotheses pool       # (slots, width) finished ones, best first in each group
+    Hypotheses onward     # (share,)
+    # (rows,): where a row's hypothesis is, and which product its gates come from
+    ptrdiff_t* place_of
+    ptrdiff_t* product_of
+    # (rows,), by product: how many rows wait for it, where its state lies; by row of the step before: its product
+    ptrdiff_t* waiting
+    ptrdiff_t* h_at
+    ptrdiff_t* product_from
+    # continuations of the rows of a group
+    ptrdiff_t* counts     # (share,)
+    ptrdiff_t* heads      # (share,)
+    ptrdiff_t* words      # (share, room_for_words)
+    double* ranks         # (share, room_for_words)
+    double* log_probs     # (share, room_for_words)
+    ptrdiff_t* chosen     # (width,) words with which earlier groups go on
+    ptrdiff_t* known      # (V,) where the input product of a word is; few rows only
+    ptrdiff_t known_count
+    void* values          # (room_for_words,)
+    void* h               # (rows, ldh)
+    void* c
+    void* next_c
+    void* gates           # (rows + 1, ldg)
+    void* scores          # (rows, ldv)
+    void* tiles
+    void* nothing         # (H,) zeros: the cell state before the first word
+    void* weights         # (V,)
+    void* vectors         # (rows, max(H, W)) few rows only
+
+
+cdef inline void* part(char* memory, size_t* used, ptrdiff_t count, size_t size) noexcept nogil:
+    """The next part of a block of memory; where that is NULL, only its size is counted."""
+    cdef size_t at = used[0]
+    used[0] += room(count, size)
+    return NULL if memory == NULL else memory + at
+
+
+cdef void hypotheses_at(Hypotheses* to, ptrdiff_t places, ptrdiff_t T, char* memory, size_t* used) noexcept nogil:
+    to.word = <ptrdiff_t*> part(memory, used, places, sizeof(ptrdiff_t))
+    to.parent = <ptrdiff_t*> part(memory, used, places, sizeof(ptrdiff_t))
+    to.length = <ptrdiff_t*> part(memory, used, places, sizeof(ptrdiff_t))
+    to.log_prob = <double*> part(memory, used, places, sizeof(double))
+    to.rank = <double*> part(memory, used, places, sizeof(double))
+    to.score = <double*> part(memory, used, places, sizeof(double))
+    to.ids = <int32_t*> part(memory, used, places * T, sizeof(int32_t))
+    to.word_log_probs = <double*> part(memory, used, places * T, sizeof(double))
+
+
+cdef size_t block_at(Block* block, const Task* task, ptrdiff_t slots, char* memory, size_t size) noexcept nogil:
+    """Lay a block out in memory; returns the bytes that it takes."""
+    cdef const Decoder* d = &task.model
+    cdef ptrdiff_t width = task.width, share = task.share, rows = slots * width, wide = max(d.H, d.W)
+    cdef size_t used = 0
+    cdef size_t index = sizeof(ptrdiff_t)
+    block.slots, block.rows = slots, 0
+    block.search = <ptrdiff_t*> part(memory, &used, slots, index)
+    block.steps = <ptrdiff_t*> part(memory, &used, slots, index)
+    block.live = <ptrdiff_t*> part(memory, &used, slots * task.groups, index)
+    block.finished = <ptrdiff_t*> part(memory, &used, slots * task.groups, index)
+    block.pooled = <ptrdiff_t*> part(memory, &used, slots * task.groups, index)
+    hypotheses_at(&block.beams, rows, d.T, memory, &used)
+    hypotheses_at(&block.pool, rows, d.T, memory, &used)
+    hypotheses_at(&block.onward, share, d.T, memory, &used)
+    block.place_of = <ptrdiff_t*> part(memory, &used, rows, index)
+    block.product_of = <ptrdiff_t*> part(memory, &used, rows, index)
+    block.waiting = <ptrdiff_t*> part(memory, &used, rows, index)
+    block.h_at = <ptrdiff_t*> part(memory, &used, rows, index)
+    block.product_from = <ptrdiff_t*> part(memory, &used, rows, index)
+    block.counts = <ptrdiff_t*> part(memory, &used, share, index)
+    block.heads = <ptrdiff_t*> part(memory, &used, share, index)
+    block.words = <ptrdiff_t*> part(memory, &used, share * task.room_for_words, index)
+    block.ranks = <double*> part(memory, &used, share * task.room_for_words, sizeof(double))
+    block.log_probs = <double*> part(memory, &used, share * task.room_for_words, sizeof(double))
+    block.chosen = <ptrdiff_t*> part(memory, &used, width, index)
+    block.known = <ptrdiff_t*> part(memory, &used, d.V if task.few else 0, index)
+    block.known_count = 0
+    block.values = part(memory, &used, task.room_for_words, size)
+    block.h = part(memory, &used, rows * d.ldh, size)
+    block.c = part(memory, &used, rows * d.ldh, size)
+    block.next_c = part(memory, &used, rows * d.ldh, size)
+    block.gates = part(memory, &used, (rows + 1) * d.ldg, size)
+    block.scores = part(memory, &used, rows * d.ldv, size)
+    block.tiles = part(memory, &used, tiles_size(rows, d.H, size) + 16 * d.H, size)
+    block.nothing = part(memory, &used, d.H, size)
+    block.weights = part(memory, &used, d.V if task.draws else 0, size)
+    block.vectors = part(memory, &used, rows * wide if task.few else 0, size)
+    return used
+
+
+cdef void begin(const Task* task, Block* block, ptrdiff_t slot, ptrdiff_t search) noexcept nogil:
+    cdef ptrdiff_t g, place
+    block.search[slot], block.steps[slot] = search, 0
+    for g in range(task.groups):
+        place = slot * task.width + g * task.share
+        block.live[slot * task.groups + g] = 1
+        block.finished[slot * task.groups + g] = block.pooled[slot * task.groups + g] = 0
+        block.beams.word[place], block.beams.parent[place] = task.model.start, -1
+        block.beams.log_prob[place] = block.beams.rank[place] = 0
+
+
+cdef ptrdiff_t arrange(const Task* task, Block* block, ptrdiff_t h0_at, size_t size) noexcept nogil:
+    """Give each live hypothesis a row, and rows with the same state one product; returns how many products."""
+    cdef ptrdiff_t products = 0, rows = 0, slot, g, place, parent, product, first
+    for place in range(block.rows):
+        block.product_from[place] = -1
+    for slot in range(block.slots):
+        if block.search[slot] < 0:
+            continue
+        first = -1
+        for g in range(task.groups):
+            for place in range(slot * task.width + g * task.share,
+                               slot * task.width + g * task.share + block.live[slot * task.groups + g]):
+                parent = block.beams.parent[place]
+                product = first if parent < 0 else block.product_from[parent]
+                if product < 0:
+                    product = products
+                    products += 1
+                    block.waiting[product] = 0
+                    if parent < 0:
+                        first = product
+                        block.h_at[product] = h0_at + block.search[slot] // task.each * task.model.ldh
+                    else:
+                        block.product_from[parent] = product
+                        block.h_at[product] = parent * task.model.ldh
+                block.waiting[product] += 1
+                block.product_of[rows] = product
+                block.place_of[rows] = place
+                rows += 1
+    block.rows = rows
+    return products
+
+
+cdef void input_products(const Task* task, Block* block, floating* products, const floating* W_embed,
+                         const floating* Wx, const floating* b) noexcept nogil:
+    """Compute the input products of words that come up for the first time; few rows only."""
+    cdef const Decoder* d = &task.model
+    cdef floating* vectors = <floating*> block.vectors
+    cdef ptrdiff_t i, word, fresh = 0
+    for i in range(block.rows):
+        word = block.beams.word[block.place_of[i]]
+        if block.known[word] < 0:
+            block.known[word] = block.known_count + fresh
+            memcpy(vectors + fresh * d.W, W_embed + word * d.W, d.W * sizeof(floating))
+            fresh += 1
+    columns_product(products + block.known_count * d.ldg, d.ldg, <const floating*> vectors, d.W, Wx, d.G, b, fresh,
+                    d.G, d.W, task.threads)
+    block.known_count += fresh
+
+
+cdef void advance(const Task* task, Block* block, ptrdiff_t products, const floating* input,
+                  const floating* Wh, const floating* W_vocab, const floating* b_vocab) noexcept nogil:
+    """Let the last word of every row go in: new states, and the scores of the words that may come next."""
+    cdef const Decoder* d = &task.model
+    cdef size_t size = sizeof(floating)
+    cdef floating* h = <floating*> block.h
+    cdef floating* c = <floating*> block.next_c
+    cdef floating* gates = <floating*> block.gates
+    cdef floating* spare = gates + block.slots * task.width * d.ldg
+    cdef floating* tiles = <floating*> block.tiles
+    cdef floating* scores = <floating*> block.scores
+    cdef floating* vectors = <floating*> block.vectors
+    cdef floating* row
+    cdef const floating* product
+    cdef const floating* cell
+    cdef ptrdiff_t i, place, word, parent, rows = block.rows
+    cdef ptrdiff_t height = tile_height(products, size)
+    if task.few:
+        for i in range(products):
+            memcpy(vectors + i * d.H, h + block.h_at[i], d.H * size)
+        columns_product(gates, d.ldg, <const floating*> vectors, d.H, Wh, d.G, <const floating*> NULL, products, d.G,
+                        d.H, task.threads)
+    else:
+        kernels.gemm_pack_rows(tiles, height * d.H, <const floating*> h, block.h_at, 0, NULL, 1, products, d.H, height,
+                               0, (products + height - 1) // height)
+        kernels.gemm_tiles(gates, d.ldg, <const floating*> tiles, height, Wh, <const floating*> NULL, products, d.G,
+                           d.H, False)
+    for i in range(rows):
+        place = block.place_of[i]
+        word, parent = block.beams.word[place], block.beams.parent[place]
+        product = input + (block.known[word] if task.few else word) * d.ldg
+        row = gates + block.product_of[i] * d.ldg
+        if d.lstm:
+            block.waiting[block.product_of[i]] -= 1
+            if block.waiting[block.product_of[i]] > 0:  # the gates are written over, and another row wants them yet
+                memcpy(spare, row, d.G * size)
+                row = spare
+            cell = <const floating*> block.nothing if parent < 0 else <const floating*> block.c + parent * d.ldh
+            kernels.lstm_gates_forward(row, c + i * d.ldh, h + i * d.ldh, <floating*> NULL, product, cell, d.H)
+        else:
+            kernels.rnn_gates_forward(h + i * d.ldh, <floating*> NULL, <const floating*> row, product, d.H)
+    block.c, block.next_c = block.next_c, block.c
+    if task.few:
+        columns_product(scores, d.ldv, <const floating*> h, d.ldh, W_vocab, d.V, b_vocab, rows, d.V, d.H, task.threads)
+    else:
+        height = tile_height(rows, size)
+        kernels.gemm_pack_rows(tiles, height * d.H, <const floating*> h, NULL, d.ldh, NULL, 1, rows, d.H, height, 0,
+                               (rows + height - 1) // height)
+        kernels.gemm_tiles(scores, d.ldv, <const floating*> tiles, height, W_vocab, b_vocab, rows, d.V, d.H, False)
+
+
+cdef inline double log_add(double a, double b) noexcept nogil:
+    """log(exp(a) + exp(b)), b finite or -INFINITY."""
+    if b == -INFINITY:
+        return a
+    return a + log1p(exp(b - a)) if a > b else b + log1p(exp(a - b))
+
+
+cdef double forbid(const Task* task, floating* scores, const int32_t* ids, ptrdiff_t steps) noexcept nogil:
+    """Set the scores of words that may not come next to -INFINITY; returns log(sum(exp())) of what they were."""
+    cdef double total = -INFINITY
+    cdef ptrdiff_t i, j, n = task.no_repeat, word
+    for i in range(task.banned):
+        word = task.ban[i]
+        total = log_add(total, scores[word])
+        scores[word] = <floating> -INFINITY
+    if n > 0:
+        for i in range(steps - n + 1):
+            for j in range(n - 1):
+                if ids[i + j] != ids[steps - n + 1 + j]:
+                    break
+            else:
+                word = ids[i + n - 1]
+                total = log_add(total, scores[word])
+                scores[word] = <floating> -INFINITY
+    return total
+
+
+cdef void extend(const Task* task, Hypotheses* to, ptrdiff_t at, const Hypotheses* source, ptrdiff_t place,
+                 ptrdiff_t steps, ptrdiff_t word, double log_prob, double rank) noexcept nogil:
+    """to[at] = a hypothesis of `steps` words and one more; with word -1 without one."""
+    cdef ptrdiff_t T = task.model.T, length = steps
+    memcpy(to.ids + at * T, source.ids + place * T, steps * sizeof(int32_t))
+    memcpy(to.word_log_probs + at * T, source.word_log_probs + place * T, steps * sizeof(double))
+    to.log_prob[at] = source.log_prob[place]
+    if word >= 0:
+        to.ids[at * T + steps] = <int32_t> word
+        to.word_log_probs[at * T + steps] = log_prob
+        to.log_prob[at] += log_prob
+        length += 1
+    to.word[at], to.length[at], to.rank[at] = word, length, rank
+    to.score[at] = to.log_prob[at] * task.scale[length] + task.reward[length]
+
+
+cdef void copy(const Task* task, Hypotheses* to, ptrdiff_t at, const Hypotheses* source, ptrdiff_t i) noexcept nogil:
+    cdef ptrdiff_t T = task.model.T
+    memcpy(to.ids + at * T, source.ids + i * T, source.length[i] * sizeof(int32_t))
+    memcpy(to.word_log_probs + at * T, source.word_log_probs + i * T, source.length[i] * sizeof(double))
+    to.word[at], to.parent[at], to.length[at] = source.word[i], source.parent[i], source.length[i]
+    to.log_prob[at], to.rank[at], to.score[at] = source.log_prob[i], source.rank[i], source.score[i]
+
+
+cdef void keep(const Task* task, Block* block, ptrdiff_t slot, ptrdiff_t g, ptrdiff_t place, ptrdiff_t word,
+               double log_prob) noexcept nogil:
+    """Put a hypothesis into the pool of its group, where the best `share` of them stay."""
+    cdef ptrdiff_t first = slot * task.width + g * task.share, group = slot * task.groups + g
+    cdef ptrdiff_t steps = block.steps[slot], length = steps + (word >= 0), at
+    cdef double score = block.beams.log_prob[place]
+    if word >= 0:
+        score += log_prob
+    score = score * task.scale[length] + task.reward[length]
+    at = block.pooled[group]
+    if at == task.share:
+        if not score > block.pool.score[first + at - 1]:
+            return
+        at -= 1
+    else:
+        block.pooled[group] += 1
+    while at > 0 and score > block.pool.score[first + at - 1]:
+        copy(task, &block.pool, first + at, &block.pool, first + at - 1)
+        at -= 1
+    extend(task, &block.pool, first + at, &block.beams, place, steps, word, log_prob, 0)
+
+
+cdef int choose(const Task* task, Block* block, floating* scores, ptrdiff_t slot, ptrdiff_t g, ptrdiff_t row,
+                ptrdiff_t others) noexcept nogil:
+    """Let a group of a search go one word further; returns 1 where scores are no numbers.
+
+    Its rows begin at `row`; `others` words were chosen by earlier groups.
+    """
+    cdef const Decoder* d = &task.model
+    cdef ptrdiff_t share = task.share, room_for = task.room_for_words, group = slot * task.groups + g
+    cdef ptrdiff_t first = slot * task.width + g * share, steps = block.steps[slot], live = block.live[group]
+    cdef ptrdiff_t j, m, i, times, word, best, taken = 0, onward = 0
+    cdef floating* values = <floating*> block.values
+    cdef ptrdiff_t* words
+    cdef double* ranks
+    cdef double* log_probs
+    cdef double total, forbidden, rank, log_prob
+    for j in range(live):
+        words = block.words + j * room_for
+        ranks = block.ranks + j * room_for
+        log_probs = block.log_probs + j * room_for
+        forbidden = forbid(task, scores + j * d.ldv, block.beams.ids + (first + j) * d.T, steps)
+        total = log_add(kernels.top_words(values, words, block.counts + j, <const floating*> scores + j * d.ldv, d.V,
+                                          room_for), forbidden)
+        if not isfinite(total):
+            return 1
+        block.heads[j] = 0
+        for m in range(block.counts[j]):
+            word, log_prob, times = words[m], values[m] - total, 0
+            for i in range(others):
+                times += block.chosen[i] == word
+            rank = block.beams.rank[first + j] + log_prob - task.diversity * times
+            i = m  # penalties can change the order
+            while i > 0 and ranks[i - 1] < rank:
+                words[i], ranks[i], log_probs[i] = words[i - 1], ranks[i - 1], log_probs[i - 1]
+                i -= 1
+            words[i], ranks[i], log_probs[i] = word, rank, log_prob
+    while taken < share or onward < share:
+        best, rank = -1, -INFINITY
+        for j in range(live):
+            if block.heads[j] < block.counts[j] and (best < 0 or block.ranks[j * room_for + block.heads[j]] > rank):
+                best, rank = j, block.ranks[j * room_for + block.heads[j]]
+        if best < 0:
+            break
+        m = best * room_for + block.heads[best]
+        block.heads[best] += 1
+        if block.words[m] == d.end:
+            if taken < share:
+                keep(task, block, slot, g, first + best, d.end, block.log_probs[m])
+                block.finished[group] += 1
+        elif onward < share:
+            extend(task, &block.onward, onward, &block.beams, first + best, steps, block.words[m], block.log_probs[m],
+                   rank)
+            block.onward.parent[onward] = row + best
+            onward += 1
+        taken += 1
+    if taken == 0:  # nothing may follow: the captions end here
+        for j in range(live):
+            keep(task, block, slot, g, first + j, -1, 0)
+    if block.finished[group] >= task.enough:
+        onward = 0
+    for j in range(onward):
+        copy(task, &block.beams, first + j, &block.onward, j)
+    block.live[group] = onward
+    return 0
+
+
+cdef int draw_word(const Task* task, Block* block, floating* scores, ptrdiff_t slot, ptrdiff_t row) noexcept nogil:
+    """Let a drawn caption go one word further; returns 1 where scores are no numbers."""
+    cdef const Decoder* d = &task.model
+    cdef ptrdiff_t steps = block.steps[slot], search = block.search[slot], wanted = 1, last = d.V, word, m
+    cdef floating* values = <floating*> block.values
+    cdef floating* weights = <floating*> block.weights
+    cdef floating scale = <floating> task.inverse_temperature, floor = <floating> -INFINITY
+    cdef double forbidden = forbid(task, scores, block.beams.ids + slot * d.T, steps), total, mass, sum = 0, log_prob
+    if task.top_k > 0:
+        wanted = min(task.top_k, d.V)
+    elif task.top_p < 1:
+        wanted = min(64, d.V)
+    total = log_add(kernels.top_words(values, block.words, block.counts, <const floating*> scores, d.V, wanted),
+                    forbidden)
+    if not isfinite(total):
+        return 1
+    if block.counts[0] == 0:
+        keep(task, block, slot, 0, slot, -1, 0)
+        block.live[slot] = 0
+        return 0
+    if task.top_k > 0:
+        m = block.counts[0] - 1
+        floor, last = values[m], block.words[m]
+    mass = kernels.word_weights(weights, <const floating*> scores, d.V, scale, floor, last)
+    if task.top_p < 1:
+        m = 0
+        while True:
+            # words in the order of their weights, until they make up their part of all
+            sum += weights[block.words[m]]
+            if sum >= task.top_p * mass or m + 1 == d.V or m + 1 == task.top_k:
+                break
+            m += 1
+            if m == block.counts[0]:
+                if m < wanted:
+                    m -= 1
+                    break
+                wanted = min(4 * wanted, d.V)
+                kernels.top_words(values, block.words, block.counts, <const floating*> scores, d.V, wanted)
+                if m == block.counts[0]:
+                    m -= 1
+                    break
+        mass = kernels.word_weights(weights, <const floating*> scores, d.V, scale, values[m], block.words[m])
+    word = kernels.word_at(<const floating*> weights, d.V,
+                           mass * uniform(random_key(task.seed, search // task.each, steps), search % task.each))
+    log_prob = scores[word] - total
+    if word == d.end:
+        keep(task, block, slot, 0, slot, word, log_prob)
+        block.live[slot] = 0
+        return 0
+    extend(task, &block.onward, 0, &block.beams, slot, steps, word, log_prob, 0)
+    block.onward.parent[0] = row
+    copy(task, &block.beams, slot, &block.onward, 0)
+    return 0
+
+
+cdef void finish(const Task* task, Block* block, ptrdiff_t slot) noexcept nogil:
+    """Write the best hypotheses of a search, best first; its slot is free then."""
+    cdef ptrdiff_t T = task.model.T, k, g, best, at, to
+    cdef ptrdiff_t* heads = block.live + slot * task.groups
+    for g in range(task.groups):
+        heads[g] = 0
+    for k in range(task.n_best):
+        best = at = -1
+        for g in range(task.groups):
+            if heads[g] < block.pooled[slot * task.groups + g]:
+                to = slot * task.width + g * task.share + heads[g]
+                if best < 0 or block.pool.score[to] > block.pool.score[at]:
+                    best, at = g, to
+        if best < 0:
+            break
+        heads[best] += 1
+        to = block.search[slot] * task.n_best + k
+        memcpy(task.ids + to * T, block.pool.ids + at * T, block.pool.length[at] * sizeof(int32_t))
+        memcpy(task.word_log_probs + to * T, block.pool.word_log_probs + at * T,
+               block.pool.length[at] * sizeof(double))
+        task.log_probs[to], task.scores[to] = block.pool.log_prob[at], block.pool.score[at]
+    block.search[slot] = -1
+
+
+cdef int run_searches(const Task* task, char* memory, ptrdiff_t slots, ptrdiff_t first, ptrdiff_t last,
+                      const floating* h0) noexcept nogil:
+    """Do the searches first to last; returns 1 where scores are no numbers."""
+    cdef const Decoder* d = &task.model
+    cdef size_t size = sizeof(floating)
+    cdef Block block
+    cdef ptrdiff_t slot, g, j, row, group, others, products, running, following = first
+    cdef floating* scores
+    cdef int failed = 0
+    cdef uint64_t mode = kernels.denormals_flush()
+    block_at(&block, task, slots, memory, size)
+    memset(block.nothing, 0, d.H * size)
+    if task.few:
+        for j in range(d.V):
+            block.known[j] = -1
+    for slot in range(slots):
+        block.search[slot] = -1
+    while not failed:
+        for slot in range(slots):
+            if block.search[slot] < 0 and following < last:
+                begin(task, &block, slot, following)
+                following += 1
+        products = arrange(task, &block, h0 - <const floating*> block.h, size)
+        if block.rows == 0:
+            break
+        if task.few:
+            input_products(task, &block, <floating*> task.products, <const floating*> task.W_embed,
+                           <const floating*> task.Wx, <const floating*> task.b)
+        advance(task, &block, products, <const floating*> task.products, <const floating*> task.Wh,
+                <const floating*> task.W_vocab, <const floating*> task.b_vocab)
+        scores = <floating*> block.scores
+        row = 0
+        for slot in range(slots):
+            if block.search[slot] < 0:
+                continue
+            others = running = 0
+            for g in range(task.groups):
+                group = slot * task.groups + g
+                j = block.live[group]
+                if j == 0:
+                    continue
+                if task.draws:
+                    failed |= draw_word(task, &block, scores + row * d.ldv, slot, row)
+                else:
+                    failed |= choose(task, &block, scores + row * d.ldv, slot, g, row, others)
+                row += j
+                for j in range(block.live[group]):
+                    block.chosen[others] = block.beams.word[slot * task.width + g * task.share + j]
+                    others += 1
+                running += block.live[group]
+            block.steps[slot] += 1
+            if block.steps[slot] == d.T:
+                for g in range(task.groups):
+                    for j in range(block.live[slot * task.groups + g]):
+                        keep(task, &block, slot, g, slot * task.width + g * task.share + j, -1, 0)
+                running = 0
+            if running == 0:
+                finish(task, &block, slot)
+    kernels.denormals_restore(mode)
+    return failed
+
+
+cdef int decode_task(Task* task, const floating* features, const floating** params, ptrdiff_t N,
+                     ptrdiff_t D) except -1:
+    cdef Decoder* d = &task.model
+    cdef size_t size = sizeof(floating), block_bytes
+    cdef ptrdiff_t V = d.V, W = d.W, H = d.H, G = d.G, slots, q, parts
+    cdef ptrdiff_t searches = task.searches
+    cdef Workspace scratch = Workspace()
+    cdef Block block
+    cdef floating* h0
+    cdef floating* tiles
+    cdef floating* products
+    cdef floating* W_proj
+    cdef floating* Wx
+    cdef floating* Wh
+    cdef floating* W_vocab
+    cdef floating* nowhere = NULL
+    cdef char* memory
+    cdef int threads = threads_for(2.0 * searches * task.width * d.T * H * (G + V)), failed = 0
+    d.ldh, d.ldg, d.ldv = leading(H, size), leading(G, size), leading(V, size)
+    task.few = searches * task.width <= FEW
+    if task.few:
+        block_bytes = block_at(&block, task, searches, NULL, size)
+        scratch.reserve(room(N * d.ldh, size) + room(min(V, 1 + searches * task.width * d.T) * d.ldg, size)
+                        + block_bytes)
+        h0 = <floating*> scratch.take(room(N * d.ldh, size))
+        task.products = scratch.take(room(min(V, 1 + searches * task.width * d.T) * d.ldg, size))
+        memory = <char*> scratch.take(block_bytes)
+        task.W_embed, task.Wx, task.Wh, task.b = params[0], params[3], params[4], params[5]
+        task.W_vocab, task.b_vocab = params[6], params[7]
+        with nogil:
+            columns_product(h0, d.ldh, features, D, params[1], H, params[2], N, H, D, threads)
+            # a step of a few rows is worth threads only where the weights are large
+            task.threads = threads_for(2.0 * searches * task.width * H * (G + V))
+            failed = run_searches(task, memory, searches, 0, searches, <const floating*> h0)
+        return failed
+    parts = min(<ptrdiff_t> threads, searches)
+    slots = max(<ptrdiff_t> 1, min(BLOCK_ROWS // task.width, (searches + parts - 1) // parts))
+    block_bytes = block_at(&block, task, slots, NULL, size)
+    scratch.reserve(room(N * d.ldh, size) + room(V * d.ldg, size) + room(packed_size(D, H, size), size)
+                    + room(packed_size(W, G, size), size) + room(packed_size(H, G, size), size)
+                    + room(packed_size(H, V, size), size)
+                    + room(max(tiles_size(N, D, size), tiles_size(V, W, size)), size) + parts * block_bytes)
+    h0 = <floating*> scratch.take(room(N * d.ldh, size))
+    products = <floating*> scratch.take(room(V * d.ldg, size))
+    W_proj = <floating*> scratch.take(room(packed_size(D, H, size), size))
+    Wx = <floating*> scratch.take(room(packed_size(W, G, size), size))
+    Wh = <floating*> scratch.take(room(packed_size(H, G, size), size))
+    W_vocab = <floating*> scratch.take(room(packed_size(H, V, size), size))
+    tiles = <floating*> scratch.take(room(max(tiles_size(N, D, size), tiles_size(V, W, size)), size))
+    memory = <char*> scratch.take(parts * block_bytes)
+    task.products, task.Wh, task.W_vocab, task.b_vocab = products, Wh, W_vocab, params[7]
+    with nogil:
+        pack(W_proj, 0, nowhere, params[1], NULL, H, 1, D, H, threads)
+        pack_tiles(tiles, features, NULL, D, NULL, 1, N, D, threads)
+        multiply(h0, d.ldh, tiles, W_proj, params[2], N, H, D, False, threads)
+        # the input product of every word of the vocabulary
+        pack(Wx, 0, nowhere, params[3], NULL, G, 1, W, G, threads)
+        pack_tiles(tiles, params[0], NULL, W, NULL, 1, V, W, threads)
+        multiply(products, d.ldg, tiles, Wx, params[5], V, G, W, False, threads)
+        pack(Wh, 0, nowhere, params[4], NULL, G, 1, H, G, threads)
+        pack(W_vocab, 0, nowhere, params[6], NULL, V, 1, H, V, threads)
+        for q in prange(parts, num_threads=threads, schedule="static", chunksize=1):
+            failed += run_searches(task, memory + q * block_bytes, slots, searches * q // parts,
+                                   searches * (q + 1) // parts, <const floating*> h0)
+    return failed
+
+
+cdef tuple decoded(Task* task, tuple arrays, bint lstm, start, end, ptrdiff_t null, ptrdiff_t T, suppress):
+    """Run a task; what is missing in it is filled in."""
+    cdef cnp.ndarray array, first = arrays[0], We = arrays[1], Wp = arrays[2], ids, word_log_probs, log_probs, scores
+    cdef cnp.ndarray ban = ids_of("suppress", suppress)
+    cdef Decoder* d = &task.model
+    cdef ptrdiff_t N = dim(first, 0)
+    cdef void* source[8]
+    cdef int k, failed
+    d.V, d.W, d.H, d.T = dim(We, 0), dim(We, 1), dim(Wp, 1), T
+    d.G = 4 * d.H if lstm else d.H
+    d.lstm, d.start, d.end = lstm, start, end
+    checks.check_ids("suppress", ban, d.V)
+    task.ban, task.banned = <ptrdiff_t*> data(ban), dim(ban, 0)
+    task.searches = N * task.each
+    task.share = task.width // task.groups
+    task.room_for_words = d.V if task.draws and (task.top_p < 1 or task.top_k > 0) else min(d.V, task.width + 1)
+    shape = (task.searches, task.n_best, T)
+    ids, word_log_probs = np.full(shape, null, dtype=np.int32), np.zeros(shape)
+    log_probs, scores = np.full(shape[:2], -np.inf), np.full(shape[:2], -np.inf)
+    task.ids, task.word_log_probs = <int32_t*> data(ids), <double*> data(word_log_probs)
+    task.log_probs, task.scores = <double*> data(log_probs), <double*> data(scores)
+    for k in range(8):
+        array = arrays[1 + k]
+        source[k] = data(array)
+    if task.searches == 0 or T == 0:
+        return ids, word_log_probs, log_probs, scores
+    if cnp.PyArray_TYPE(first) == cnp.NPY_FLOAT32:
+        failed = decode_task(task, <float*> data(first), <const float**> source, N, dim(Wp, 0))
+    else:
+        failed = decode_task(task, <double*> data(first), <const double**> source, N, dim(Wp, 0))
+    if failed:
+        raise ValueError("the scores of the words are not finite: features or params hold NaN or infinity")
+    return ids, word_log_probs, log_probs, scores
+
+
+def beam_search(params, features, bint lstm, start, end, null, ptrdiff_t max_length, ptrdiff_t width,
+                ptrdiff_t groups, ptrdiff_t n_best, ptrdiff_t enough, double diversity, ptrdiff_t no_repeat_ngram,
+                suppress, cnp.ndarray scale, cnp.ndarray reward):
+    """Beam search as fastrnn.decoding.beam_search has it.
+
+    A group ends with `enough` finished hypotheses; scale and reward, float64 (max_length + 1,), make the score of a
+    log-probability by length. Returns ids, word_log_probs, log_probs, scores.
+    """
+    cdef Task task
+    memset(&task, 0, sizeof(task))
+    task.each, task.width, task.groups, task.n_best, task.enough = 1, width, groups, n_best, enough
+    task.diversity, task.no_repeat = diversity, no_repeat_ngram
+    task.scale, task.reward = <double*> data(scale), <double*> data(reward)
+    return decoded(&task, parameters(params, features, lstm), lstm, start, end, null, max_length, suppress)
+
+
+def draw(params, features, bint lstm, start, end, null, ptrdiff_t max_length, ptrdiff_t count,
+         double inverse_temperature, ptrdiff_t top_k, double top_p, uint64_t seed, ptrdiff_t no_repeat_ngram, suppress):
+    """Drawn captions as fastrnn.decoding.sample has them; results as of beam_search(), one after the other."""
+    cdef Task task
+    cdef cnp.ndarray scale = np.ones(max_length + 1), reward = np.zeros(max_length + 1)
+    memset(&task, 0, sizeof(task))
+    task.draws, task.each, task.width, task.groups, task.n_best = True, count, 1, 1, 1
+    task.no_repeat, task.inverse_temperature, task.top_k = no_repeat_ngram, inverse_temperature, top_k
+    task.top_p, task.seed = top_p, seed
+    task.scale, task.reward = <double*> data(scale), <double*> data(reward)
+    return decoded(&task, parameters(params, features, lstm), lstm, start, end, null, max_length, suppress)
 
 
 # ---- Scheduled sampling ----------------------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
 """Decoding in plain NumPy, one picture after the other: the twin of ``fastrnn.decoding``.
 
-`initial_state` and `step` are all that the ways of decoding share; each of them is then a loop
-over time steps that is meant to be read.
+`Hypothesis`, `step` and `followers` are what the ways of decoding share; each of them is then a
+loop over time steps that is meant to be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,24 @@ from .rnn_layers import lstm_step_forward, rnn_step_forward
 
 Params = Mapping[str, np.ndarray]
 State = tuple[np.ndarray, np.ndarray]
+
+
+class Hypothesis(NamedTuple):
+    """A caption, or its beginning."""
+
+    words: tuple[int, ...]
+    """Word ids, without ``<START>``, with ``<END>`` where it is finished."""
+    word_log_probs: tuple[float, ...]
+    """The log-probability of each word given those before it, in nats."""
+    rank: float
+    """Their sum, less the penalties of diverse beam search: what a search goes by."""
+    state: State
+    """h and c, each (1, H), before the last word has gone in."""
+
+    @property
+    def log_prob(self) -> float:
+        """The log-probability of all words."""
+        return sum(self.word_log_probs)
 
 
 def initial_state(params: Params, features: np.ndarray) -> State:
@@ -33,10 +52,200 @@ def step(params: Params, words: np.ndarray, state: State, lstm: bool) -> tuple[n
     return h @ params["W_vocab"] + params["b_vocab"], (h, c)
 
 
+def log_softmax(scores: np.ndarray) -> np.ndarray:
+    """Return the log-probabilities of scores (V,), in float64."""
+    shifted = scores.astype(np.float64) - scores.max()
+    return shifted - np.log(np.exp(shifted).sum())
+
+
+def repeated(words: tuple[int, ...], n: int) -> set[int]:
+    """Return the words by which a caption would say a sequence of n words a second time."""
+    begun = words[len(words) - n + 1 :]
+    places = range(len(words) - n + 1) if n > 0 else ()
+    return {words[i + n - 1] for i in places if words[i : i + n - 1] == begun}
+
+
+def followers(
+    model: Any, hypothesis: Hypothesis, no_repeat_ngram: int, suppress: Iterable[str]
+) -> tuple[np.ndarray, np.ndarray, State]:
+    """What may come next.
+
+    Returns
+    -------
+    scores : ndarray, shape (V,)
+        -inf for words that may not.
+    log_probs : float64 ndarray, shape (V,)
+        Of the softmax over all words, those that may not come included.
+    state : tuple of ndarray
+        h and c after the last word of the hypothesis has gone in.
+    """
+    word = hypothesis.words[-1] if hypothesis.words else model.word_to_idx["<START>"]
+    lstm = model.cell_type == "lstm"
+    (scores,), state = step(model.params, np.array([word]), hypothesis.state, lstm)
+    log_probs = log_softmax(scores)
+    banned = {model.word_to_idx[word] for word in suppress}
+    scores[[*banned, *repeated(hypothesis.words, no_repeat_ngram)]] = -np.inf
+    return scores, log_probs, state
+
+
+# ---- Beam search ---------------------------------------------------------------------------------
+
+
+def length_score(
+    log_prob: float, length: int, length_penalty: float, length_rule: str, word_reward: float
+) -> float:
+    """Return the score of a finished caption (see `fastrnn.decoding.beam_search`)."""
+    if length_rule == "wu":
+        return log_prob / ((5 + length) / 6) ** length_penalty + word_reward * length
+    return log_prob / length**length_penalty + word_reward * length
+
+
+def beam_search(
+    model: Any,
+    features: np.ndarray,
+    width: int = 3,
+    max_length: int = 30,
+    *,
+    length_penalty: float = 0.0,
+    length_rule: str = "power",
+    word_reward: float = 0.0,
+    patience: float = 1.0,
+    no_repeat_ngram: int = 0,
+    suppress: Iterable[str] = (),
+    n_best: int = 1,
+    groups: int = 1,
+    diversity: float = 0.5,
+) -> list[list[tuple[Hypothesis, float]]]:
+    """Search for the best captions of each picture.
+
+    Parameters
+    ----------
+    model : CaptioningRNN
+        The twin or the compiled one.
+    features : float ndarray, shape (N, D)
+        Image features.
+    width, max_length, length_penalty, length_rule, word_reward, patience, no_repeat_ngram
+        As of `fastrnn.decoding.beam_search`.
+    suppress, n_best, groups, diversity
+        As there.
+
+    Returns
+    -------
+    list of list of (Hypothesis, float)
+        For each picture its best captions and their scores, best first.
+    """
+    end = model.word_to_idx["<END>"]
+    share = width // groups
+    enough = max(1, round(patience * share))
+
+    def score(hypothesis: Hypothesis) -> float:
+        length = len(hypothesis.words)
+        return length_score(hypothesis.log_prob, length, length_penalty, length_rule, word_reward)
+
+    def continued(hypothesis: Hypothesis, chosen: list[int]) -> list[Hypothesis]:
+        scores, log_probs, state = followers(model, hypothesis, no_repeat_ngram, suppress)
+        return [
+            Hypothesis(
+                (*hypothesis.words, word),
+                (*hypothesis.word_log_probs, float(log_probs[word])),
+                hypothesis.rank + float(log_probs[word]) - diversity * chosen.count(word),
+                state,
+            )
+            for word in np.argsort(-scores, kind="stable").tolist()
+            if scores[word] > -np.inf
+        ]
+
+    def search(first: Hypothesis) -> list[tuple[Hypothesis, float]]:
+        live = [[first] for _ in range(groups)]
+        pools: list[list[Hypothesis]] = [[] for _ in range(groups)]
+        for _ in range(max_length):
+            chosen: list[int] = []  # words with which earlier groups go on
+            for group, pool in enumerate(pools):
+                if not live[group]:
+                    continue
+                ranked = [new for old in live[group] for new in continued(old, chosen)]
+                ranked.sort(key=lambda new: -new.rank)
+                if not ranked:
+                    pool += live[group]
+                pool += [new for new in ranked[:share] if new.words[-1] == end]
+                live[group] = [new for new in ranked if new.words[-1] != end][:share]
+                if len(pool) >= enough:
+                    live[group] = []
+                chosen += [new.words[-1] for new in live[group]]
+        best = []
+        for group, pool in enumerate(pools):
+            found = [(hypothesis, score(hypothesis)) for hypothesis in pool + live[group]]
+            best += sorted(found, key=lambda pair: -pair[1])[:share]
+        return sorted(best, key=lambda pair: -pair[1])[:n_best]
+
+    states = (initial_state(model.params, row[None]) for row in features)
+    return [search(Hypothesis((), (), 0.0, state)) for state in states]
+
+
+# ---- Drawn captions ------------------------------------------------------------------------------
+
+
 def draw(weights: np.ndarray, uniform: float) -> int:
     """Draw an id by its weight: the first at which the sum so far passes its share `uniform`."""
     sums = np.cumsum(weights, dtype=np.float64)
     return int(np.argmax(sums > uniform * sums[-1]))
+
+
+def sample(
+    model: Any,
+    features: np.ndarray,
+    max_length: int = 30,
+    *,
+    count: int = 1,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    no_repeat_ngram: int = 0,
+    suppress: Iterable[str] = (),
+) -> list[list[Hypothesis]]:
+    """Draw captions.
+
+    Parameters
+    ----------
+    model : CaptioningRNN
+        The twin or the compiled one.
+    features : float ndarray, shape (N, D)
+        Image features.
+    max_length, count, temperature, top_k, top_p, seed, no_repeat_ngram, suppress
+        As of `fastrnn.decoding.sample`.
+
+    Returns
+    -------
+    list of list of Hypothesis
+        For each picture `count` captions in the order of their draws.
+    """
+    end = model.word_to_idx["<END>"]
+
+    def caption(row: int, number: int) -> Hypothesis:
+        state = initial_state(model.params, features[row : row + 1])
+        hypothesis = Hypothesis((), (), 0.0, state)
+        for t in range(max_length):
+            scores, log_probs, state = followers(model, hypothesis, no_repeat_ngram, suppress)
+            if scores.max() == -np.inf:
+                break
+            weights = np.exp((scores.astype(np.float64) - scores.max()) / temperature)
+            order = np.argsort(-scores, kind="stable")
+            weights[order[top_k or len(order) :]] = 0
+            sums = np.cumsum(weights[order])
+            weights[order[np.argmax(sums >= top_p * sums[-1]) + 1 :]] = 0
+            word = draw(weights, random.uniform(seed, [row], [t], count)[0, number])
+            hypothesis = Hypothesis(
+                (*hypothesis.words, word),
+                (*hypothesis.word_log_probs, float(log_probs[word])),
+                0.0,
+                state,
+            )
+            if word == end:
+                break
+        return hypothesis
+
+    return [[caption(row, number) for number in range(count)] for row in range(len(features))]
 
 
 # ---- Scheduled sampling --------------------------------------------------------------------------
