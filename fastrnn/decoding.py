@@ -120,10 +120,9 @@ def beam_search(
     width: int = 3,
     max_length: int = 30,
     *,
-    length_penalty: float = 0.0,
+    length_penalty: float = 0.7,
     length_rule: str = "power",
     word_reward: float = 0.0,
-    patience: float = 1.0,
     no_repeat_ngram: int = 0,
     suppress_unk: bool = False,
     suppress: Iterable[str] = (),
@@ -157,9 +156,6 @@ def beam_search(
         ``((5 + length) / 6)**length_penalty`` (Wu et al. 2016, equation 14).
     word_reward : float, optional
         Added to the score for every word, in nats.
-    patience : float, optional
-        The search goes on until `patience` times `width` hypotheses are finished (Kasai et al.
-        2022); the best `width` are kept.
     no_repeat_ngram : int, optional
         No sequence of so many words comes twice in a caption. 0: any may.
     suppress_unk : bool, optional
@@ -195,8 +191,7 @@ def beam_search(
     References
     ----------
     Wu et al., "Google's neural machine translation system", 2016. Vijayakumar et al., "Diverse beam
-    search: decoding diverse solutions from neural sequence models", 2016. Kasai et al., "A call for
-    clarity in beam search: how it works and when it stops", 2022.
+    search: decoding diverse solutions from neural sequence models", 2016.
     """
     width = _integer("width", width, least=1)
     n_best = _integer("n_best", n_best, least=1)
@@ -208,9 +203,6 @@ def beam_search(
     diversity = _number("diversity", diversity)
     if diversity < 0:
         raise ValueError(f"diversity must be at least 0, was {diversity}")
-    patience = _number("patience", patience)
-    if patience <= 0:
-        raise ValueError(f"patience must be above 0, was {patience}")
     max_length = _integer("max_length", max_length, least=0)
     lengths = np.arange(max_length + 1, dtype=np.float64)
     scale, reward = _length_scores(lengths, length_penalty, length_rule, word_reward)
@@ -219,7 +211,6 @@ def beam_search(
         width=width,
         groups=groups,
         n_best=n_best,
-        enough=max(1, round(patience * (width // groups))),
         diversity=diversity,
         scale=scale,
         reward=reward,

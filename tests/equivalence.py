@@ -16,9 +16,11 @@ import fastrnn.layers
 import fastrnn.optim
 import fastrnn.reference
 import fastrnn.rnn_layers
-from fastrnn._core import kernels
+from fastrnn import decoding
+from fastrnn._core import decoder, kernels
 from fastrnn._core import layers as core
 from fastrnn.classifiers import rnn as classifier
+from fastrnn.reference import decoding as twins
 
 TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-12}
 
@@ -187,8 +189,8 @@ def draw_captions(sizes: dict[str, int], rng) -> np.ndarray:
     return captions
 
 
-def run_model(module, sizes: dict[str, int], cell_type: str, dtype) -> list:
-    """Loss, gradients and greedy captions of a captioner, the same for every module."""
+def draw_model(module, sizes: dict[str, int], cell_type: str, dtype) -> tuple:
+    """A captioner with its features, and the generator for more, the same for every module."""
     V = sizes["V"]
     names = ["<NULL>", "<START>", "<END>", *map(str, range(3, V))]
     words = {word: i for i, word in enumerate(names)}
@@ -204,7 +206,12 @@ def run_model(module, sizes: dict[str, int], cell_type: str, dtype) -> list:
     rng = np.random.default_rng(231)
     for param in model.params.values():
         param[...] = 0.5 * rng.standard_normal(param.shape) / len(param) ** 0.5
-    features = rng.standard_normal((sizes["N"], sizes["D"])).astype(dtype)
+    return model, rng.standard_normal((sizes["N"], sizes["D"])).astype(dtype), rng
+
+
+def run_model(module, sizes: dict[str, int], cell_type: str, dtype) -> list:
+    """Loss, gradients and greedy captions of a captioner, the same for every module."""
+    model, features, rng = draw_model(module, sizes, cell_type, dtype)
     loss, grads = model.loss(features, draw_captions(sizes, rng))
     captions = model.sample(features, max_length=sizes["T"])
     return [np.asarray(loss, dtype=dtype), *(grads[key] for key in model.params), captions]
@@ -218,6 +225,35 @@ def check_model(sizes: dict[str, int], cell_type: str, dtype) -> None:
     assert captions.dtype == right.dtype
     if dtype is np.float64:  # scores that are nearly equal may change places in float32
         np.testing.assert_array_equal(captions, right)
+
+
+def check_decoding(sizes: dict[str, int], cell_type: str, dtype) -> None:
+    """Hold beam search, drawn captions and mixed ones against the twin, in float64."""
+    model, features, rng = draw_model(classifier, sizes, cell_type, dtype)
+    features, T = features[:20], min(sizes["T"], 6)
+    captions = draw_captions(sizes, rng)[:20]
+    null, lstm = model.word_to_idx["<NULL>"], cell_type == "lstm"
+    best = decoding.beam_search(model, features, 3, T, n_best=3)
+    drawn = decoding.sample(model, features, T, count=2, top_p=0.9)
+    mixed = decoder.mix(model.params, features, captions, 0.5, 1, null, lstm)
+    model.params = {name: w.astype(np.float64) for name, w in model.params.items()}
+    features = features.astype(np.float64)
+    pairs = [
+        (best, twins.beam_search(model, features, 3, T, n_best=3)),
+        (drawn, twins.sample(model, features, T, count=2, top_p=0.9)),
+    ]
+    same = [(mixed == twins.mix(model.params, features, captions, 0.5, 1, null, lstm)).mean()]
+    for found, wanted in pairs:
+        for n, row in enumerate(wanted):
+            for k, hypothesis in enumerate(row):
+                words, log_probs = hypothesis[:2] if found is drawn else hypothesis[0][:2]
+                same.append(found.ids[n, k, : len(words)].tolist() == [*words])
+                if same[-1]:
+                    assert not found.ids[n, k, len(words) :].any()
+                    got = found.word_log_probs[n, k, : len(words)]
+                    assert_equal([got.astype(dtype)], [np.array(log_probs, dtype)])
+    # scores that are nearly equal may change places in float32
+    assert np.mean(same) == 1 if dtype is np.float64 else np.mean(same) > 0.9
 
 
 # ---- Elementary functions ------------------------------------------------------------------------
@@ -334,6 +370,7 @@ def main() -> None:
         for sizes in MODELS:
             for cell_type in ("rnn", "lstm"):
                 check_model(sizes, cell_type, dtype)
+                check_decoding(sizes, cell_type, dtype)
         for name in FUNCTIONS:
             check_special_values(name, dtype)
             if wide_enough(dtype):

@@ -31,7 +31,6 @@ def beam_search(
     width: int,
     groups: int,
     n_best: int,
-    enough: int,
     diversity: float,
     no_repeat_ngram: int,
     suppress: ArrayLike,

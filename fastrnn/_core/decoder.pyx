@@ -262,7 +262,7 @@ def sample(params, features, start, end, cnp.ndarray captions, bint lstm):
 cdef struct Task:
     Decoder model             # T: the most words
     ptrdiff_t searches, each  # `each` searches for every picture
-    ptrdiff_t width, groups, share, enough, n_best   # share: width of a group; enough: finished ones that end a group
+    ptrdiff_t width, groups, share, n_best  # share: the width of a group
     ptrdiff_t no_repeat, banned, room_for_words
     double diversity
     const ptrdiff_t* ban      # (banned,) words that are never chosen
@@ -640,7 +640,7 @@ cdef int choose(const Task* task, Block* block, floating* scores, ptrdiff_t slot
     if taken == 0:  # nothing may follow: the captions end here
         for j in range(live):
             keep(task, block, slot, g, first + j, -1, 0)
-    if block.finished[group] >= task.enough:
+    if block.finished[group] >= task.share:
         onward = 0
     for j in range(onward):
         copy(task, &block.beams, first + j, &block.onward, j)
@@ -892,16 +892,16 @@ cdef tuple decoded(Task* task, tuple arrays, bint lstm, start, end, ptrdiff_t nu
 
 
 def beam_search(params, features, bint lstm, start, end, null, ptrdiff_t max_length, ptrdiff_t width,
-                ptrdiff_t groups, ptrdiff_t n_best, ptrdiff_t enough, double diversity, ptrdiff_t no_repeat_ngram,
-                suppress, cnp.ndarray scale, cnp.ndarray reward):
+                ptrdiff_t groups, ptrdiff_t n_best, double diversity, ptrdiff_t no_repeat_ngram, suppress,
+                cnp.ndarray scale, cnp.ndarray reward):
     """Beam search as fastrnn.decoding.beam_search has it.
 
-    A group ends with `enough` finished hypotheses; scale and reward, float64 (max_length + 1,), make the score of a
-    log-probability by length. Returns ids, word_log_probs, log_probs, scores.
+    scale and reward, float64 (max_length + 1,), make the score of a log-probability by length. Returns ids,
+    word_log_probs, log_probs, scores.
     """
     cdef Task task
     memset(&task, 0, sizeof(task))
-    task.each, task.width, task.groups, task.n_best, task.enough = 1, width, groups, n_best, enough
+    task.each, task.width, task.groups, task.n_best = 1, width, groups, n_best
     task.diversity, task.no_repeat = diversity, no_repeat_ngram
     task.scale, task.reward = <double*> data(scale), <double*> data(reward)
     return decoded(&task, parameters(params, features, lstm), lstm, start, end, null, max_length, suppress)

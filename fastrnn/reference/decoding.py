@@ -106,10 +106,9 @@ def beam_search(
     width: int = 3,
     max_length: int = 30,
     *,
-    length_penalty: float = 0.0,
+    length_penalty: float = 0.7,
     length_rule: str = "power",
     word_reward: float = 0.0,
-    patience: float = 1.0,
     no_repeat_ngram: int = 0,
     suppress: Iterable[str] = (),
     n_best: int = 1,
@@ -124,7 +123,7 @@ def beam_search(
         The twin or the compiled one.
     features : float ndarray, shape (N, D)
         Image features.
-    width, max_length, length_penalty, length_rule, word_reward, patience, no_repeat_ngram
+    width, max_length, length_penalty, length_rule, word_reward, no_repeat_ngram
         As of `fastrnn.decoding.beam_search`.
     suppress, n_best, groups, diversity
         As there.
@@ -136,7 +135,6 @@ def beam_search(
     """
     end = model.word_to_idx["<END>"]
     share = width // groups
-    enough = max(1, round(patience * share))
 
     def score(hypothesis: Hypothesis) -> float:
         length = len(hypothesis.words)
@@ -169,7 +167,7 @@ def beam_search(
                     pool += live[group]
                 pool += [new for new in ranked[:share] if new.words[-1] == end]
                 live[group] = [new for new in ranked if new.words[-1] != end][:share]
-                if len(pool) >= enough:
+                if len(pool) >= share:
                     live[group] = []
                 chosen += [new.words[-1] for new in live[group]]
         best = []
