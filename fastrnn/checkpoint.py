@@ -1,106 +1,235 @@
-"""A trained model in one npz file, which needs no pickle to be read.
+"""The files of a run: its best model, and checkpoints from which training goes on bit for bit.
 
-Beside the parameters, under their own names, it holds ``cell_type``, the vocabulary (``words``
-and ``word_ids``) and ``format``, the version of this arrangement.
+A checkpoint is the file of a model, `CaptioningRNN.save`'s, with the state of the training beside
+it in arrays named ``training/...``. It can be loaded as a model, too.
 """
 
 from __future__ import annotations
 
-import errno
+import json
 import os
-import zipfile
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .classifiers.rnn import CaptioningRNN
-from .data.layout import write_npz
+from .classifiers.rnn import FORMAT, MODEL_FILE, CaptioningRNN, blank_model
+from .files import read_sealed, write_sealed
 
-FORMAT = 1
-MODEL_FILE = "model.npz"
+__all__ = [
+    "CHECKPOINT_FORMAT",
+    "FORMAT",
+    "HISTORY_FILE",
+    "MODEL_FILE",
+    "SETTINGS_FILE",
+    "Checkpoint",
+    "blank_model",
+    "checkpoint_path",
+    "checkpoint_steps",
+    "load_model",
+    "read_checkpoint",
+    "read_newest_checkpoint",
+    "remove_checkpoints",
+    "save_model",
+    "write_checkpoint",
+]
 
-
-def blank_model(*args: object, seed: int = 0, **kwargs: object) -> CaptioningRNN:
-    """Make a `CaptioningRNN` whose weights a seed decides, and leave ``np.random`` as it was."""
-    state = np.random.get_state()
-    try:
-        np.random.seed(seed)
-        return CaptioningRNN(*args, **kwargs)  # type: ignore[arg-type]
-    finally:
-        np.random.set_state(state)
+CHECKPOINT_FORMAT = 1
+"""Version of the arrangement of what is in a checkpoint beside the model."""
+SETTINGS_FILE = "settings.json"
+HISTORY_FILE = "history.jsonl"
+_PREFIX = "training/"
 
 
 def save_model(path: str | os.PathLike[str], model: CaptioningRNN) -> None:
-    """Write a model to an npz file, whole or not at all.
+    """Write a model: `CaptioningRNN.save`."""
+    model.save(path)
+
+
+def load_model(path: str | os.PathLike[str]) -> CaptioningRNN:
+    """Read a model from an npz file or a run directory: `CaptioningRNN.load`."""
+    return CaptioningRNN.load(path)
+
+
+@dataclass
+class Checkpoint:
+    """What training goes on from.
+
+    Attributes
+    ----------
+    model : CaptioningRNN
+        What the training had come to; it reads features as they are.
+    weights : dict of str to ndarray
+        The parameters that are trained, for standardised features.
+    average : dict of str to ndarray or None
+        The running mean of `weights`, where one is kept.
+    moments : dict of str to dict of str to ndarray
+        Adam's ``m`` and ``v`` for each of `weights`.
+    about : dict
+        Everything else, as JSON has it: the step, the history, sums, the best so far.
+    """
+
+    model: CaptioningRNN
+    weights: dict[str, np.ndarray]
+    average: dict[str, np.ndarray] | None
+    moments: dict[str, dict[str, np.ndarray]]
+    about: dict[str, Any]
+
+
+def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
+    """Write a checkpoint, whole or not at all.
 
     Parameters
     ----------
     path : path
-        The file; an old one is replaced.
-    model : CaptioningRNN
+        The npz file; its directory exists.
+    checkpoint : Checkpoint
 
     Raises
     ------
     OSError
         The file cannot be written; an old one is then as it was.
+
+    Notes
+    -----
+    Without an average, the model differs from the weights in the projection of the features alone;
+    with one, from the average. So every array is written once.
     """
-    words = sorted(model.word_to_idx, key=model.word_to_idx.__getitem__)
-    about = {
-        "format": np.array(FORMAT),
-        "cell_type": np.array(model.cell_type),
-        "words": np.array(words, dtype=np.str_),
-        "word_ids": np.array([model.word_to_idx[word] for word in words], dtype=np.int64),
-    }
-    write_npz(path, {**model.params, **about})
+    arrays = checkpoint.model.to_arrays()
+    shared = checkpoint.weights if checkpoint.average is None else checkpoint.average
+    kind = "weights" if checkpoint.average is None else "average"
+    for name in ("W_proj", "b_proj"):
+        arrays[f"{_PREFIX}{kind}/{name}"] = shared[name]
+    if checkpoint.average is not None:
+        arrays.update({f"{_PREFIX}weights/{name}": w for name, w in checkpoint.weights.items()})
+    for name, moments in checkpoint.moments.items():
+        arrays.update({f"{_PREFIX}{m}/{name}": array for m, array in moments.items()})
+    about = {"format": CHECKPOINT_FORMAT, **checkpoint.about}
+    arrays[_PREFIX + "about"] = np.array(json.dumps(about))
+    write_sealed(path, arrays)
 
 
-def load_model(path: str | os.PathLike[str]) -> CaptioningRNN:
-    """Read a model that `save_model` wrote.
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint.
 
     Parameters
     ----------
     path : path
-        The npz file, or the run directory that ``fastrnn train`` made.
+        The npz file.
 
     Returns
     -------
-    CaptioningRNN
-        With ``params`` and vocabulary as saved.
+    Checkpoint
 
     Raises
     ------
     FileNotFoundError
         There is no such file.
     ValueError
-        The file is damaged or holds no model.
+        The file is damaged or holds no checkpoint.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / MODEL_FILE
-    if not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, "no such model file", str(path))
+    arrays = read_sealed(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, AttributeError) as error:
-        raise ValueError(f"{path}: damaged, or no npz file ({error})") from None
-    try:
-        version = int(found.pop("format"))
-        cell_type = str(found.pop("cell_type"))
-        words, ids = found.pop("words").tolist(), found.pop("word_ids").tolist()
-        input_dim, hidden_dim = found["W_proj"].shape
-        wordvec_dim, dtype = found["W_embed"].shape[1], found["W_embed"].dtype
-    except (KeyError, ValueError, IndexError, TypeError) as error:
-        raise ValueError(f"{path}: holds no model of fastrnn ({error})") from None
-    if version != FORMAT:
-        raise ValueError(f"{path}: format is {version}; this fastrnn reads format {FORMAT}")
-    model = blank_model(
-        dict(zip(words, ids, strict=True)), input_dim, wordvec_dim, hidden_dim, cell_type, dtype
+        model = CaptioningRNN.from_arrays(arrays)
+        if _PREFIX + "about" not in arrays:
+            raise ValueError("holds a model, but no state of its training")
+        about = json.loads(str(arrays[_PREFIX + "about"]))
+        if about["format"] != CHECKPOINT_FORMAT:
+            raise ValueError(
+                f"format is {about['format']}; this fastrnn reads format {CHECKPOINT_FORMAT}"
+            )
+        # Copies, because what is trained is changed in place, and the model is not.
+        average = None
+        if f"{_PREFIX}average/W_proj" in arrays:
+            average = {
+                name: arrays.get(f"{_PREFIX}average/{name}", w).copy()
+                for name, w in model.params.items()
+            }
+        weights = {
+            name: arrays.get(f"{_PREFIX}weights/{name}", w).copy()
+            for name, w in model.params.items()
+        }
+        moments = {
+            name: {m: arrays[f"{_PREFIX}{m}/{name}"] for m in ("m", "v")}
+            for name in (weights if about["step"] else ())
+        }
+    except KeyError as error:
+        raise ValueError(f"{path}: holds no {error}; not a checkpoint of fastrnn's") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return Checkpoint(model, weights, average, moments, about)
+
+
+def checkpoint_path(run: str | os.PathLike[str], step: int) -> Path:
+    """Return the place of the checkpoint after a step."""
+    return Path(run, "checkpoints", f"step-{step:08}.npz")
+
+
+def checkpoint_steps(run: str | os.PathLike[str]) -> list[int]:
+    """Return the steps after which there is a checkpoint, in order."""
+    found = (
+        re.fullmatch(r"step-(\d{8,})\.npz", p.name) for p in Path(run, "checkpoints").glob("*.npz")
     )
-    for name, w in model.params.items():
-        saved = found.get(name)
-        if saved is None or saved.shape != w.shape or saved.dtype != w.dtype:
-            was = "missing" if saved is None else f"{saved.dtype} of shape {saved.shape}"
-            raise ValueError(f"{path}: {name} is {was}; expected {w.dtype} of shape {w.shape}")
-        model.params[name] = saved
-    return model
+    return sorted(int(match[1]) for match in found if match)
+
+
+def remove_checkpoints(run: str | os.PathLike[str], keep: Collection[int]) -> None:
+    """Remove the checkpoints of all steps but those to keep."""
+    for step in checkpoint_steps(run):
+        if step not in keep:
+            checkpoint_path(run, step).unlink(missing_ok=True)
+
+
+def read_newest_checkpoint(
+    run: str | os.PathLike[str],
+) -> tuple[Checkpoint | None, list[str]]:
+    """Read the newest checkpoint that is whole.
+
+    Parameters
+    ----------
+    run : path
+        The run directory.
+
+    Returns
+    -------
+    checkpoint : Checkpoint or None
+        None where there is not one file.
+    damaged : list of str
+        What was wrong with those that are newer, a line each.
+
+    Raises
+    ------
+    ValueError
+        There are checkpoints and every one is damaged.
+    """
+    damaged: list[str] = []
+    for step in reversed(checkpoint_steps(run)):
+        try:
+            return read_checkpoint(checkpoint_path(run, step)), damaged
+        except ValueError as error:
+            damaged.append(str(error))
+    if damaged:
+        raise ValueError(f"{run}: has no checkpoint that is whole; {damaged[0]}")
+    return None, damaged
+
+
+def describe_mismatch(model: CaptioningRNN, data: Mapping[str, Any]) -> str | None:
+    """Say in what data differ from what a model knows: words or width of features; else None."""
+    known, given = model.word_to_idx, data.get("word_to_idx")
+    if given is not None and dict(given) != dict(known):
+        if len(given) != len(known):
+            return f"word_to_idx has {len(given)} words; the model knows {len(known)}"
+        word = next(word for word, idx in known.items() if given.get(word) != idx)
+        return f"word_to_idx has {word!r} as {given.get(word)}; the model knows it as {known[word]}"
+    width = model.params["W_proj"].shape[0]
+    for split in ("train", "val"):
+        features = data.get(f"{split}_features")
+        if features is not None and (features.ndim != 2 or features.shape[1] != width):
+            return (
+                f"{split}_features has shape {features.shape}; expected (images, {width}), "
+                "as in the model's W_proj"
+            )
+    return None

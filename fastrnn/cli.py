@@ -6,8 +6,10 @@ import argparse
 import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import platform
+import shlex
 import sys
 import time
 import warnings
@@ -21,48 +23,106 @@ from tqdm import tqdm
 import fastrnn
 
 from ._core import kernels
-from .checkpoint import MODEL_FILE, load_model, save_model
+from .checkpoint import (
+    HISTORY_FILE,
+    MODEL_FILE,
+    SETTINGS_FILE,
+    checkpoint_steps,
+    load_model,
+    remove_checkpoints,
+)
 from .classifiers.rnn import CaptioningRNN
 from .coco_utils import read_captioning_directory
-from .data.layout import write_aside, write_json, write_text
+from .files import remove_unfinished, write_aside, write_json, write_text
 from .metrics import CaptionScorer, diversity, meteor, read_references
 from .training import (
+    HARMLESS,
+    MONITORS,
+    RECIPES,
+    SCHEDULES,
+    Interrupted,
+    Run,
     TrainConfig,
     Trainer,
     caption_images,
     evaluate,
+    loss_per_word,
+    read_run,
     references_of,
-    start_model,
 )
 
 SCENES = {"num_train": 12000, "num_val": 1000}
 """How many scenes are drawn where no data is given."""
-SCENE_DEFAULTS = {
+SCENE_DEFAULTS: dict[str, Any] = {
     "hidden_dim": 160,
     "wordvec_dim": 64,
     "batch_size": 250,
     "epochs": 12,
-    "lr": 1e-2,
+    "learning_rate": 1e-2,
+    "schedule": "cosine",
     "feature_noise": 0.12,
     "clip_norm": 5.0,
 }
-DATA_DEFAULTS = {
+DATA_DEFAULTS: dict[str, Any] = {
     "hidden_dim": 512,
     "wordvec_dim": 256,
     "batch_size": 100,
     "epochs": 5,
-    "lr": 1e-3,
+    "learning_rate": 1e-3,
+    "schedule": "cosine",
     "feature_noise": 0.5,
     "clip_norm": 5.0,
 }
-_OPTIONS = {"seed is": "--seed is", "count is": "--threads is"}
-"""Arguments by which errors begin, and what they are called on the command line."""
-_SETTINGS_FILE = "settings.json"
+_DIMENSIONS = ("hidden_dim", "wordvec_dim")
+_START = {"bias_start": "frequencies", "forget_bias": 1.0, "embed_scale": 0.1}
+"""How a model's first weights are made, by default."""
+_TRAINING: dict[str, list[tuple[str, str]]] = {
+    "training": [
+        ("epochs", "passes over the data"),
+        ("batch_size", "captions in a step"),
+        ("learning_rate", "Adam's learning rate"),
+        ("schedule", "course of the learning rate"),
+        ("lr_decay", "factor of the schedules step and exponential; alone it means step"),
+        ("decay_every", "epochs over which the factor acts once"),
+        ("warmup_steps", "steps over which the learning rate rises to its value"),
+        ("clip_norm", "scale gradients down to this norm; 0: never"),
+        ("clip_value", "clip the elements of gradients to this; 0: never"),
+        ("bucket_by_length", "put captions of like length into a batch"),
+        ("seed", "decides weights, order, noise, dropout and scenes"),
+    ],
+    "against overfitting": [
+        ("feature_noise", "noise on the features, in deviations"),
+        ("embed_dropout", "share of the word vectors' elements that is left out"),
+        ("vocab_dropout", "share of the hidden state that the words' scores do without"),
+        ("label_smoothing", "share of a target that is spread over all words"),
+        ("scheduled_sampling", "how often an input word is the model's own, at the end"),
+        ("weight_decay", "decoupled decay of the weights, not of biases"),
+        ("weight_average", "decay per step of an average of the weights; 0: none"),
+    ],
+    "validation": [
+        ("val_captions", "captions for the loss after every epoch"),
+        ("val_images", "images that are captioned after every epoch"),
+        ("monitor", "what decides which model is the best"),
+        ("patience", "stop after N epochs without a gain; 0: never"),
+    ],
+    "results": [
+        ("save_every", "steps between checkpoints within an epoch; 0: one after every epoch"),
+        ("keep_last", "newest checkpoints that are kept beside the best"),
+        ("record_every", "steps between lines of the history"),
+    ],
+}
+"""Every field of `TrainConfig`, by the group of options that it is shown in."""
+_RENAMED = {"learning_rate": "--lr", "count": "--threads"}
 _RUN_FILES = (
-    _SETTINGS_FILE, MODEL_FILE, "history.jsonl", "metrics.json", "loss.png", "samples.html",
+    SETTINGS_FILE, MODEL_FILE, HISTORY_FILE, "metrics.json", "loss.png", "samples.html",
 )  # fmt: skip
 _SHOWN = 48
 """Pictures on the page of samples."""
+
+
+def _flag(name: str) -> str:
+    """Return the option for an argument."""
+    return _RENAMED.get(name, "--" + name.replace("_", "-"))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,27 +132,138 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"fastrnn: error: {message} (see {self.prog} --help)\n")
 
 
-def _number(
-    kind: Callable[[str], Any], least: float, *, above: bool = False
-) -> Callable[[str], Any]:
-    """Make a parser of numbers that are at least, or above, `least`."""
+def _number(kind: Callable[[str], Any], least: float = -math.inf) -> Callable[[str], Any]:
+    """Make a parser of numbers that are at least `least`."""
 
     def parse(text: str) -> Any:
         wanted = "an integer" if kind is int else "a number"
-        bound = f"above {least:g}" if above else f"of at least {least:g}"
+        if least > -math.inf:
+            wanted += f" of at least {least:g}"
         try:
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not np.isfinite(value) or value < least or (above and value == least):
-            raise argparse.ArgumentTypeError(f"was {text!r}, must be {wanted} {bound}")
+        if value is None or not math.isfinite(value) or value < least:
+            raise argparse.ArgumentTypeError(f"was {text!r}, must be {wanted}")
         return value
 
     return parse
 
 
-def _decay(text: str) -> float | str:
-    return text if text == "cosine" else _number(float, 0, above=True)(text)
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
+
+
+def _default(name: str, otherwise: Any) -> str:
+    scenes, data = (_shown(table.get(name, otherwise)) for table in (SCENE_DEFAULTS, DATA_DEFAULTS))
+    return f"(default: {data})" if scenes == data else f"(default: {data}; drawn: {scenes})"
+
+
+def _add_training_options(parser: argparse.ArgumentParser, group: Any, title: str) -> None:
+    """Add an option for each field of `TrainConfig` that belongs into a group.
+
+    No option has a default of its own, so that what was asked for is known from what was not.
+    """
+    kinds = {field.name: (field.type, field.default) for field in dataclasses.fields(TrainConfig)}
+    for name, text in _TRAINING[title]:
+        kind, otherwise = kinds[name]
+        text = f"{text} {_default(name, otherwise)}"
+        if kind == "bool":
+            group.add_argument(
+                _flag(name), dest=name, action=argparse.BooleanOptionalAction, default=None,
+                help=f"{text.rpartition(' (')[0]} (default: {'yes' if otherwise else 'no'})",
+            )  # fmt: skip
+        elif kind == "str":
+            choices = SCHEDULES if name == "schedule" else MONITORS
+            group.add_argument(_flag(name), dest=name, choices=choices, help=text)
+        else:
+            number = _number(int if kind == "int" else float)
+            metavar = "N" if kind == "int" else "X"
+            group.add_argument(_flag(name), dest=name, type=number, metavar=metavar, help=text)
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train a captioner",
+        description="Train a captioner on pictures and their captions, and report how well it "
+        "captions pictures that it has not seen. Without --data it draws its own: scenes of "
+        "coloured shapes. Whatever stops it, --resume goes on bit for bit.",
+        epilog="example: fastrnn train --data flickr8k --recipe flickr8k --out runs/flickr8k",
+    )
+    integer = _number(int, 1)
+    data = train.add_argument_group("data")
+    data.add_argument(
+        "--data", metavar="DIR", help="a data set in CS231n's h5 layout (default: drawn scenes)"
+    )
+    data.add_argument(
+        "--recipe", choices=tuple(RECIPES),
+        help="settings that are good for known data; other options change them (default: none)",
+    )  # fmt: skip
+    data.add_argument(
+        "--raw-features", action="store_true", default=None,
+        help="read *_vgg16_fc7.h5, the features before PCA (default: *_vgg16_fc7_pca.h5)",
+    )  # fmt: skip
+    data.add_argument(
+        "--max-train", type=integer, metavar="N",
+        help="use N of the training captions, drawn at random (default: all)",
+    )  # fmt: skip
+
+    model = train.add_argument_group("model")
+    model.add_argument("--cell", choices=("rnn", "lstm"), help="recurrence (default: lstm)")
+    for name, text in (
+        ("hidden_dim", "width of the hidden state"),
+        ("wordvec_dim", "width of the word vectors"),
+    ):
+        model.add_argument(
+            _flag(name), type=integer, metavar="N", help=f"{text} {_default(name, None)}"
+        )
+    model.add_argument(
+        "--bias-start", choices=("frequencies", "zero"),
+        help="biases of the words at the start (default: frequencies)",
+    )  # fmt: skip
+    model.add_argument(
+        "--forget-bias", type=_number(float), metavar="X",
+        help="bias of an LSTM's forget gates at the start (default: 1)",
+    )  # fmt: skip
+    model.add_argument(
+        "--embed-scale", type=_number(float), metavar="X",
+        help="deviation of the word vectors at the start (default: 0.1)",
+    )  # fmt: skip
+
+    for title in ("training", "against overfitting", "validation"):
+        group = train.add_argument_group(title)
+        _add_training_options(train, group, title)
+        if title == "training":
+            group.add_argument(
+                "--threads", type=integer, metavar="N",
+                help="threads to use (default: FASTRNN_NUM_THREADS, OMP_NUM_THREADS or all "
+                "processors)",
+            )  # fmt: skip
+
+    where = train.add_argument_group("results")
+    where.add_argument(
+        "--out", metavar="DIR", help="the run directory (default: runs/<date>-<cell>)"
+    )
+    where.add_argument(
+        "--force", action="store_true", default=None,
+        help="replace the run that is in the --out directory (default: refuse)",
+    )  # fmt: skip
+    where.add_argument(
+        "--resume", metavar="RUN",
+        help="go on with a run from its newest checkpoint; only --data, --threads, "
+        + ", ".join(map(_flag, HARMLESS)) + " and the two below go with it (default: a new run)",
+    )  # fmt: skip
+    _add_training_options(train, where, "results")
+    where.add_argument(
+        "--tensorboard", action="store_true", default=None,
+        help="log for TensorBoard, too, in the run directory (default: no)",
+    )  # fmt: skip
+    where.add_argument(
+        "--no-report", action="store_true", default=None,
+        help="write no plot and no page at the end (default: both)",
+    )  # fmt: skip
+    train.set_defaults(run=_train)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,93 +273,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fastrnn {fastrnn.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    train = commands.add_parser(
-        "train",
-        help="train a captioner",
-        description="Train a captioner on pictures and their captions, and report how well it "
-        "captions pictures that it has not seen. Without --data it draws its own: scenes of "
-        "coloured shapes.",
-        epilog="example: fastrnn train --data flickr8k --hidden-dim 512 --epochs 8 --out "
-        "runs/flickr8k",
-    )
-
-    def default(name: str) -> str:
-        scenes, data = f"{SCENE_DEFAULTS[name]:g}", f"{DATA_DEFAULTS[name]:g}"
-        return f"(default: {data})" if scenes == data else f"(default: {data}; drawn: {scenes})"
-
-    integer, at_least_0 = _number(int, 1), _number(float, 0)
-    data = train.add_argument_group("data")
-    data.add_argument(
-        "--data", metavar="DIR", help="a data set in CS231n's h5 layout (default: drawn scenes)"
-    )
-    data.add_argument(
-        "--raw-features",
-        action="store_true",
-        help="read *_vgg16_fc7.h5, the features before PCA (default: *_vgg16_fc7_pca.h5)",
-    )
-    data.add_argument(
-        "--max-train",
-        type=integer,
-        metavar="N",
-        help="use N of the training captions, drawn at random (default: all)",
-    )
-
-    model = train.add_argument_group("model")
-    model.add_argument(
-        "--cell", choices=("rnn", "lstm"), default="lstm", help="recurrence (default: %(default)s)"
-    )
-    model.add_argument(
-        "--hidden-dim", type=integer, metavar="N",
-        help=f"width of the hidden state {default('hidden_dim')}",
-    )  # fmt: skip
-    model.add_argument(
-        "--wordvec-dim", type=integer, metavar="N",
-        help=f"width of the word vectors {default('wordvec_dim')}",
-    )  # fmt: skip
-
-    how = train.add_argument_group("training")
-    how.add_argument(
-        "--epochs", type=integer, metavar="N", help=f"passes over the data {default('epochs')}"
-    )
-    how.add_argument(
-        "--batch-size", type=integer, metavar="N",
-        help=f"captions in a step {default('batch_size')}",
-    )  # fmt: skip
-    how.add_argument(
-        "--lr", type=_number(float, 0, above=True), metavar="X",
-        help=f"Adam's learning rate {default('lr')}",
-    )  # fmt: skip
-    how.add_argument(
-        "--lr-decay", type=_decay, metavar="X", default="cosine",
-        help="multiply the learning rate by X after every epoch, or 'cosine': let it fall to 0 "
-        "over the run (default: %(default)s)",
-    )  # fmt: skip
-    how.add_argument(
-        "--clip-norm", type=at_least_0, metavar="X",
-        help=f"scale gradients down to this norm; 0: never {default('clip_norm')}",
-    )  # fmt: skip
-    how.add_argument(
-        "--feature-noise", type=at_least_0, metavar="X",
-        help="noise on the features against overfitting, in deviations "
-        f"{default('feature_noise')}",
-    )  # fmt: skip
-    how.add_argument(
-        "--seed", type=_number(int, 0), metavar="N", default=0,
-        help="decides weights, order, noise and scenes (default: %(default)s)",
-    )  # fmt: skip
-    how.add_argument(
-        "--threads", type=integer, metavar="N",
-        help="threads to use (default: FASTRNN_NUM_THREADS, OMP_NUM_THREADS or all processors)",
-    )  # fmt: skip
-
-    where = train.add_argument_group("results")
-    where.add_argument(
-        "--out", metavar="DIR", help="the run directory (default: runs/<date>-<cell>)"
-    )
-    where.add_argument(
-        "--force", action="store_true", help="replace the run that is in the --out directory"
-    )
-    train.set_defaults(run=_train)
+    _add_train(commands)
 
     _add_evaluate(commands)
 
@@ -233,7 +318,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0, 2 for bad input, 130 after an interrupt.
+        The exit status: 0, 2 for bad input, 128 and the signal's number after one: 130 after an
+        interrupt, 143 after SIGTERM.
 
     Raises
     ------
@@ -243,10 +329,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     threads = fastrnn.get_num_threads()
     try:
-        return arguments.run(arguments)
-    except KeyboardInterrupt as interrupt:
-        where = f"; {interrupt.args[0]}" if interrupt.args else ""
-        print(f"fastrnn: interrupted{where}", file=sys.stderr)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return arguments.run(arguments)
+    except Interrupted as stop:
+        print(f"fastrnn: {stop}", file=sys.stderr)
+        return 128 + stop.signal
+    except KeyboardInterrupt:
+        print("fastrnn: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Whoever read the output has gone: nobody is left to be told, at exit neither.
@@ -271,10 +361,19 @@ def _one_line(error: Exception) -> str:
         message = str(error.args[0])
     else:
         message = str(error)
-        for name, option in _OPTIONS.items():
-            if message.startswith(name):
-                message = option + message[len(name) :]
+        # An argument by which an error begins has another name on the command line.
+        name, found, rest = message.partition(" is ")
+        if found and name in _argument_names():
+            message = f"{_flag(name)} is {rest}"
     return " ".join(message.split()) or type(error).__name__
+
+
+def _argument_names() -> set[str]:
+    return {field.name for field in dataclasses.fields(TrainConfig)} | {*_START, "count"}
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"fastrnn: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 # -- fastrnn train
@@ -282,82 +381,132 @@ def _one_line(error: Exception) -> str:
 
 def _train(arguments: argparse.Namespace) -> int:
     began = time.perf_counter()
-    if arguments.raw_features and arguments.data is None:
-        raise ValueError("--raw-features goes with --data")
-    for name, value in (DATA_DEFAULTS if arguments.data else SCENE_DEFAULTS).items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
-    config = TrainConfig(
-        epochs=arguments.epochs,
-        batch_size=arguments.batch_size,
-        learning_rate=arguments.lr,
-        lr_decay=arguments.lr_decay,
-        clip_norm=arguments.clip_norm,
-        feature_noise=arguments.feature_noise,
-        seed=arguments.seed,
-    )
     if arguments.threads is not None:
         fastrnn.set_num_threads(arguments.threads)
-    out = _free_directory(arguments)
+    if arguments.tensorboard:
+        from .report import TensorBoardLogger  # what it needs may be missing: say so at once
+    trainer = _resume(arguments) if arguments.resume else _begin(arguments)
+    out = trainer.run
+    assert out is not None
+    directory = Path(trainer.settings["data"])
+    about = _introduce(None if trainer.settings["drawn"] else directory, trainer)
+
+    progress = _Progress(trainer)
+    listeners: list[Any] = [progress]
+    if arguments.tensorboard:
+        listeners.append(TensorBoardLogger(out))
+    trainer.on_step = lambda *event: _tell(listeners, "on_step", *event)
+    trainer.on_validation = lambda *event: _tell(listeners, "on_validation", *event)
+    trainer.on_epoch = lambda *event: _tell(listeners, "on_epoch", *event)
+    resume = f"fastrnn train --resume {shlex.quote(str(out))}"
+    try:
+        trainer.fit()
+    except Interrupted as stop:
+        stop.args = (f"{stop}; go on with: {resume}",)
+        raise
+    except OSError as error:
+        if not checkpoint_steps(out):
+            raise
+        raise OSError(f"{_one_line(error)}; once there is room, go on with: {resume}") from error
+    finally:
+        for listener in listeners:
+            listener.close()
+    _report(trainer, directory, about, began, page=not arguments.no_report)
+    return 0
+
+
+def _tell(listeners: Sequence[Any], what: str, *event: Any) -> None:
+    for listener in listeners:
+        getattr(listener, what)(*event)
+
+
+def _begin(arguments: argparse.Namespace) -> Trainer:
+    """Start a run: settings, data and a model with its first weights."""
+    for name in ("raw_features", "recipe"):
+        if getattr(arguments, name) and arguments.data is None:
+            raise ValueError(f"{_flag(name)} goes with --data")
+    chosen = _choose(arguments)
+    config = TrainConfig(
+        **{field.name: chosen[field.name] for field in dataclasses.fields(TrainConfig)}
+    )
+    cell = arguments.cell or "lstm"
+    start = {name: chosen[name] for name in _START}
+    out = _free_directory(arguments, cell)
 
     directory = Path(arguments.data) if arguments.data else out / "data"
     settings = {
         "fastrnn": fastrnn.__version__,
         "data": str(directory.resolve()),
-        "raw_features": arguments.raw_features,
+        "drawn": not arguments.data,
+        "raw_features": bool(arguments.raw_features),
         "max_train": arguments.max_train,
-        "cell": arguments.cell,
-        "hidden_dim": arguments.hidden_dim,
-        "wordvec_dim": arguments.wordvec_dim,
+        "recipe": arguments.recipe,
+        "cell": cell,
+        **{name: chosen[name] for name in _DIMENSIONS},
+        **start,
         **dataclasses.asdict(config),
-        "threads": fastrnn.get_num_threads(),
-        "isa": kernels.isa(),
     }
+    run = Run(out, settings, config, directory)
     # What cannot be trained on leaves no run directory behind.
     if arguments.data:
-        data = _read(arguments, directory)
+        data = run.read_data()
+        trainer = Trainer(run.start_model(data), data, config, settings=settings)
         _make_directory(out, arguments.force, settings)
     else:
         _make_directory(out, arguments.force, settings)
-        print(f"drawing {SCENES['num_train'] + SCENES['num_val']} scenes", flush=True)
-        _draw_scenes(directory, arguments.seed)
-        data = _read(arguments, directory)
-
-    model = start_model(
-        data, arguments.cell, arguments.wordvec_dim, arguments.hidden_dim, arguments.seed
-    )
-    about = _introduce(directory if arguments.data else None, data, model)
-
-    progress = _Progress(config, len(data["train_captions"]))
-    saved = 0
-
-    def on_epoch(trainer: Trainer, record: dict[str, Any]) -> None:
-        nonlocal saved
-        save_model(out / MODEL_FILE, trainer.model)
-        saved = record["epoch"]
-        lines = [json.dumps(line) + "\n" for line in trainer.history]
-        write_text(out / "history.jsonl", "".join(lines))
-        progress.epoch(trainer, record)
-
-    trainer = Trainer(model, data, config, on_step=progress.step, on_epoch=on_epoch)
-    try:
-        trainer.fit()
-    except KeyboardInterrupt:
-        if not saved:
-            raise
-        raise KeyboardInterrupt(
-            f"the model after epoch {saved} of {config.epochs} is in {out}"
-        ) from None
-    finally:
-        progress.close()
-    _report(trainer, directory, out, about, began)
-    return 0
+        _draw_scenes(directory, config.seed)
+        data = run.read_data()
+        trainer = Trainer(run.start_model(data), data, config, settings=settings)
+    trainer.run = out
+    return trainer
 
 
-def _free_directory(arguments: argparse.Namespace) -> Path:
+def _choose(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Settle every setting: what is asked for, else the recipe's, else the default."""
+    chosen = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    chosen.update(_START)
+    chosen.update(DATA_DEFAULTS if arguments.data else SCENE_DEFAULTS)
+    if arguments.recipe:
+        # A recipe is whole: what it does not name is off.
+        chosen.update({field.name: field.default for field in dataclasses.fields(TrainConfig)})
+        chosen.update(RECIPES[arguments.recipe])
+    asked = {name: v for name in chosen if (v := getattr(arguments, name)) is not None}
+    chosen.update(asked)
+    decays = chosen["schedule"] in ("step", "exponential")
+    if not decays and "schedule" not in asked and "lr_decay" in asked:
+        chosen["schedule"] = "step"
+    elif not decays and "lr_decay" not in asked:
+        chosen["lr_decay"] = 1.0
+    return chosen
+
+
+def _resume(arguments: argparse.Namespace) -> Trainer:
+    run = read_run(arguments.resume)
+    free = {"resume", "command", "run", "data", "threads", "tensorboard", "no_report", *HARMLESS}
+    for name, value in vars(arguments).items():
+        if name not in free and value is not None:
+            was = run.settings.get(name)
+            stays = "" if was is None else f"; the run has {_shown(was)}"
+            raise ValueError(f"{_flag(name)} cannot be given with --resume{stays}")
+    changes = {name: v for name in HARMLESS if (v := getattr(arguments, name)) is not None}
+    if run.settings.get("drawn") and not checkpoint_steps(run.directory):
+        # It was stopped while drawing.
+        _draw_scenes(run.directory / "data", run.config.seed)
+    data = run.read_data(arguments.data)
+    trainer = Trainer.resume(run.directory, data, **changes)
+    directory = arguments.data or run.data_directory
+    if directory is not None:
+        trainer.settings["data"] = str(Path(directory).resolve())
+    trainer.settings.setdefault("drawn", False)
+    done = trainer.step / trainer.steps_per_epoch
+    print(f"resumed  {run.directory} after {done:.4g} of {trainer.config.epochs} epochs")
+    return trainer
+
+
+def _free_directory(arguments: argparse.Namespace, cell: str) -> Path:
     """Choose the run directory; refuse one that must not be written to."""
     if arguments.out is None:
-        name = f"{time.strftime('%Y-%m-%d')}-{arguments.cell}"
+        name = f"{time.strftime('%Y-%m-%d')}-{cell}"
         out, number = Path("runs", name), 1
         while out.exists():
             number += 1
@@ -369,7 +518,10 @@ def _free_directory(arguments: argparse.Namespace) -> Path:
     if not out.is_dir() or not any(out.iterdir()):
         return out
     if not arguments.force:
-        raise ValueError(f"--out {out} exists; choose another or replace it with --force")
+        raise ValueError(
+            f"--out {out} exists; choose another, go on with it by --resume, or replace it with "
+            "--force"
+        )
     if not _is_run(out):
         raise ValueError(f"--out {out} holds other things than a run: --force replaces only runs")
     return out
@@ -377,46 +529,34 @@ def _free_directory(arguments: argparse.Namespace) -> Path:
 
 def _is_run(out: Path) -> bool:
     try:
-        return "fastrnn" in json.loads((out / _SETTINGS_FILE).read_text("utf-8"))
+        return "fastrnn" in json.loads((out / SETTINGS_FILE).read_text("utf-8"))
     except (OSError, ValueError, TypeError):
         return False
 
 
-def _make_directory(out: Path, force: bool, settings: Mapping[str, Any]) -> None:
+def _make_directory(out: Path, force: bool | None, settings: Mapping[str, Any]) -> None:
     # Nothing of an old run may pass for a part of the new one. What is not a run's own stays; and
     # the settings, soon written over, do, so that the directory is known as a run all the time.
     if force and _is_run(out):
+        remove_checkpoints(out, keep=())
+        remove_unfinished(out)
         for name in _RUN_FILES:
-            if name != _SETTINGS_FILE:
+            if name != SETTINGS_FILE:
                 (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / _SETTINGS_FILE, settings)
-
-
-def _read(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
-    data = read_captioning_directory(directory, pca_features=not arguments.raw_features)
-    for word in ("<NULL>", "<START>", "<END>"):
-        if word not in data["word_to_idx"]:
-            raise ValueError(f"{directory / 'coco2014_vocab.json'}: has no {word}")
-    captions = len(data["train_captions"])
-    if not captions:
-        raise ValueError(f"{directory / 'coco2014_captions.h5'}: 'train_captions' is empty")
-    if arguments.max_train is not None and arguments.max_train < captions:
-        # Not load_coco_data's draw with replacement: here every caption counts once an epoch.
-        rows = np.random.default_rng(arguments.seed).permutation(captions)[: arguments.max_train]
-        for name in ("train_captions", "train_image_idxs"):
-            data[name] = data[name][rows]
-    return data
+    write_json(out / SETTINGS_FILE, settings)
 
 
 def _draw_scenes(directory: Path, seed: int) -> None:
     from .data.scene_data import write_scenes
 
+    print(f"drawing {SCENES['num_train'] + SCENES['num_val']} scenes", flush=True)
     write_scenes(directory, **SCENES, seed=seed, threads=fastrnn.get_num_threads())
 
 
-def _introduce(directory: Path | None, data: Mapping[str, Any], model: CaptioningRNN) -> str:
+def _introduce(directory: Path | None, trainer: Trainer) -> str:
     """Say what is trained on what; return it in one sentence."""
+    data, model = trainer.data, trainer.model
     width = model.params["W_proj"].shape[0]
     pictures = "drawn scenes" if directory is None else str(directory)
     captions = f"{len(data['train_captions']):,} captions of {len(data['train_features']):,} images"
@@ -451,11 +591,12 @@ class _Progress:
 
     EVERY = 30.0
 
-    def __init__(self, config: TrainConfig, captions: int) -> None:
-        self._epochs = config.epochs
-        self._total = captions * config.epochs
+    def __init__(self, trainer: Trainer) -> None:
+        captions = len(trainer.data["train_captions"])
+        self._epochs = trainer.config.epochs
+        self._total = captions * self._epochs
         self._began = self._spoke = time.perf_counter()
-        self._seen = 0
+        self._start = self._seen = round(captions * trainer.step / trainer.steps_per_epoch)
         self._loss: float | None = None
         self._bar = None
         if sys.stderr.isatty():
@@ -466,9 +607,10 @@ class _Progress:
             self._bar = tqdm(
                 total=self._total, unit=" captions", unit_scale=True, dynamic_ncols=True,
                 bar_format=form, smoothing=0.05, leave=False, desc="training",
+                initial=self._start,
             )  # fmt: skip
 
-    def step(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
+    def on_step(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
         new, self._seen = record["captions"] - self._seen, record["captions"]
         loss = record["loss"]
         self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
@@ -478,12 +620,20 @@ class _Progress:
         elif time.perf_counter() - self._spoke > self.EVERY:
             self._say(f"epoch {record['epoch']:.2f}/{self._epochs}  loss {self._loss:.3f}")
 
-    def epoch(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
+    def on_validation(
+        self, trainer: Trainer, metrics: Mapping[str, Any], captions: Sequence[str]
+    ) -> None:
+        pass
+
+    def on_epoch(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
         text = f"epoch {record['epoch']:>{len(str(self._epochs))}}/{self._epochs}"
         text += f"  loss {record['loss']:.3f}"
         if record["val_loss"] is not None:
             text += f"  validation {record['val_loss']:.3f}"
             text += f"  perplexity {record['val_perplexity']:.2f}"
+        for name, value in (("BLEU-4", record["val_bleu_4"]), ("CIDEr", record["val_cider"])):
+            if value is not None:
+                text += f"  {name} {100 * value:.1f}"
         text += f"  {record['captions_per_second']:,.0f} captions/s"
         if self._bar is not None:
             self._bar.write(text)
@@ -493,9 +643,10 @@ class _Progress:
     def _say(self, text: str, rate: bool = True) -> None:
         self._spoke = time.perf_counter()
         seconds = self._spoke - self._began
+        done = max(self._seen - self._start, 1)
         if rate:
-            text += f"  {self._seen / seconds:,.0f} captions/s"
-        left = seconds / max(self._seen, 1) * (self._total - self._seen)
+            text += f"  {done / seconds:,.0f} captions/s"
+        left = seconds / done * (self._total - self._seen)
         print(f"{text}  {_duration(left)} left", flush=True)
 
     def close(self) -> None:
@@ -503,14 +654,18 @@ class _Progress:
             self._bar.close()
 
 
-def _report(trainer: Trainer, directory: Path, out: Path, about: str, began: float) -> None:
-    """Caption the validation pictures, and write and print what came of it."""
+def _report(
+    trainer: Trainer, directory: Path, about: str, began: float, *, page: bool = True
+) -> None:
+    """Caption the validation pictures with the best model; write and print what came of it."""
     # matplotlib takes its time to load; what is refused is refused without it.
     from .data.scene_data import read_scenes
     from .data.scene_language import caption_is_true
     from .report import Sample, draw_loss, find_picture, samples_page
 
-    data, model = trainer.data, trainer.model
+    out, data, best = trainer.run, trainer.data, trainer.best
+    assert out is not None
+    model = load_model(out)
     width = data["train_captions"].shape[1]
     captions = caption_images(model, data["val_features"], max(width - 1, 1))
     references = references_of(data)
@@ -519,10 +674,11 @@ def _report(trainer: Trainer, directory: Path, out: Path, about: str, began: flo
         scenes = None
     marks = None if scenes is None else [*map(caption_is_true, captions, scenes)]
     metrics = evaluate(captions, references, marks)
-    val_loss = trainer.validate()
+    val_loss = loss_per_word(model, data)
     epochs = [record for record in trainer.history if "val_loss" in record]
     metrics["val_loss"] = val_loss
     metrics["val_perplexity"] = None if val_loss is None else float(np.exp(min(val_loss, 700)))
+    metrics["epoch"] = best and best["epoch"]
     metrics["captions_per_second"] = (
         len(epochs) * len(data["train_captions"]) / sum(record["seconds"] for record in epochs)
     )
@@ -536,8 +692,9 @@ def _report(trainer: Trainer, directory: Path, out: Path, about: str, began: flo
     ]
 
     figures = {}
-    if metrics["bleu_1"] is not None:
-        figures["unigram BLEU"] = f"{metrics['bleu_1']:.3f}"
+    for name, title in (("bleu_1", "BLEU-1"), ("bleu_4", "BLEU-4"), ("cider", "CIDEr")):
+        if metrics[name] is not None:
+            figures[title] = f"{100 * metrics[name]:.1f}"
     if scenes is not None:
         figures["true captions"] = f"{metrics['true_share']:.1%}"
     if val_loss is not None:
@@ -545,10 +702,11 @@ def _report(trainer: Trainer, directory: Path, out: Path, about: str, began: flo
     figures["distinct captions"] = f"{metrics['distinct_captions']:,} of {metrics['images']:,}"
     figures["captions/s in training"] = f"{metrics['captions_per_second']:,.0f}"
 
-    picture = draw_loss(trainer.history)
-    write_aside(out / "loss.png", lambda file: file.write(picture))
-    page = samples_page(out.resolve().name, about, figures, samples, directory, trainer.history)
-    write_text(out / "samples.html", page)
+    if page:
+        picture = draw_loss(trainer.history)
+        write_aside(out / "loss.png", lambda file: file.write(picture))
+        text = samples_page(out.resolve().name, about, figures, samples, directory, trainer.history)
+        write_text(out / "samples.html", text)
     metrics["seconds"] = time.perf_counter() - began
     write_json(out / "metrics.json", metrics)
 
@@ -557,7 +715,9 @@ def _report(trainer: Trainer, directory: Path, out: Path, about: str, began: flo
         print(f"  {name:<24}{value}")
     for sample in samples[:3]:
         print(f"  says: {sample.caption}" + ("" if sample.true is not False else "  (false)"))
-    print(f"written to {out}: {', '.join(_RUN_FILES)}")
+    written = [name for name in _RUN_FILES if (out / name).exists()]
+    print(f"best of {len(epochs)} epochs: {metrics['epoch']}")
+    print(f"written to {out}: {', '.join(written)}, checkpoints")
 
 
 # -- fastrnn evaluate
@@ -708,18 +868,13 @@ _METRICS = {
 def _evaluated(arguments: argparse.Namespace) -> tuple[CaptioningRNN, Path, dict[str, Any]]:
     """Read the model that is to be evaluated and data that fit it."""
     run = Path(arguments.model)
-    if run.is_dir():
-        if not _is_run(run):
-            raise ValueError(f"{run} is no run: it has no {_SETTINGS_FILE} of fastrnn train")
-        settings = json.loads((run / _SETTINGS_FILE).read_text("utf-8"))
-    else:
-        settings = {}
+    known = read_run(run) if run.is_dir() else None
     model = load_model(run)
-    place = arguments.data or settings.get("data")
+    place = arguments.data or (known and known.data_directory)
     if place is None:
         raise ValueError(f"--data is needed: {run} does not say what it was trained on")
     directory = Path(place)
-    raw = arguments.raw_features or settings.get("raw_features", False)
+    raw = arguments.raw_features or bool(known and known.settings.get("raw_features"))
     data = read_captioning_directory(directory, pca_features=not raw)
     if dict(model.word_to_idx) != data["word_to_idx"]:
         raise ValueError(

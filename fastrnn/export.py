@@ -21,7 +21,7 @@ import numpy as np
 from . import __version__
 from .checkpoint import blank_model
 from .classifiers.rnn import CaptioningRNN
-from .data.layout import write_aside
+from .files import write_aside
 from .reference import checks
 
 if TYPE_CHECKING:

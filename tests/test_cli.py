@@ -20,10 +20,10 @@ from PIL import Image
 
 import fastrnn
 from fastrnn import cli
-from fastrnn.checkpoint import load_model
+from fastrnn.checkpoint import checkpoint_steps, load_model
 from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.data.scene_data import read_scenes, share_true
-from fastrnn.metrics import bleu_1
+from fastrnn.metrics import CaptionScorer, bleu_1
 from fastrnn.training import caption_images, references_of
 
 RUN_FILES = {
@@ -64,7 +64,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 def checked(out: Path) -> dict:
     """Check that a run is complete and in keeping with itself; return its metrics."""
-    assert {path.name for path in out.iterdir()} - {"data"} == RUN_FILES
+    assert {path.name for path in out.iterdir()} - {"data"} == RUN_FILES | {"checkpoints"}
     settings = json.loads((out / "settings.json").read_text())
     history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     epochs = [record for record in history if "val_loss" in record]
@@ -78,7 +78,8 @@ def checked(out: Path) -> dict:
     data = read_captioning_directory(settings["data"], pca_features=not settings["raw_features"])
     captions = caption_images(model, data["val_features"], data["train_captions"].shape[1] - 1)
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["bleu_1"] == pytest.approx(bleu_1(captions, references_of(data)))
+    scores = CaptionScorer(references_of(data)).evaluate(captions)
+    assert {name: metrics[name] for name in scores} == pytest.approx(scores)
     assert metrics["distinct_captions"] == len(set(captions))
     assert metrics["images"] == len(captions)
     scenes = read_scenes(settings["data"])
@@ -102,7 +103,7 @@ def test_default_run(tmp_path: Path, capsys):
     assert metrics["images"] >= 500
     assert metrics["distinct_captions"] >= metrics["images"] / 3
     printed = capsys.readouterr().out
-    assert f"{metrics['bleu_1']:.3f}" in printed
+    assert f"{100 * metrics['bleu_1']:.1f}" in printed
     assert f"{metrics['true_share']:.1%}" in printed
     assert "data:image/png;base64," in (out / "samples.html").read_text()
 
@@ -187,7 +188,7 @@ def test_plain_lines_where_there_is_no_terminal(data_dir: Path, capsys):
     for line in lines:
         assert re.fullmatch(
             r"epoch \d/2  loss [\d.]+  validation [\d.]+  perplexity [\d.]+"
-            r"  [\d,]+ captions/s  0:\d\d left",
+            r"(  BLEU-4 [\d.]+)?(  CIDEr [\d.]+)?  [\d,]+ captions/s  0:\d\d left",
             line,
         )
 
@@ -206,8 +207,9 @@ def test_bar_on_a_terminal(data_dir: Path, monkeypatch):
         assert wanted in bar
 
 
-def test_interrupt(data_dir: Path, tmp_path: Path):
-    arguments = ["train", "--data", data_dir, "--out", "r", "--epochs", "1000000"]
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal(data_dir: Path, tmp_path: Path, number, status, capsys):
+    arguments = ["train", "--data", data_dir, "--out", "r", "--epochs", "1000000", *SMALL[:4]]
     command = [sys.executable, "-u", "-m", "fastrnn", *map(str, arguments)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
@@ -216,16 +218,26 @@ def test_interrupt(data_dir: Path, tmp_path: Path):
         for line in process.stdout:
             if line.startswith("epoch"):
                 break
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130
-    assert re.fullmatch(
-        r"fastrnn: interrupted; the model after epoch \d+ of 1000000 is in r\n", err
+    assert process.returncode == status
+    name = signal.Signals(number).name
+    said = re.fullmatch(
+        rf"fastrnn: stopped by {name} after step (\d+); go on with: "
+        r"(fastrnn train --resume r)\n",
+        err,
     )
+    assert said
     assert load_model(tmp_path / "r").cell_type == "lstm"
-    assert not [path for path in (tmp_path / "r").iterdir() if path.name.startswith(".")]
+    assert checkpoint_steps("r")[-1] == int(said[1])
+    assert not list((tmp_path / "r").rglob(".*"))
+    # What it says is what goes on. All captions fit into one step here: one more, and it is done.
+    done = int(said[1])
+    assert run(*said[2].split()[1:], "--epochs", done + 1) == 0
+    assert f"after {done} of {done + 1} epochs" in capsys.readouterr().out
+    checked(tmp_path / "r")
 
 
 # -- the other commands
@@ -374,16 +386,20 @@ def test_features_that_are_not_finite(data_dir, capsys):
     assert "finite" in refused(capsys, "train", "--data", data_dir, "--out", "r")
 
 
+def files(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file()]
+
+
 def test_existing_directory(data_dir, tmp_path, capsys):
     arguments = ["train", "--data", data_dir, "--out", "r", *SMALL]
     assert run(*arguments) == 0
     stays = tmp_path / "r" / "notes.txt"
     stays.write_text("mine")
-    before = {path: path.read_bytes() for path in (tmp_path / "r").iterdir()}
+    before = {path: path.read_bytes() for path in files(tmp_path / "r")}
     assert "--force" in refused(capsys, *arguments)
     # A bad data set is refused before the old run is touched.
     assert "nowhere" in refused(capsys, "train", "--data", "nowhere", "--out", "r", "--force")
-    assert {path: path.read_bytes() for path in (tmp_path / "r").iterdir()} == before
+    assert {path: path.read_bytes() for path in files(tmp_path / "r")} == before
     assert run(*arguments, "--epochs", 1, "--force") == 0
     assert stays.read_text() == "mine"
     stays.unlink()

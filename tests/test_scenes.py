@@ -8,7 +8,7 @@ import pytest
 
 from fastrnn.coco_utils import decode_captions, read_captioning_directory
 from fastrnn.data.features import PCA, describe_pictures, features_of
-from fastrnn.data.layout import SPECIAL_WORDS, encode_captions, write_aside, write_npz
+from fastrnn.data.layout import SPECIAL_WORDS, encode_captions
 from fastrnn.data.scene_data import make_scenes, read_scenes, share_true, write_scenes
 from fastrnn.data.scene_language import (
     Count,
@@ -362,25 +362,6 @@ def test_captions_become_ids():
     ids = encode_captions(["a red circle", "a dog", "a red red red circle"], words, 3)
     assert ids.dtype == np.int32
     np.testing.assert_array_equal(ids, [[1, 4, 5, 6, 2], [1, 4, 3, 2, 0], [1, 4, 5, 5, 2]])
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def write(file):
-        file.write(b"half of the n")
-        raise OSError("no space left")
-
-    with pytest.raises(OSError, match="no space"):
-        write_aside(path, write)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_no_objects_in_npz(tmp_path):
-    with pytest.raises(TypeError, match="'words' holds Python objects"):
-        write_npz(tmp_path / "a.npz", {"words": np.array(["a", None], dtype=object)})
 
 
 def test_files_are_plain_hdf5(directory):

@@ -7,9 +7,12 @@ both give what the layers of `fastrnn.rnn_layers` give one after the other
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,13 @@ import numpy as np
 from .._core import captioner as _core
 from .._core import decoder as _decoder
 from .._core.kernels import Workspace
+from ..files import read_sealed, write_sealed
 from ..reference.random import EMBED, MIX, VOCAB, stream_seed
+
+FORMAT = 2
+"""Version of the arrangement of a model's file."""
+MODEL_FILE = "model.npz"
+"""The model in a run directory."""
 
 
 @dataclass(frozen=True)
@@ -343,3 +352,113 @@ class CaptioningRNN:
                 f"was {features.shape}"
             )
         return features
+
+    # -- files
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model to an npz file, whole or not at all.
+
+        Parameters
+        ----------
+        path : path
+            The file; an old one is replaced.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written; an old one is then as it was.
+        """
+        write_sealed(path, self.to_arrays())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> CaptioningRNN:
+        """Read a model that `save` or ``fastrnn train`` wrote.
+
+        Parameters
+        ----------
+        path : path
+            The npz file, a checkpoint's among them, or a run directory: its best model.
+
+        Returns
+        -------
+        CaptioningRNN
+            With ``params`` and vocabulary as saved.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        ValueError
+            The file is damaged or holds no model.
+        """
+        path = Path(path)
+        if path.is_dir():
+            path = path / MODEL_FILE
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "no such model file", str(path))
+        arrays = read_sealed(path)
+        try:
+            return cls.from_arrays(arrays)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return all that makes up the model as arrays, none of them of Python objects.
+
+        Returns
+        -------
+        dict of str to ndarray
+            `params`, as they are and not copied; ``cell_type``, the vocabulary (``words`` and
+            ``word_ids``) and ``format``, the version of this arrangement.
+        """
+        words = sorted(self.word_to_idx, key=self.word_to_idx.__getitem__)
+        return {
+            **self.params,
+            "format": np.array(FORMAT),
+            "cell_type": np.array(self.cell_type),
+            "words": np.array(words, dtype=np.str_),
+            "word_ids": np.array([self.word_to_idx[word] for word in words], dtype=np.int64),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> CaptioningRNN:
+        """Make a model of what `to_arrays` returned; arrays of other names are left alone.
+
+        Raises
+        ------
+        ValueError
+            Arrays are missing or do not fit one another, or `format` is of another time.
+        """
+        try:
+            version = int(arrays["format"])
+            cell_type = str(arrays["cell_type"])
+            words, ids = arrays["words"].tolist(), arrays["word_ids"].tolist()
+            input_dim, hidden_dim = arrays["W_proj"].shape
+            wordvec_dim, dtype = arrays["W_embed"].shape[1], arrays["W_embed"].dtype
+        except (KeyError, ValueError, IndexError, TypeError) as error:
+            raise ValueError(f"holds no model of fastrnn ({error})") from None
+        if version != FORMAT:
+            raise ValueError(f"format is {version}; this fastrnn reads format {FORMAT}")
+        model = blank_model(
+            dict(zip(words, ids, strict=True)), input_dim, wordvec_dim, hidden_dim, cell_type,
+            dtype, kind=cls,
+        )  # fmt: skip
+        for name, w in model.params.items():
+            saved = arrays.get(name)
+            if saved is None or saved.shape != w.shape or saved.dtype != w.dtype:
+                was = "missing" if saved is None else f"{saved.dtype} of shape {saved.shape}"
+                raise ValueError(f"{name} is {was}; expected {w.dtype} of shape {w.shape}")
+            model.params[name] = saved
+        return model
+
+
+def blank_model(
+    *args: Any, seed: int = 0, kind: type[CaptioningRNN] = CaptioningRNN, **kwargs: Any
+) -> CaptioningRNN:
+    """Make a `CaptioningRNN` whose weights a seed decides, and leave ``np.random`` as it was."""
+    state = np.random.get_state()
+    try:
+        np.random.seed(seed)
+        return kind(*args, **kwargs)
+    finally:
+        np.random.set_state(state)

@@ -20,7 +20,7 @@ import zipfile
 
 import numpy as np
 
-from .layout import write_npz
+from ..files import write_npz
 
 _HUES = 8
 _SIZE = _HUES * 13 + 1

@@ -1,69 +1,18 @@
-"""Writing a captioning data set in CS231n's h5 layout, and writing any file whole or not at all."""
+"""Writing a captioning data set in CS231n's h5 layout."""
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import h5py
 import numpy as np
 
+from ..files import write_aside, write_json, write_text
+
 SPECIAL_WORDS = ("<NULL>", "<START>", "<END>", "<UNK>")
-
-
-def write_aside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file beside its place, flush it to the disk, and move it there in one step.
-
-    Parameters
-    ----------
-    path : path
-        The file; an old one is replaced, or stays as it was if anything fails.
-    write : callable
-        Called with the open binary file.
-
-    Raises
-    ------
-    OSError
-        If the directory cannot be written or the disk is full.
-    """
-    path = Path(path)
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w+b") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner reads; a result is as readable as any new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(aside).chmod(0o666 & ~umask)
-        Path(aside).replace(path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all."""
-    write_aside(path, lambda file: file.write(text.encode("utf-8")))
-
-
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays to an npz file, whole or not at all; no objects, so no pickle."""
-    for name, array in arrays.items():
-        if np.asarray(array).dtype.hasobject:
-            raise TypeError(f"array {name!r} holds Python objects; it should hold numbers or text")
-    named: dict[str, Any] = dict(arrays)
-    write_aside(path, lambda file: np.savez(file, **named))
 
 
 def write_h5(path: str | os.PathLike[str], datasets: Mapping[str, np.ndarray]) -> None:

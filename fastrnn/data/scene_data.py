@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..files import write_json
 from .features import PCA, describe_pictures
-from .layout import write_captioning_directory, write_json
+from .layout import write_captioning_directory
 from .scene_language import caption_is_true, describe, words_of_the_language
 from .scenes import Scene, draw_scenes, make_scene
 
