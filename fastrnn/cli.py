@@ -33,7 +33,7 @@ from .checkpoint import (
 )
 from .classifiers.rnn import CaptioningRNN
 from .coco_utils import read_captioning_directory
-from .files import remove_unfinished, write_aside, write_json, write_text
+from .files import is_unfinished, write_aside, write_json, write_text
 from .metrics import CaptionScorer, diversity, meteor, read_references
 from .training import (
     HARMLESS,
@@ -151,6 +151,8 @@ def _number(kind: Callable[[str], Any], least: float = -math.inf) -> Callable[[s
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
@@ -417,7 +419,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _tell(listeners: Sequence[Any], what: str, *event: Any) -> None:
     for listener in listeners:
-        getattr(listener, what)(*event)
+        if hasattr(listener, what):
+            getattr(listener, what)(*event)
 
 
 def _begin(arguments: argparse.Namespace) -> Trainer:
@@ -515,7 +518,7 @@ def _free_directory(arguments: argparse.Namespace, cell: str) -> Path:
     out = Path(arguments.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; it must be a directory")
-    if not out.is_dir() or not any(out.iterdir()):
+    if not out.is_dir() or all(map(is_unfinished, out.iterdir())):
         return out
     if not arguments.force:
         raise ValueError(
@@ -539,7 +542,6 @@ def _make_directory(out: Path, force: bool | None, settings: Mapping[str, Any]) 
     # the settings, soon written over, do, so that the directory is known as a run all the time.
     if force and _is_run(out):
         remove_checkpoints(out, keep=())
-        remove_unfinished(out)
         for name in _RUN_FILES:
             if name != SETTINGS_FILE:
                 (out / name).unlink(missing_ok=True)
@@ -619,11 +621,6 @@ class _Progress:
             self._bar.update(new)
         elif time.perf_counter() - self._spoke > self.EVERY:
             self._say(f"epoch {record['epoch']:.2f}/{self._epochs}  loss {self._loss:.3f}")
-
-    def on_validation(
-        self, trainer: Trainer, metrics: Mapping[str, Any], captions: Sequence[str]
-    ) -> None:
-        pass
 
     def on_epoch(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
         text = f"epoch {record['epoch']:>{len(str(self._epochs))}}/{self._epochs}"

@@ -84,9 +84,15 @@ def _flush_directory(directory: Path) -> None:
         os.close(handle)
 
 
+def is_unfinished(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file is what `write_aside` leaves when its process is killed."""
+    name = Path(path).name
+    return name.startswith(".") and name.endswith(_UNFINISHED)
+
+
 def remove_unfinished(directory: str | os.PathLike[str]) -> None:
     """Remove what `write_aside` left in a directory when its process was killed."""
-    for path in Path(directory).glob(f".*{_UNFINISHED}"):
+    for path in filter(is_unfinished, Path(directory).iterdir()):
         path.unlink(missing_ok=True)
 
 

@@ -45,7 +45,7 @@ from .checkpoint import (
 )
 from .classifiers.rnn import CaptioningRNN, CaptioningWorkspace, Regularisation
 from .coco_utils import decode_captions, read_captioning_directory
-from .files import remove_unfinished, write_json, write_text
+from .files import read_sealed, remove_unfinished, write_json, write_text
 from .metrics import CaptionScorer
 
 SCHEDULES = ("constant", "step", "exponential", "cosine")
@@ -555,7 +555,7 @@ class Trainer:
         Warns
         -----
         UserWarning
-            A newer checkpoint is damaged.
+            A newer checkpoint is damaged; or `epochs` changes what a step's course depends on.
 
         Raises
         ------
@@ -595,6 +595,14 @@ class Trainer:
         trainer._resumed = True
         if checkpoint is not None:
             trainer._restore(checkpoint)
+        over_the_run = config.schedule == "cosine" or config.scheduled_sampling
+        if trainer.step and config.epochs != found.config.epochs and over_the_run:
+            course = "the learning rate" if config.schedule == "cosine" else "scheduled sampling"
+            warnings.warn(
+                f"epochs is {config.epochs}, was {found.config.epochs}: {course} goes on as in a "
+                "run of the new length",
+                stacklevel=2,
+            )
         return trainer
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -928,12 +936,19 @@ class Trainer:
         }
         write_json(run / SETTINGS_FILE, settings)
         self._write_history()
-        if self.best is not None and not (run / MODEL_FILE).is_file():
-            self._rewrite_best()
+        if self.best is not None:
+            self._restore_best()
 
-    def _rewrite_best(self) -> None:
+    def _restore_best(self) -> None:
+        """See to it that the best model up to now is there."""
         assert self.run is not None
         assert self.best is not None
+        try:
+            read_sealed(self.run / MODEL_FILE)
+        except (FileNotFoundError, ValueError):
+            pass
+        else:
+            return
         try:
             best = read_checkpoint(checkpoint_path(self.run, self.best["step"]))
         except (FileNotFoundError, ValueError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import io
 import json
 import os
@@ -10,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import h5py
@@ -20,11 +23,11 @@ from PIL import Image
 
 import fastrnn
 from fastrnn import cli
-from fastrnn.checkpoint import checkpoint_steps, load_model
+from fastrnn.checkpoint import checkpoint_path, checkpoint_steps, load_model
 from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.data.scene_data import read_scenes, share_true
 from fastrnn.metrics import CaptionScorer, bleu_1
-from fastrnn.training import caption_images, references_of
+from fastrnn.training import RECIPES, TrainConfig, caption_images, references_of
 
 RUN_FILES = {
     "settings.json", "model.npz", "history.jsonl", "metrics.json", "loss.png", "samples.html",
@@ -240,6 +243,218 @@ def test_signal(data_dir: Path, tmp_path: Path, number, status, capsys):
     checked(tmp_path / "r")
 
 
+# -- going on, recipes, options
+
+
+def settings_of(out: str) -> dict:
+    return json.loads(Path(out, "settings.json").read_text())
+
+
+def test_every_field_is_an_option(data_dir: Path, capsys):
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    offered = [name for group in cli._TRAINING.values() for name, _ in group]
+    assert sorted(offered) == sorted(fields)
+    given = {
+        "epochs": 1, "batch_size": 11, "learning_rate": 0.002, "schedule": "step",
+        "lr_decay": 0.7, "decay_every": 0.5, "warmup_steps": 2, "clip_norm": 4.0,
+        "clip_value": 3.0, "bucket_by_length": True, "seed": 9, "feature_noise": 0.1,
+        "embed_dropout": 0.1, "vocab_dropout": 0.2, "label_smoothing": 0.05,
+        "scheduled_sampling": 0.3, "weight_decay": 0.01, "weight_average": 0.5,
+        "val_captions": 7, "val_images": 3, "monitor": "bleu_4", "patience": 4, "save_every": 2,
+        "keep_last": 3, "record_every": 2,
+    }  # fmt: skip
+    assert given.keys() == fields
+    arguments = ["--data", data_dir, "--out", "r", "--hidden-dim", 8, "--wordvec-dim", 4]
+    start = {"bias_start": "zero", "forget_bias": 0.5, "embed_scale": 0.2}
+    for name, value in {**given, **start}.items():
+        arguments.append("--lr" if name == "learning_rate" else f"--{name.replace('_', '-')}")
+        if value is not True:
+            arguments.append(value)
+    assert run("train", *arguments, "--no-report") == 0
+    settings = settings_of("r")
+    assert {name: settings[name] for name in given} == given
+    assert {name: settings[name] for name in start} == start
+    assert not Path("r/loss.png").exists()
+    assert not Path("r/samples.html").exists()
+    assert "BLEU-4" in capsys.readouterr().out
+
+
+def test_recipe(data_dir: Path, capsys):
+    small = [*SMALL[:4], "--epochs", 1, "--no-report", "--data", data_dir]
+    assert run("train", *small, "--out", "r", "--recipe", "flickr8k", "--vocab-dropout", 0.1) == 0
+    settings, recipe = settings_of("r"), RECIPES["flickr8k"]
+    assert settings["recipe"] == "flickr8k"
+    changed = {"hidden_dim", "wordvec_dim", "epochs", "vocab_dropout"}
+    for name in recipe.keys() - changed:
+        assert settings[name] == recipe[name]
+    assert (settings["vocab_dropout"], settings["hidden_dim"]) == (0.1, 8)
+    # What a recipe does not name is off, whatever holds without a recipe.
+    assert settings["feature_noise"] == recipe.get("feature_noise", 0.0)
+    # Another schedule than the recipe's does without its factor.
+    arguments = ["--recipe", "flickr8k", "--schedule", "cosine"]
+    assert run("train", *small, "--out", "s", *arguments) == 0
+    assert (settings_of("s")["schedule"], settings_of("s")["lr_decay"]) == ("cosine", 1.0)
+
+
+def test_a_factor_alone_means_steps(data_dir: Path, capsys):
+    arguments = ["--data", data_dir, *SMALL, "--no-report"]
+    assert run("train", *arguments, "--out", "r", "--lr-decay", 0.5) == 0
+    assert (settings_of("r")["schedule"], settings_of("r")["lr_decay"]) == ("step", 0.5)
+    both = ["--schedule", "cosine", "--lr-decay", 0.5]
+    assert "--lr-decay is 0.5" in refused(capsys, "train", *arguments, "--out", "s", *both)
+
+
+def test_resume(data_dir: Path, tmp_path: Path, capsys):
+    arguments = ["--data", data_dir, *SMALL[:4], "--batch-size", 10, "--schedule", "constant"]
+    assert run("train", *arguments, "--epochs", 4, "--out", "whole") == 0
+    assert run("train", *arguments, "--epochs", 2, "--out", "r") == 0
+    capsys.readouterr()
+    assert run("train", "--resume", "r", "--epochs", 4) == 0
+    said = capsys.readouterr()
+    assert "resumed  r after 2 of 4 epochs" in said.out
+    assert said.err == ""
+    assert len([line for line in said.out.splitlines() if line.startswith("epoch")]) == 2
+    checked(tmp_path / "r")
+    for name, w in load_model("whole").params.items():
+        np.testing.assert_array_equal(load_model("r").params[name], w)
+    # What is done is reported again; the data may have moved, and are known again.
+    data_dir.rename(tmp_path / "moved")
+    assert str(data_dir) in refused(capsys, "train", "--resume", "r")
+    assert run("train", "--resume", "r", "--data", "moved", "--threads", 1) == 0
+    assert settings_of("r")["data"] == str(tmp_path / "moved")
+    assert settings_of("r")["threads"] == 1
+    checked(tmp_path / "r")
+
+
+def test_resume_repairs_the_best_model(data_dir: Path, capsys):
+    assert run("train", "--data", data_dir, "--out", "r", *SMALL, "--no-report") == 0
+    before = Path("r/model.npz").read_bytes()
+    Path("r/model.npz").write_bytes(before[:500])
+    assert run("train", "--resume", "r", "--no-report") == 0
+    for name, w in load_model("r").params.items():
+        assert np.isfinite(w).all(), name
+    assert Path("r/model.npz").stat().st_size == len(before)
+
+
+def test_resume_while_scenes_were_drawn(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "SCENES", {**cli.SCENES, "num_train": 60, "num_val": 20})
+    assert run("train", "--out", "a", *SMALL) == 0
+    assert run("train", "--out", "b", *SMALL) == 0
+    # As if it had been killed at the first pictures.
+    for path in files(tmp_path / "b"):
+        if path.name not in ("settings.json", "coco2014_vocab.json"):
+            path.unlink()
+    assert run("train", "--resume", "b") == 0
+    checked(tmp_path / "b")
+    for name, w in load_model("a").params.items():
+        np.testing.assert_array_equal(load_model("b").params[name], w)
+    # A run with its own scenes may be moved as a whole.
+    (tmp_path / "b").rename(tmp_path / "c")
+    assert run("train", "--resume", "c", "--epochs", 3) == 0
+    checked(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--lr", 0.1], "--lr cannot be given with --resume; the run has 0.001"),
+        (["--seed", 0], "--seed cannot be given with --resume; the run has 0"),
+        (["--bucket-by-length"], "--bucket-by-length cannot be given with --resume"),
+        (["--out", "x"], "--out cannot be given with --resume"),
+        (["--force"], "--force cannot be given with --resume"),
+        (["--recipe", "coco"], "--recipe cannot be given with --resume"),
+        (["--raw-features"], "--raw-features cannot be given with --resume; the run has no"),
+        (["--hidden-dim", 9], "--hidden-dim cannot be given with --resume; the run has 8"),
+        (["--epochs", 1], "--epochs is 1; the run has done 2"),
+    ],
+)
+def test_what_cannot_be_resumed(data_dir: Path, capsys, arguments, wanted):
+    assert run("train", "--data", data_dir, "--out", "r", *SMALL, "--no-report") == 0
+    before = {path: path.read_bytes() for path in files(Path("r"))}
+    assert wanted in refused(capsys, "train", "--resume", "r", *arguments)
+    assert {path: path.read_bytes() for path in files(Path("r"))} == before
+
+
+def test_resume_of_what_is_no_run(data_dir: Path, tmp_path: Path, capsys):
+    assert "nowhere" in refused(capsys, "train", "--resume", "nowhere")
+    assert "is no run directory" in refused(capsys, "train", "--resume", data_dir)
+    (tmp_path / "file").write_text("")
+    assert "file" in refused(capsys, "train", "--resume", "file")
+
+
+def test_resume_with_other_data(data_dir: Path, tmp_path: Path, capsys):
+    assert run("train", "--data", data_dir, "--out", "r", *SMALL, "--no-report") == 0
+    write_layout(tmp_path / "other", seed=5)
+    line = refused(capsys, "train", "--resume", "r", "--data", tmp_path / "other")
+    assert "train_captions is not what the run r was trained on" in line
+    vocabulary = data_dir / "coco2014_vocab.json"
+    vocabulary.write_text(vocabulary.read_text().replace("sofa", "bed"))
+    assert "word_to_idx has 'sofa' as None" in refused(capsys, "train", "--resume", "r")
+
+
+def test_damaged_checkpoint(data_dir: Path, capsys):
+    assert run("train", "--data", data_dir, "--out", "r", *SMALL, "--no-report") == 0
+    model = load_model("r")
+    steps = checkpoint_steps("r")
+    path = checkpoint_path("r", steps[-1])
+    path.write_bytes(path.read_bytes()[:-100])
+    capsys.readouterr()
+    assert run("train", "--resume", "r", "--no-report") == 0
+    err = capsys.readouterr().err
+    assert err.startswith(f"fastrnn: warning: {path}: damaged")
+    assert err.endswith(f"going on from step {steps[-2]}\n")
+    assert err.count("\n") == 1
+    for name, w in load_model("r").params.items():
+        np.testing.assert_array_equal(model.params[name], w)
+    for step in checkpoint_steps("r"):
+        checkpoint_path("r", step).write_bytes(b"")
+    assert "no checkpoint that is whole" in refused(capsys, "train", "--resume", "r")
+
+
+def test_full_disk(data_dir: Path, tmp_path: Path):
+    """The system refuses files beyond 12 kB: the first checkpoint is smaller, the next is not."""
+    program = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (12288, 12288)); "
+        "from fastrnn.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = ["train", "--data", data_dir, "--out", "r", *SMALL]
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "fastrnn: error: File too large: r/checkpoints/step-00000004.npz; once there is room, "
+        "go on with: fastrnn train --resume r\n"
+    )
+    assert checkpoint_steps("r") == [0]
+    assert not list(Path("r").rglob(".*"))
+    assert run("train", "--resume", "r") == 0
+    checked(tmp_path / "r")
+
+
+def test_read_only_directory(data_dir: Path, monkeypatch, capsys):
+    arguments = ["train", "--data", data_dir, "--out", "r", *SMALL, "--no-report"]
+    made = tempfile.mkstemp
+
+    def refuse(suffix: str, prefix: str, directory: Path) -> tuple[int, str]:
+        if "step-00000008" in prefix:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), f"{directory}/{prefix}xyz")
+        return made(suffix, prefix, directory)
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    line = refused(capsys, *arguments)
+    assert "Read-only file system: r/checkpoints/step-00000008.npz; " in line
+    assert checkpoint_steps("r") == [0, 4]
+    load_model(checkpoint_path("r", 4))
+
+
+def test_directory_of_a_run_killed_at_once_is_free(data_dir: Path, tmp_path: Path, capsys):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / ".settings.json.abc.unfinished").write_text("{")
+    assert run("train", "--data", data_dir, "--out", "r", *SMALL) == 0
+    checked(tmp_path / "r")
+    assert not list((tmp_path / "r").glob(".*"))
+
+
 # -- the other commands
 
 
@@ -303,6 +518,20 @@ def test_help_has_every_option_a_default_and_an_example(capsys):
         (["train", "--seed", "-1"], "--seed"),
         (["train", "--threads", "0"], "--threads"),
         (["train", "--clip-norm", "-1"], "--clip-norm"),
+        (["train", "--clip-value", "-1"], "--clip-value"),
+        (["train", "--schedule", "linear"], "--schedule"),
+        (["train", "--decay-every", "0"], "--decay-every"),
+        (["train", "--warmup-steps", "1.5"], "--warmup-steps"),
+        (["train", "--vocab-dropout", "1"], "--vocab-dropout"),
+        (["train", "--label-smoothing", "-0.1"], "--label-smoothing"),
+        (["train", "--scheduled-sampling", "2"], "--scheduled-sampling"),
+        (["train", "--weight-average", "1"], "--weight-average"),
+        (["train", "--monitor", "meteor"], "--monitor"),
+        (["train", "--patience", "-1"], "--patience"),
+        (["train", "--keep-last", "0"], "--keep-last"),
+        (["train", "--bias-start", "ones"], "--bias-start"),
+        (["train", "--recipe", "coco"], "--recipe"),
+        (["train", "--recipe", "imagenet"], "--recipe"),
         (["train", "--raw-features"], "--raw-features"),
         (["train", "--data", "nowhere"], "nowhere"),
     ],

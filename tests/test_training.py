@@ -403,6 +403,23 @@ def test_patience(data, monkeypatch, tmp_path):
     assert not np.array_equal(kept.params["W_vocab"], trainer.model.params["W_vocab"])
 
 
+def test_patience_goes_on_where_it_was(data, monkeypatch, tmp_path):
+    scored(monkeypatch, [{"cider": value} for value in [0.4, 0.3, 0.2, 0.1, 0.5]])
+    config = TrainConfig(epochs=9, batch_size=18, patience=3, keep_last=1)
+
+    def stop(trainer: Trainer, record: dict) -> None:
+        if record["epoch"] == 3:
+            trainer.stop()
+
+    model = start_model(data, "rnn", 4, 5)
+    Trainer(model, data, config, run=tmp_path / "r", on_epoch=stop).fit()
+    trainer = Trainer.resume(tmp_path / "r", data)
+    trainer.fit()
+    assert trainer.step == 8
+    assert trainer.best["epoch"] == 1
+    assert checkpoint_steps(tmp_path / "r") == [2, 8]
+
+
 @pytest.mark.parametrize(("monitor", "best"), [("cider", 1), ("bleu_4", 3), ("loss", 4)])
 def test_monitors(data, monkeypatch, monitor, best):
     scored(
@@ -492,6 +509,19 @@ def test_stop_and_go_on(data, tmp_path):
     assert checkpoint_steps(tmp_path / "r")[-1] == 5
     trainer.fit()
     assert trainer.finished
+
+
+def test_more_epochs_stretch_what_runs_over_all_of_them(data, tmp_path):
+    config = TrainConfig(epochs=1, batch_size=10, schedule="cosine")
+    Trainer(start_model(data, "rnn", 4, 5), data, config, run=tmp_path / "r").fit()
+    with pytest.warns(UserWarning, match="epochs is 2, was 1: the learning rate goes on as in"):
+        trainer = Trainer.resume(tmp_path / "r", data, epochs=2)
+    rates: list[float] = []
+    trainer.on_step = lambda _, record: rates.append(record["learning_rate"])
+    trainer.fit()
+    assert rates == pytest.approx(
+        [0.001 * (1 + math.cos(math.pi * (4 + i) / 8)) / 2 for i in range(4)]
+    )
 
 
 def test_only_the_same_run_is_resumed(data, tmp_path):
