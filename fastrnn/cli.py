@@ -33,7 +33,7 @@ from .checkpoint import (
 )
 from .classifiers.rnn import CaptioningRNN
 from .coco_utils import read_captioning_directory
-from .files import is_unfinished, write_aside, write_json, write_text
+from .files import is_unfinished, write_aside, write_json
 from .metrics import CaptionScorer, diversity, meteor, read_references
 from .training import (
     HARMLESS,
@@ -114,10 +114,8 @@ _TRAINING: dict[str, list[tuple[str, str]]] = {
 """Every field of `TrainConfig`, by the group of options that it is shown in."""
 _RENAMED = {"learning_rate": "--lr", "count": "--threads"}
 _RUN_FILES = (
-    SETTINGS_FILE, MODEL_FILE, HISTORY_FILE, "metrics.json", "loss.png", "samples.html",
+    SETTINGS_FILE, MODEL_FILE, HISTORY_FILE, "metrics.json", "loss.png", "report.html",
 )  # fmt: skip
-_SHOWN = 48
-"""Pictures on the page of samples."""
 
 
 def _flag(name: str) -> str:
@@ -299,6 +297,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     export.set_defaults(run=_export)
 
+    _add_report(commands)
+
     info = commands.add_parser(
         "info",
         help="print versions, instruction set, threads",
@@ -391,7 +391,7 @@ def _train(arguments: argparse.Namespace) -> int:
     out = trainer.run
     assert out is not None
     directory = Path(trainer.settings["data"])
-    about = _introduce(None if trainer.settings["drawn"] else directory, trainer)
+    _introduce(None if trainer.settings["drawn"] else directory, trainer)
 
     progress = _Progress(trainer)
     listeners: list[Any] = [progress]
@@ -413,7 +413,7 @@ def _train(arguments: argparse.Namespace) -> int:
     finally:
         for listener in listeners:
             listener.close()
-    _report(trainer, directory, about, began, page=not arguments.no_report)
+    _report(trainer, directory, began, page=not arguments.no_report)
     return 0
 
 
@@ -556,22 +556,20 @@ def _draw_scenes(directory: Path, seed: int) -> None:
     write_scenes(directory, **SCENES, seed=seed, threads=fastrnn.get_num_threads())
 
 
-def _introduce(directory: Path | None, trainer: Trainer) -> str:
-    """Say what is trained on what; return it in one sentence."""
+def _introduce(directory: Path | None, trainer: Trainer) -> None:
+    """Say what is trained on what."""
     data, model = trainer.data, trainer.model
     width = model.params["W_proj"].shape[0]
     pictures = "drawn scenes" if directory is None else str(directory)
     captions = f"{len(data['train_captions']):,} captions of {len(data['train_features']):,} images"
-    model_line = _size(model)
     facts = {
         "data": f"{pictures}: {captions}, {width} features",
         "words": f"{len(data['word_to_idx']):,}",
-        "model": model_line,
+        "model": _size(model),
         "runs on": f"{kernels.isa()}, threads: {fastrnn.get_num_threads()}",
     }
     for name, value in facts.items():
         print(f"{name:<8} {value}", flush=True)
-    return f"{model_line}; trained on {pictures}: {captions}."
 
 
 def _size(model: CaptioningRNN) -> str:
@@ -651,14 +649,12 @@ class _Progress:
             self._bar.close()
 
 
-def _report(
-    trainer: Trainer, directory: Path, about: str, began: float, *, page: bool = True
-) -> None:
+def _report(trainer: Trainer, directory: Path, began: float, *, page: bool = True) -> None:
     """Caption the validation pictures with the best model; write and print what came of it."""
     # matplotlib takes its time to load; what is refused is refused without it.
     from .data.scene_data import read_scenes
     from .data.scene_language import caption_is_true
-    from .report import Sample, draw_loss, find_picture, samples_page
+    from .report import draw_loss, write_report
 
     out, data, best = trainer.run, trainer.data, trainer.best
     assert out is not None
@@ -680,14 +676,6 @@ def _report(
         len(epochs) * len(data["train_captions"]) / sum(record["seconds"] for record in epochs)
     )
 
-    urls = data["val_urls"].tolist()
-    # Images that can be shown come first.
-    order = sorted(range(len(captions)), key=lambda i: find_picture(urls[i], directory) is None)
-    samples = [
-        Sample(captions[i], references[i], urls[i], None if marks is None else marks[i])
-        for i in order[:_SHOWN]
-    ]
-
     figures = {}
     for name, title in (("bleu_1", "BLEU-1"), ("bleu_4", "BLEU-4"), ("cider", "CIDEr")):
         if metrics[name] is not None:
@@ -702,16 +690,16 @@ def _report(
     if page:
         picture = draw_loss(trainer.history)
         write_aside(out / "loss.png", lambda file: file.write(picture))
-        text = samples_page(out.resolve().name, about, figures, samples, directory, trainer.history)
-        write_text(out / "samples.html", text)
     metrics["seconds"] = time.perf_counter() - began
     write_json(out / "metrics.json", metrics)
+    if page:
+        write_report(out, directory=directory, data=data)
 
     print(f"\non {metrics['images']:,} unseen images, after {_duration(metrics['seconds'])}:")
     for name, value in figures.items():
         print(f"  {name:<24}{value}")
-    for sample in samples[:3]:
-        print(f"  says: {sample.caption}" + ("" if sample.true is not False else "  (false)"))
+    for row, caption in enumerate(captions[:3]):
+        print(f"  says: {caption}" + ("" if marks is None or marks[row] else "  (false)"))
     written = [name for name in _RUN_FILES if (out / name).exists()]
     print(f"best of {len(epochs)} epochs: {metrics['epoch']}")
     print(f"written to {out}: {', '.join(written)}, checkpoints")
@@ -870,7 +858,7 @@ def _evaluated(arguments: argparse.Namespace) -> tuple[CaptioningRNN, Path, dict
     place = arguments.data or (known and known.data_directory)
     if place is None:
         raise ValueError(f"--data is needed: {run} does not say what it was trained on")
-    directory = Path(place)
+    directory = Path(str(place))
     raw = arguments.raw_features or bool(known and known.settings.get("raw_features"))
     data = read_captioning_directory(directory, pca_features=not raw)
     if dict(model.word_to_idx) != data["word_to_idx"]:
@@ -930,6 +918,72 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.onnx:
         save_onnx(arguments.onnx, model)
         print(f"written to {arguments.onnx}: {', '.join(ONNX_FILES.values())}")
+    return 0
+
+
+# -- fastrnn report
+
+
+def _add_report(commands: Any) -> None:
+    report = commands.add_parser(
+        "report",
+        help="write a page of curves and captions",
+        description="Write one HTML page about a run, which needs no network: curves, captions "
+        "beside their pictures, the best and the worst, settings, metrics.",
+        epilog="example: fastrnn report runs/flickr8k --watch",
+    )
+    integer, at_least_0 = _number(int, 1), _number(int, 0)
+    report.add_argument("of_run", metavar="RUN", help="a directory that fastrnn train has made")
+    report.add_argument(
+        "--out", metavar="FILE", help="the page (default: report.html in the run directory)"
+    )
+    report.add_argument(
+        "--data", metavar="DIR", help="where the data is now (default: where the run had it)"
+    )
+    report.add_argument(
+        "--beam", type=integer, metavar="N", default=3,
+        help="width of the beam search; 1: greedy captions alone (default: %(default)s)",
+    )  # fmt: skip
+    report.add_argument(
+        "--images", type=at_least_0, metavar="N", default=1000,
+        help="validation images on the page, at most (default: %(default)s)",
+    )  # fmt: skip
+    report.add_argument(
+        "--pictures", type=at_least_0, metavar="N", default=96,
+        help="how many of them are shown as pictures, at most (default: %(default)s)",
+    )  # fmt: skip
+    report.add_argument(
+        "--watch", type=_number(float, 0.1), metavar="SECONDS", nargs="?", const=5.0,
+        help="write it again whenever the run has grown, looking every SECONDS (5 if left out), "
+        "until the training is finished; the open page follows (default: write it once)",
+    )  # fmt: skip
+    report.add_argument(
+        "--threads", type=integer, metavar="N",
+        help="threads to use (default: FASTRNN_NUM_THREADS, OMP_NUM_THREADS or all processors)",
+    )  # fmt: skip
+    report.set_defaults(run=_write_report)
+
+
+def _write_report(arguments: argparse.Namespace) -> int:
+    from .report import watch_report, write_report
+
+    if arguments.threads is not None:
+        fastrnn.set_num_threads(arguments.threads)
+    options = {
+        "directory": arguments.data,
+        "images": arguments.images,
+        "pictures": arguments.pictures,
+        "beam": arguments.beam,
+    }
+    if arguments.watch is None:
+        out = write_report(arguments.of_run, arguments.out, **options)
+        print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+        return 0
+
+    def say(out: Path, status: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')}  {out}  {status}", flush=True)
+
+    watch_report(arguments.of_run, arguments.out, seconds=arguments.watch, on_write=say, **options)
     return 0
 
 

@@ -1,21 +1,43 @@
-"""What a run leaves to look at: a plot of the loss, and captions beside their pictures."""
+"""What a run leaves to look at: a plot of the loss, and a page of curves, captions and pictures.
+
+The page is one HTML file that fetches nothing: style, script, data and pictures lie in it. Its
+parts are in ``page/``; this module gathers what they show.
+"""
 
 from __future__ import annotations
 
 import base64
+import errno
+import hashlib
 import html
+import importlib.resources
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+import numpy as np
 from PIL import Image
 
+from . import __version__
+from .checkpoint import MODEL_FILE, load_model
+from .classifiers.rnn import CaptioningRNN
+from .coco_utils import read_captioning_directory
+from .data.scene_data import read_scenes
+from .data.scene_language import caption_is_true
+from .decoding import Decoded, beam_search, greedy
+from .files import write_text
+from .metrics import CaptionScorer, read_references
+from .training import references_of
+
+PAGE_FILE = "report.html"
+_SETTINGS_FILE, _HISTORY_FILE, _METRICS_FILE = "settings.json", "history.jsonl", "metrics.json"
 _THEMES = {
     "light": {"paper": "#ffffff", "ink": "#1f2430", "soft": "#697386", "line": "#e3e6ec",
               "train": "#3557a5", "val": "#d1603d"},
@@ -24,28 +46,12 @@ _THEMES = {
 }  # fmt: skip
 _MOST_PIXELS = 320
 """Pictures larger than this are scaled down for the page."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A caption to show.
-
-    Attributes
-    ----------
-    caption : str
-        What the model says.
-    references : sequence of str
-        What people said.
-    url : str
-        Where the picture is.
-    true : bool or None
-        Whether the caption is true of the picture; None where nobody can tell.
-    """
-
-    caption: str
-    references: Sequence[str]
-    url: str = ""
-    true: bool | None = None
+_MOST_POINTS = 800
+"""Points of one curve; more of them are averaged in groups."""
+_METRIC_NAMES = {
+    "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4",
+    "rouge_l": "ROUGE-L", "cider": "CIDEr",
+}  # fmt: skip
 
 
 def draw_loss(history: Sequence[Mapping[str, Any]], theme: str = "light") -> bytes:
@@ -62,6 +68,11 @@ def draw_loss(history: Sequence[Mapping[str, Any]], theme: str = "light") -> byt
     bytes
         A PNG file, 1200 by 600 pixels.
     """
+    # matplotlib takes its time to load, and the page does without.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     color = _THEMES[theme]
     epochs = [record for record in history if "val_loss" in record]
     steps = [record for record in history if "val_loss" not in record]
@@ -101,18 +112,615 @@ def find_picture(url: str, directory: Path) -> Path | None:
     directory : Path
         The data set's.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # "http://[": no address at all
+        return None
     if parts.scheme == "file":
         path = Path(unquote(parts.path))
     elif parts.scheme or not url:
         return None
     else:
         path = Path(directory, url)
-    return path if path.is_file() else None
+    try:
+        return path if path.is_file() else None
+    except (OSError, ValueError):  # a name too long, or with a null byte in it
+        return None
 
 
-def _embedded(file: bytes, kind: str = "png") -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(file).decode('ascii')}"
+def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read ``history.jsonl``, a JSON object per line.
+
+    Parameters
+    ----------
+    path : path
+        The file. One that is not there is an empty history, and a last line without its end, as
+        a training that is just writing leaves it, is left out.
+
+    Returns
+    -------
+    list of dict
+
+    Raises
+    ------
+    ValueError
+        A line is no JSON object; the message names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return []
+    history = []
+    whole = path.read_text("utf-8", errors="replace").split("\n")[:-1]
+    for number, line in enumerate(whole, 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or "epoch" not in record:
+            raise ValueError(f"{path}: line {number} is no record of a history: {line[:60]!r}")
+        history.append(record)
+    return history
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON file ({error})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: holds a {type(found).__name__}; expected a JSON object")
+    return found
+
+
+class Report:
+    """All that the page of a run shows.
+
+    Parameters
+    ----------
+    run : path
+        The directory that ``fastrnn train`` writes.
+    directory : path, optional
+        The data set; by default the one that the settings name. Without any, the page shows the
+        curves alone, and says so.
+    data : mapping, optional
+        The data set as `fastrnn.coco_utils.load_coco_data` returns it, where it has been read
+        already. References are its ``val_references``, a list of captions for each image, else
+        those of ``val_references.json`` beside it, else the captions of the layout.
+    images : int, optional
+        Validation images on the page, at most, evenly spread over all of them.
+    pictures : int, optional
+        How many of them are shown as pictures, at most: the best, the worst, and some between.
+    beam : int, optional
+        Width of the beam search; 1 shows greedy captions alone.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such directory.
+    ValueError
+        It is no run, or `images`, `pictures` or `beam` are out of range.
+    """
+
+    def __init__(
+        self,
+        run: str | os.PathLike[str],
+        *,
+        directory: str | os.PathLike[str] | None = None,
+        data: Mapping[str, Any] | None = None,
+        images: int = 1000,
+        pictures: int = 96,
+        beam: int = 3,
+    ) -> None:
+        for name, value, least in (("images", images, 0), ("pictures", pictures, 0),
+                                   ("beam", beam, 1)):  # fmt: skip
+            if value < least:
+                raise ValueError(f"{name} is {value}; expected at least {least}")
+        self.run = Path(run)
+        if not self.run.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "no such run directory", str(run))
+        if not (self.run / _SETTINGS_FILE).is_file():
+            raise ValueError(f"{run} is no run: it has no {_SETTINGS_FILE}")
+        self._directory = None if directory is None else Path(directory)
+        self._data = data
+        self._most_images, self._most_pictures, self._beam = images, pictures, beam
+        self._seen: dict[str, tuple[int, int, int] | None] = {}
+        self._settings: dict[str, Any] = {}
+        self._history: list[dict[str, Any]] = []
+        self._metrics: dict[str, Any] = {}
+        self._gallery = _Gallery()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training has come to its end, as its metrics tell that it writes last."""
+        metrics, history = self._seen.get(_METRICS_FILE), self._seen.get(_HISTORY_FILE)
+        return metrics is not None and (history is None or metrics[0] >= history[0])
+
+    def read(self) -> bool:
+        """Read what the run holds by now; return whether it is anything new.
+
+        Raises
+        ------
+        OSError, ValueError
+            A file of the run or of the data is damaged, or they do not fit one another.
+        """
+        names = (_SETTINGS_FILE, _HISTORY_FILE, _METRICS_FILE, MODEL_FILE)
+        found = {name: _stamp(self.run / name) for name in names}
+        if found == self._seen:
+            return False
+        changed = {name for name in names if found[name] != self._seen.get(name, ())}
+        if _SETTINGS_FILE in changed:
+            self._settings = _read_object(self.run / _SETTINGS_FILE)
+            if "fastrnn" not in self._settings:
+                raise ValueError(f"{self.run} is no run: its {_SETTINGS_FILE} is something else's")
+        if _HISTORY_FILE in changed:
+            self._history = read_history(self.run / _HISTORY_FILE)
+        if _METRICS_FILE in changed:
+            path = self.run / _METRICS_FILE
+            self._metrics = _read_object(path) if found[_METRICS_FILE] else {}
+        if MODEL_FILE in changed:
+            self._gallery = self._read_gallery() if found[MODEL_FILE] else _Gallery(
+                ["There is no model yet: captions come with the first one that is saved."]
+            )  # fmt: skip
+        self._seen = found
+        return True
+
+    def _read_gallery(self) -> _Gallery:
+        directory = self._directory
+        if directory is None and self._settings.get("data"):
+            directory = Path(self._settings["data"])
+            if not directory.is_dir() and (self.run / "data").is_dir():
+                directory = self.run / "data"  # drawn scenes, in a run that was moved
+        if self._data is None:
+            if directory is None or (self._directory is None and not directory.is_dir()):
+                return _Gallery([f"The data of this run is not at {directory}: no captions here. "
+                                 "fastrnn report --data DIR says where it is."])  # fmt: skip
+            self._data = read_captioning_directory(
+                directory, pca_features=not self._settings.get("raw_features", False)
+            )
+        return _gallery(
+            load_model(self.run), self._data, directory or self.run,
+            self._most_images, self._most_pictures, self._beam,
+        )  # fmt: skip
+
+    def page(self, reload: float | None = None) -> str:
+        """Return the page as HTML.
+
+        Parameters
+        ----------
+        reload : float, optional
+            Seconds after which the page loads itself again, and stays where it was; by default
+            it does not.
+        """
+        parts = importlib.resources.files("fastrnn").joinpath("page")
+        style, script, frame = (
+            parts.joinpath(f"report.{kind}").read_text("utf-8") for kind in ("css", "js", "html")
+        )
+        gallery = self._gallery
+        title = self.run.resolve().name
+        shown = {
+            "status": self.status,
+            "notes": gallery.notes,
+            "figures": self._figures(),
+            "curves": _curves(self._history),
+            "tables": [*gallery.tables, *_tables(self._history, self._metrics, self._settings)],
+            "methods": gallery.methods,
+            "images": gallery.images,
+            "reload": reload,
+            "made": f"fastrnn {__version__}, {time.strftime('%Y-%m-%d %H:%M:%S')}",
+        }
+        # Nothing in the page can be fetched or run but what was put there on purpose.
+        policy = (
+            f"default-src 'none'; img-src data:; style-src {_source(style)}; "
+            f"script-src {_source(script)}; base-uri 'none'; form-action 'none'"
+        )
+        values = {
+            "policy": html.escape(policy, quote=False),
+            "title": html.escape(title),
+            "about": html.escape(self._about()),
+            "style": style,
+            "script": script,
+            "data": _embedded_json(shown),
+        }
+        return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], frame)
+
+    def _about(self) -> str:
+        settings = self._settings
+        parts = [str(settings.get("cell", "")).upper()]
+        parts += [
+            f"{name} {settings[key]}"
+            for key, name in (("hidden_dim", "hidden"), ("wordvec_dim", "word vectors"))
+            if settings.get(key)
+        ]
+        if settings.get("data"):
+            parts.append(f"data {settings['data']}")
+        return ", ".join(part for part in parts if part)
+
+    @property
+    def status(self) -> str:
+        """How far the training is, in a sentence."""
+        done = sum("val_loss" in record for record in self._history)
+        wanted = self._settings.get("epochs", "?")
+        if self.finished:
+            return f"Finished after {done} of {wanted} epoch{'' if wanted == 1 else 's'}."
+        if not self._history:
+            return "Nothing is recorded yet."
+        now = max(float(record["epoch"]) for record in self._history)
+        return f"At epoch {now:.3g} of {wanted}."
+
+    def _figures(self) -> list[tuple[str, str]]:
+        """The few numbers to show large: of the model at the end, else of the last epoch."""
+        metrics = self._metrics
+        last: Mapping[str, Any] = next((r for r in self._history[::-1] if "val_loss" in r), {})
+        found = []
+
+        def add(name: str, value: Any, form: str, scale: float = 1) -> None:
+            if value is not None:
+                found.append((name, format(value * scale, form)))
+
+        for method, figures in self._gallery.figures.items():
+            add(f"BLEU-4, {method}", figures.get("bleu_4"), ".1f", 100)
+            add(f"CIDEr, {method}", figures.get("cider"), ".1f", 100)
+        if not found:
+            add("BLEU-4", last.get("val_bleu_4"), ".1f", 100)
+            add("CIDEr", last.get("val_cider"), ".1f", 100)
+        if not found:
+            add("unigram BLEU", metrics.get("bleu_1"), ".3f")
+        add("true captions", metrics.get("true_share"), ".1%")
+        perplexity = metrics.get("val_perplexity", last.get("val_perplexity"))
+        add("validation perplexity", perplexity, ".2f")
+        if metrics.get("distinct_captions") is not None and metrics.get("images"):
+            found.append((f"distinct captions of {metrics['images']:,}",
+                          f"{metrics['distinct_captions']:,}"))  # fmt: skip
+        speed = metrics.get("captions_per_second", last.get("captions_per_second"))
+        add("captions/s in training", speed, ",.0f")
+        return found
+
+
+class _Gallery:
+    """Captions and what belongs to them; empty where there are none, with notes that say why."""
+
+    def __init__(self, notes: Sequence[str] = ()) -> None:
+        self.notes = list(notes)
+        self.methods: list[str] = []
+        self.images: list[dict[str, Any]] = []
+        self.figures: dict[str, dict[str, Any]] = {}
+        self.tables: list[dict[str, Any]] = []
+
+
+def write_report(
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Path:
+    """Write the page of a run.
+
+    Parameters
+    ----------
+    run : path
+        The run directory.
+    out : path, optional
+        The file; by default ``report.html`` in the run directory.
+    **options
+        As for `Report`.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `Report` and `Report.read`, or the file cannot be written.
+    """
+    report = Report(run, **options)
+    report.read()
+    out = report.run / PAGE_FILE if out is None else Path(out)
+    write_text(out, report.page())
+    return out
+
+
+def watch_report(
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    seconds: float = 5.0,
+    on_write: Callable[[Path, str], None] | None = None,
+    **options: Any,
+) -> Path:
+    """Write the page of a run again whenever the run has grown, until the training is finished.
+
+    Parameters
+    ----------
+    run, out, **options
+        As for `write_report`.
+    seconds : float, optional
+        Time from one look at the run to the next; the open page reloads as often.
+    on_write : callable, optional
+        Called as ``on_write(out, status)`` each time that the page was written; the status says
+        how far the training is.
+
+    Returns
+    -------
+    Path
+        The file, which from now on stays as it is, and does not reload.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `write_report`.
+    KeyboardInterrupt
+        After an interrupt; the page stays, and no longer reloads.
+    """
+    if not math.isfinite(seconds) or seconds <= 0:
+        raise ValueError(f"seconds is {seconds}; expected a positive number")
+    report = Report(run, **options)
+    out = report.run / PAGE_FILE if out is None else Path(out)
+    written = False
+    try:
+        while True:
+            if report.read():
+                write_text(out, report.page(None if report.finished else seconds))
+                written = True
+                if on_write is not None:
+                    on_write(out, report.status)
+            if report.finished:
+                return out
+            time.sleep(seconds)
+    except BaseException:
+        if written:
+            write_text(out, report.page())
+        raise
+
+
+# -- what is on the page
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What tells one state of a file from the next; None without the file."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _source(text: str) -> str:
+    """The name of an inline style or script in a content security policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode()}'"
+
+
+def _embedded_json(value: Any) -> str:
+    """JSON that may stand in a script element: nothing in it ends that or begins a comment."""
+    text = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _finite(value: Any) -> Any:
+    """Replace what JSON has no word for by None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return value
+
+
+def _points(records: Sequence[Mapping[str, Any]], name: str, scale: float = 1.0) -> list:
+    known = [
+        (float(record["epoch"]), float(record[name]) * scale)
+        for record in records
+        if record.get(name) is not None and math.isfinite(record[name])
+    ]
+    if len(known) > _MOST_POINTS:
+        # The curve at half of its last epoch would be news; the end of each group is where it is.
+        parts = np.array_split(np.asarray(known), _MOST_POINTS)
+        known = [(float(part[-1, 0]), float(part[:, 1].mean())) for part in parts]
+    return [[float(f"{x:.6g}"), float(f"{y:.6g}")] for x, y in known]
+
+
+def _curves(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    epochs = [record for record in history if "val_loss" in record]
+    steps = [record for record in history if "val_loss" not in record] or epochs
+
+    def line(name: str, points: list, dots: bool = True) -> dict[str, Any]:
+        return {"name": name, "points": points, "dots": dots}
+
+    train = line("training", _points(steps, "loss"), dots=False)
+    curves = [
+        ("Loss, nats per word", "least", [train, line("validation", _points(epochs, "val_loss"))]),
+        ("Validation BLEU-4, greedy", "most",
+         [line("BLEU-4", _points(epochs, "val_bleu_4", 100))]),
+        ("Validation CIDEr, greedy", "most", [line("CIDEr", _points(epochs, "val_cider", 100))]),
+        ("Learning rate", None, [line("rate", _points(steps, "learning_rate"), dots=False)]),
+        ("Captions per second", None,
+         [line("captions/s", _points(epochs, "captions_per_second"))]),
+    ]  # fmt: skip
+    return [
+        {"title": title, "best": best, "lines": lines, "first": number == 0, "zero": best is None}
+        for number, (title, best, lines) in enumerate(curves)
+    ]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _tables(
+    history: Sequence[Mapping[str, Any]],
+    metrics: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    tables = []
+    if metrics:
+        rows = [[name, _shown(value)] for name, value in metrics.items()]
+        tables.append({"id": "measured", "title": "Metrics at the end of training", "columns": [],
+                       "rows": rows, "numbers": True, "open": False})  # fmt: skip
+    epochs = [record for record in history if "val_loss" in record]
+    if epochs:
+        names = list(dict.fromkeys(name for record in epochs for name in record))
+        names.remove("epoch")
+        rows = [[_shown(r["epoch"]), *(_shown(r.get(name)) for name in names)] for r in epochs]
+        columns = ["epoch", *(name.replace("_", " ") for name in names)]
+        tables.append({"id": "epochs", "title": "Every epoch in numbers", "columns": columns,
+                       "rows": rows, "numbers": True, "open": False})  # fmt: skip
+    rows = [[name, _shown(value)] for name, value in settings.items()]
+    tables.append({"id": "settings", "title": "Settings", "columns": [], "rows": rows,
+                   "numbers": False, "open": False})  # fmt: skip
+    return tables
+
+
+def _gallery(
+    model: CaptioningRNN,
+    data: Mapping[str, Any],
+    directory: Path,
+    most_images: int,
+    most_pictures: int,
+    beam: int,
+) -> _Gallery:
+    """Caption validation images, and hold the captions against the references."""
+    _check_fit(model, data)
+    gallery = _Gallery()
+    total = len(data["val_features"])
+    # Evenly spread, and all of them where they are few.
+    rows = np.unique(np.linspace(0, total - 1, min(most_images, total)).round().astype(int))
+    if not len(rows):
+        gallery.notes.append("There are no validation images, so no captions to show.")
+        return gallery
+    features = data["val_features"][rows]
+    urls = [str(data["val_urls"][row]) for row in rows]
+    known = data.get("val_references")
+    if known is None:
+        beside = directory / "val_references.json"
+        if beside.is_file():
+            known = read_references(beside, [str(url) for url in data["val_urls"][:total]])
+        else:
+            known = references_of(data)
+    references = [list(dict.fromkeys(known[row])) for row in rows]
+    scenes = read_scenes(directory)
+    scenes = None if scenes is None or len(scenes) != total else [scenes[row] for row in rows]
+
+    found: dict[str, Decoded] = {"greedy": greedy(model, features)}
+    if beam > 1:
+        found[f"beam {beam}"] = beam_search(model, features, beam)
+    gallery.methods = list(found)
+    said = [_captions(decoded, model, scenes) for decoded in found.values()]
+    _measure(gallery, said, references, total)
+    gallery.images = [
+        {
+            "name": url or f"image {row}",
+            "link": url if re.match(r"https?://", url, re.I) else None,
+            "picture": None,
+            "pixels": False,
+            "references": references[number],
+            "said": [captions[number] for captions in said],
+        }
+        for number, (row, url) in enumerate(zip(rows.tolist(), urls, strict=True))
+    ]
+    _show_pictures(gallery, [find_picture(url, directory) for url in urls], most_pictures)
+    return gallery
+
+
+def _check_fit(model: CaptioningRNN, data: Mapping[str, Any]) -> None:
+    """Refuse data that the model was not made for, before it says nonsense."""
+    width = model.params["W_proj"].shape[0]
+    if data["val_features"].shape[1] != width:
+        raise ValueError(
+            f"val_features has shape {data['val_features'].shape}; the model reads features of "
+            f"width {width}"
+        )
+    if dict(data["word_to_idx"]) != dict(model.word_to_idx):
+        raise ValueError(
+            f"the vocabulary of the data ({len(data['word_to_idx'])} words) is not the one of "
+            f"the model ({len(model.word_to_idx)} words)"
+        )
+
+
+def _captions(
+    decoded: Decoded, model: CaptioningRNN, scenes: Sequence[Any] | None
+) -> list[dict[str, Any]]:
+    """Split the best caption of every image into words with their probabilities."""
+    null, end = model.word_to_idx["<NULL>"], model.word_to_idx["<END>"]
+    captions = []
+    for number, (ids, logs) in enumerate(
+        zip(decoded.ids[:, 0].tolist(), decoded.word_log_probs[:, 0].tolist(), strict=True)
+    ):
+        taken = [(idx, log) for idx, log in zip(ids, logs, strict=True) if idx != null]
+        words = [[model.idx_to_word[idx], round(math.exp(log), 4)] for idx, log in taken]
+        mean = math.exp(sum(log for _, log in taken) / len(taken)) if taken else 0.0
+        ended = words.pop()[1] if taken and taken[-1][0] == end else None
+        text = " ".join(model.idx_to_word[idx] for idx, _ in taken if idx != end)
+        captions.append({
+            "words": words,
+            "end": ended,
+            "probability": round(mean, 5),
+            "cider": None,
+            "true": None if scenes is None else caption_is_true(text, scenes[number]),
+        })  # fmt: skip
+    return captions
+
+
+def _measure(
+    gallery: _Gallery,
+    said: Sequence[Sequence[dict[str, Any]]],
+    references: Sequence[Sequence[str]],
+    total: int,
+) -> None:
+    """Hold captions against references: a table for all, CIDEr for each image."""
+    judged = [number for number, known in enumerate(references) if known]
+    if not judged:
+        gallery.notes.append("The validation images have no references to hold captions against.")
+        return
+    scorer = CaptionScorer([references[number] for number in judged])
+    if scorer.missing:
+        gallery.notes.append(f"Some figures are left out here: {scorer.missing}")
+    for method, captions in zip(gallery.methods, said, strict=True):
+        texts = [" ".join(word for word, _ in captions[number]["words"]) for number in judged]
+        figures = scorer.evaluate(texts)
+        gallery.figures[method] = figures
+        if figures["cider"] is None:
+            continue
+        for number, value in zip(judged, scorer.cider(texts)[1].tolist(), strict=True):
+            captions[number]["cider"] = round(value, 4)
+    rows = []
+    for name, label in _METRIC_NAMES.items():
+        values = [value for f in gallery.figures.values() if (value := f.get(name)) is not None]
+        if len(values) == len(gallery.methods):
+            rows.append([label, *(f"{100 * value:.1f}" for value in values)])
+    whole = f"all {total:,}" if len(judged) == total else f"{len(judged):,} of {total:,}"
+    gallery.tables.append({
+        "id": "metrics", "title": f"Metrics on {whole} validation images, times 100",
+        "columns": ["", *gallery.methods], "rows": rows, "numbers": True, "open": True,
+    })  # fmt: skip
+
+
+def _show_pictures(gallery: _Gallery, paths: Sequence[Path | None], most: int) -> None:
+    """Embed pictures: where there are too many, the best, the worst, and some between."""
+    there = [number for number, path in enumerate(paths) if path is not None]
+    if len(there) > most:
+
+        def worth(number: int) -> float:
+            said = gallery.images[number]["said"][-1]
+            return said["probability"] if said["cider"] is None else said["cider"]
+
+        there.sort(key=worth)
+        third = most // 3
+        best, worst = there[len(there) - third :], there[:third]
+        between = there[third : len(there) - third]
+        middle = np.linspace(0, len(between) - 1, most - 2 * third).round().astype(int)
+        there = [*best, *worst, *(between[place] for place in middle)]
+    for number in there:
+        path = paths[number]
+        shown = None if path is None else _picture(path)
+        if shown is not None:
+            gallery.images[number]["picture"], gallery.images[number]["pixels"] = shown
 
 
 def _picture(path: Path) -> tuple[str, bool] | None:
@@ -120,6 +728,7 @@ def _picture(path: Path) -> tuple[str, bool] | None:
     try:
         with Image.open(path) as picture:
             drawn = picture.format == "PNG"
+            picture.draft("RGB", (_MOST_PIXELS, _MOST_PIXELS))
             image = picture.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError):
         return None  # a picture that cannot be read is a picture that is not there
@@ -127,108 +736,5 @@ def _picture(path: Path) -> tuple[str, bool] | None:
     kind = "png" if drawn else "jpeg"
     file = io.BytesIO()
     image.save(file, format=kind, quality=85)
-    return _embedded(file.getvalue(), kind), max(image.size) <= 96
-
-
-_STYLE = """
-:root { color-scheme: light dark; --paper: #f4f5f8; --card: #ffffff; --ink: #1f2430;
-  --soft: #5d6678; --line: #e3e6ec; --good: #17794a; --bad: #b3312c; }
-@media (prefers-color-scheme: dark) { :root { --paper: #12151b; --card: #1b1f27; --ink: #e8eaf0;
-  --soft: #a0a9ba; --line: #303644; --good: #5fcf97; --bad: #ff8f86; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 1100px; margin: 0 auto; padding: 28px 16px 48px; }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.1rem; margin: 36px 0 12px; }
-.about { color: var(--soft); margin: 6px 0 20px; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px;
-  margin: 0 0 16px; }
-.figures div, .card, .plot { background: var(--card); border: 1px solid var(--line);
-  border-radius: 12px; }
-.figures div { padding: 12px 16px; display: flex; flex-direction: column-reverse; }
-.figures dt { color: var(--soft); font-size: .85rem; }
-.figures dd { margin: 0; font-size: 1.5rem; font-weight: 650; line-height: 1.2;
-  font-variant-numeric: tabular-nums; }
-.plot { display: block; width: 100%; height: auto; max-width: 800px; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 16px; }
-.card { margin: 0; overflow: hidden; }
-.card img { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; }
-.card img.pixels { image-rendering: pixelated; }
-.card div { padding: 12px 14px 14px; }
-.said { margin: 0 0 8px; font-weight: 600; line-height: 1.35; }
-.mark { font-size: .8rem; font-weight: 650; white-space: nowrap; }
-.true { color: var(--good); }
-.false { color: var(--bad); }
-ul { margin: 0; padding: 0; list-style: none; color: var(--soft); font-size: .875rem;
-  line-height: 1.4; }
-li { padding: 4px 0; border-top: 1px solid var(--line); overflow-wrap: anywhere; }
-.url { color: var(--soft); font-size: .8rem; overflow-wrap: anywhere; margin: 0 0 8px; }
-@media (max-width: 520px) { .figures { grid-template-columns: 1fr 1fr; } }
-"""
-
-
-def samples_page(
-    title: str,
-    about: str,
-    figures: Mapping[str, str],
-    samples: Sequence[Sample],
-    directory: Path,
-    history: Sequence[Mapping[str, Any]],
-) -> str:
-    """Write one HTML page that needs nothing but itself: figures, the loss, captions, pictures.
-
-    Parameters
-    ----------
-    title, about : str
-        The heading, and a sentence under it.
-    figures : mapping of str to str
-        Names and values to show large.
-    samples : sequence of Sample
-        Pictures that are files are embedded; of others only the URL is shown.
-    directory : Path
-        What relative URLs start from.
-    history : sequence of dict
-        For the plot; without any there is none.
-
-    Returns
-    -------
-    str
-    """
-    text = html.escape
-    lines = [
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>",
-        f'<h1>{text(title)}</h1>\n<p class="about">{text(about)}</p>\n<dl class="figures">',
-        *(f"<div><dt>{text(k)}</dt><dd>{text(v)}</dd></div>" for k, v in figures.items()),
-        "</dl>",
-    ]
-    if history:
-        light, dark = (_embedded(draw_loss(history, theme)) for theme in _THEMES)
-        lines += [
-            f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">',
-            f'<img class="plot" width="1200" height="600" alt="Loss by epoch" src="{light}">',
-            "</picture>",
-        ]
-    lines.append('<h2>Captions of unseen pictures</h2>\n<div class="cards">')
-    for sample in samples:
-        lines.append('<article class="card">')
-        path = find_picture(sample.url, directory)
-        found = None if path is None else _picture(path)
-        if found:
-            source, small = found
-            shown = ' class="pixels"' if small else ""
-            lines.append(f'<img{shown} alt="{text(sample.caption)}" src="{source}">')
-        lines.append(f'<div><p class="said">{text(sample.caption) or "(no words)"}')
-        if sample.true is not None:
-            word, sign = ("true", "✓") if sample.true else ("false", "✗")
-            lines.append(f'<span class="mark {word}">{sign} {word}</span>')
-        lines.append("</p>")
-        if not found and sample.url:
-            lines.append(f'<p class="url">{text(sample.url)}</p>')
-        known = dict.fromkeys(sample.references)
-        lines += ["<ul>", *(f"<li>{text(reference)}</li>" for reference in known)]
-        lines.append("</ul></div></article>")
-    lines.append("</div>\n</main>\n</body>\n</html>\n")
-    return "\n".join(lines)
+    data = base64.b64encode(file.getvalue()).decode("ascii")
+    return f"data:image/{kind};base64,{data}", max(image.size) <= 96

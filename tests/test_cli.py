@@ -30,7 +30,7 @@ from fastrnn.metrics import CaptionScorer, bleu_1
 from fastrnn.training import RECIPES, TrainConfig, caption_images, references_of
 
 RUN_FILES = {
-    "settings.json", "model.npz", "history.jsonl", "metrics.json", "loss.png", "samples.html",
+    "settings.json", "model.npz", "history.jsonl", "metrics.json", "loss.png", "report.html",
 }  # fmt: skip
 SMALL = ["--hidden-dim", "8", "--wordvec-dim", "4", "--epochs", "2", "--batch-size", "10"]
 
@@ -74,7 +74,7 @@ def checked(out: Path) -> dict:
     assert [record["epoch"] for record in epochs] == [*range(1, settings["epochs"] + 1)]
     with Image.open(out / "loss.png") as plot:
         assert plot.format == "PNG"
-    assert (out / "samples.html").read_text().endswith("</html>\n")
+    assert (out / "report.html").read_text().endswith("</html>\n")
 
     model = load_model(out)
     assert model.cell_type == settings["cell"]
@@ -108,7 +108,7 @@ def test_default_run(tmp_path: Path, capsys):
     printed = capsys.readouterr().out
     assert f"{100 * metrics['bleu_1']:.1f}" in printed
     assert f"{metrics['true_share']:.1%}" in printed
-    assert "data:image/png;base64," in (out / "samples.html").read_text()
+    assert "data:image/png;base64," in (out / "report.html").read_text()
 
 
 def test_small_world(tmp_path: Path, monkeypatch, capsys):
@@ -139,7 +139,7 @@ def test_flickr8k(tmp_path: Path, shared_data: Path, capsys):
     said, references = caption_images(model, data["val_features"], 16), references_of(data)
     others = references[500:] + references[:500]
     assert bleu_1(said, references) > bleu_1(said, others) + 0.1
-    page = (out / "samples.html").read_text()
+    page = (out / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 48
 
 
