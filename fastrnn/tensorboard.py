@@ -1,0 +1,127 @@
+"""A training's scalars and captions as TensorBoard reads them.
+
+Importing this needs tensorboardX, or torch with tensorboard; the error says how to get it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+try:
+    from tensorboardX import SummaryWriter
+except ImportError:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ImportError(
+            "writing for TensorBoard needs tensorboardX, or torch and tensorboard: "
+            'pip install "fastrnn[tensorboard]"'
+        ) from None
+
+_TAGS = {
+    "loss": "loss/training",
+    "val_loss": "loss/validation",
+    "val_perplexity": "validation/perplexity",
+    "val_bleu_4": "validation/BLEU-4",
+    "val_cider": "validation/CIDEr",
+    "learning_rate": "training/learning_rate",
+    "captions_per_second": "training/captions_per_second",
+    "seconds": "training/seconds",
+    "validation_seconds": "validation/seconds",
+}
+"""What a number of the history is called there."""
+
+
+class TensorBoardLogger:
+    """Callbacks of a `fastrnn.training.Trainer` that write what TensorBoard shows.
+
+    Parameters
+    ----------
+    directory : path
+        Where the event files go; made where it is absent. A resumed training adds a file.
+    captions : int, optional
+        How many validation captions are written as text after every epoch.
+    first_step : int, optional
+        The step that a resumed training starts from: records up to it are taken for written, and
+        what an earlier writer left of later steps is hidden.
+
+    Raises
+    ------
+    ValueError
+        `captions` or `first_step` is negative.
+
+    Examples
+    --------
+    >>> with TensorBoardLogger("runs/one/tensorboard") as logger:  # doctest: +SKIP
+    ...     Trainer(model, data, on_step=logger.on_step, on_validation=logger.on_validation,
+    ...             on_epoch=logger.on_epoch).fit()
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike[str], *, captions: int = 12, first_step: int = 0
+    ) -> None:
+        for name, value in (("captions", captions), ("first_step", first_step)):
+            if value < 0:
+                raise ValueError(f"{name} is {value}; expected at least 0")
+        # Files are named by the second: a training that is resumed at once must not overwrite one.
+        self._writer = SummaryWriter(
+            os.fspath(directory),
+            purge_step=first_step + 1 if first_step else None,
+            filename_suffix=f".{first_step}",
+        )
+        self._captions, self._first_step = captions, first_step
+        self._written = 0  # records of the history
+        self._said: list[str] = []
+
+    def on_step(self, trainer: Any, record: Mapping[str, Any]) -> None:
+        """Write the records that the history has gained."""
+        self._catch_up(trainer.history)
+
+    def on_validation(
+        self, trainer: Any, metrics: Mapping[str, Any], captions: Sequence[str]
+    ) -> None:
+        """Keep some captions for the end of the epoch, whose step is their place."""
+        self._said = list(captions[: self._captions])
+
+    def on_epoch(self, trainer: Any, record: Mapping[str, Any]) -> None:
+        """Write the epoch's numbers and captions."""
+        self._catch_up(trainer.history)
+        if self._said:
+            # Markdown: a list, and every character of a caption stands for itself.
+            lines = [f"{n}. {_plain(said)}" for n, said in enumerate(self._said, 1)]
+            self._writer.add_text("captions", "\n".join(lines), record["step"])
+            self._said = []
+        self._writer.flush()
+
+    def _catch_up(self, history: Sequence[Mapping[str, Any]]) -> None:
+        for record in history[self._written :]:
+            if record["step"] <= self._first_step:
+                continue
+            # The loss over an epoch would be a second value at the step of its last record.
+            epoch = "val_loss" in record
+            for name, tag in _TAGS.items():
+                value = record.get(name)
+                if value is None or (epoch and name in ("loss", "learning_rate")):
+                    continue
+                if math.isfinite(value):
+                    self._writer.add_scalar(tag, value, record["step"])
+        self._written = len(history)
+
+    def close(self) -> None:
+        """Write what is left, and close the file."""
+        self._writer.close()
+
+    def __enter__(self) -> TensorBoardLogger:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _plain(text: str) -> str:
+    """Escape what Markdown and HTML would take for theirs."""
+    marks = "\\`*_[]|<>&"
+    return "".join(f"\\{c}" if c in marks else c for c in text) or "(no words)"

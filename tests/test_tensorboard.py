@@ -1,0 +1,102 @@
+"""What TensorBoard gets to see, read back from the event files."""
+
+from __future__ import annotations
+
+import importlib
+import struct
+import sys
+from collections import defaultdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("tensorboardX")
+from tensorboardX.proto.event_pb2 import Event
+
+from fastrnn.tensorboard import TensorBoardLogger
+
+HISTORY = [
+    {"step": 5, "epoch": 0.5, "loss": 3.0, "learning_rate": 0.5},
+    {"step": 10, "epoch": 1.0, "loss": 2.0, "learning_rate": 0.25},
+    {"step": 10, "epoch": 1, "loss": 2.5, "learning_rate": 0.25, "val_loss": 2.25,
+     "val_perplexity": 9.5, "val_bleu_4": 0.125, "val_cider": None, "captions_per_second": 1000.0,
+     "seconds": 2.0, "validation_seconds": 0.5},
+]  # fmt: skip
+CAPTIONS = ["a dog", "a <b>cat</b> *on* the_mat", "", "not written"]
+
+
+def log(directory: Path, history: list[dict], **options: int) -> None:
+    """Call back as a trainer does."""
+    trainer = SimpleNamespace(history=[])
+    with TensorBoardLogger(directory, captions=3, **options) as logger:
+        for record in history:
+            trainer.history.append(record)
+            if "val_loss" in record:
+                logger.on_validation(trainer, record, CAPTIONS)
+                logger.on_epoch(trainer, record)
+            else:
+                logger.on_step(trainer, {"step": record["step"], "loss": 99.0})
+
+
+def read(directory: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[str, str]]:
+    """Return the scalars and the texts of all event files."""
+    scalars, texts = defaultdict(list), {}
+    for file in sorted(directory.iterdir()):
+        data, place = file.read_bytes(), 0
+        while place < len(data):
+            # A record is its length, a checksum of that, the event, a checksum of that.
+            (length,) = struct.unpack_from("<Q", data, place)
+            event = Event.FromString(data[place + 12 : place + 12 + length])
+            place += 16 + length
+            for value in event.summary.value:
+                if value.HasField("tensor"):
+                    texts[value.tag] = value.tensor.string_val[0].decode("utf-8")
+                else:
+                    scalars[value.tag].append((event.step, value.simple_value))
+    return dict(scalars), texts
+
+
+WANTED = {
+    "loss/training": [(5, 3.0), (10, 2.0)],
+    "loss/validation": [(10, 2.25)],
+    "training/learning_rate": [(5, 0.5), (10, 0.25)],
+    "validation/perplexity": [(10, 9.5)],
+    "validation/BLEU-4": [(10, 0.125)],
+    "training/captions_per_second": [(10, 1000.0)],
+    "training/seconds": [(10, 2.0)],
+    "validation/seconds": [(10, 0.5)],
+}
+
+
+def test_history_and_captions(tmp_path: Path):
+    log(tmp_path, HISTORY)
+    scalars, texts = read(tmp_path)
+    assert scalars == WANTED
+    (text,) = texts.values()
+    assert text.splitlines() == [
+        "1. a dog", r"2. a \<b\>cat\</b\> \*on\* the\_mat", "3. (no words)",
+    ]  # fmt: skip
+
+
+def test_resumed_training_writes_what_is_new(tmp_path: Path):
+    log(tmp_path, HISTORY[:1])
+    log(tmp_path, HISTORY, first_step=5)
+    scalars, _ = read(tmp_path)
+    assert scalars == WANTED
+
+
+def test_without_a_writer(monkeypatch):
+    for name in [n for n in sys.modules if n.startswith(("tensorboardX", "torch.utils.tensorboa"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.delitem(sys.modules, "fastrnn.tensorboard")
+    with pytest.raises(ImportError, match=r"fastrnn\[tensorboard\]"):
+        importlib.import_module("fastrnn.tensorboard")
+
+
+def test_bad_arguments(tmp_path: Path):
+    for name in ("captions", "first_step"):
+        with pytest.raises(ValueError, match=f"^{name} is -1"):
+            TensorBoardLogger(tmp_path, **{name: -1})
