@@ -386,7 +386,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.threads is not None:
         fastrnn.set_num_threads(arguments.threads)
     if arguments.tensorboard:
-        from .report import TensorBoardLogger  # what it needs may be missing: say so at once
+        from .tensorboard import TensorBoardLogger  # what it needs may be missing: say so at once
     trainer = _resume(arguments) if arguments.resume else _begin(arguments)
     out = trainer.run
     assert out is not None
@@ -396,7 +396,7 @@ def _train(arguments: argparse.Namespace) -> int:
     progress = _Progress(trainer)
     listeners: list[Any] = [progress]
     if arguments.tensorboard:
-        listeners.append(TensorBoardLogger(out))
+        listeners.append(TensorBoardLogger(out / "tensorboard", first_step=trainer.step))
     trainer.on_step = lambda *event: _tell(listeners, "on_step", *event)
     trainer.on_validation = lambda *event: _tell(listeners, "on_validation", *event)
     trainer.on_epoch = lambda *event: _tell(listeners, "on_epoch", *event)
@@ -855,7 +855,7 @@ def _evaluated(arguments: argparse.Namespace) -> tuple[CaptioningRNN, Path, dict
     run = Path(arguments.model)
     known = read_run(run) if run.is_dir() else None
     model = load_model(run)
-    place = arguments.data or (known and known.data_directory)
+    place = arguments.data or (known.data_directory if known else None)
     if place is None:
         raise ValueError(f"--data is needed: {run} does not say what it was trained on")
     directory = Path(str(place))

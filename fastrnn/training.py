@@ -46,7 +46,7 @@ from .checkpoint import (
 from .classifiers.rnn import CaptioningRNN, CaptioningWorkspace, Regularisation
 from .coco_utils import decode_captions, read_captioning_directory
 from .files import read_sealed, remove_unfinished, write_json, write_text
-from .metrics import CaptionScorer
+from .metrics import CaptionScorer, read_references
 
 SCHEDULES = ("constant", "step", "exponential", "cosine")
 MONITORS = ("cider", "bleu_4", "loss")
@@ -1027,9 +1027,7 @@ class _Validation:
         self._scorer: CaptionScorer | None = None
         if not config.val_images or not len(data.get("val_features", ())):
             return
-        references = data.get("val_references")
-        if references is None:
-            references = references_of(data)
+        references = references_of(data)
         known = np.flatnonzero([bool(texts) for texts in references])
         if not len(known):
             return
@@ -1230,7 +1228,8 @@ def read_training_data(
     Returns
     -------
     dict
-        As `fastrnn.coco_utils.load_coco_data` returns it.
+        As `fastrnn.coco_utils.load_coco_data` returns it; with ``val_references`` where there is a
+        ``val_references.json`` beside the files: whole captions, not cut, without ``<UNK>``.
 
     Raises
     ------
@@ -1252,6 +1251,10 @@ def read_training_data(
         rows = np.random.default_rng(seed).permutation(captions)[:max_train]
         for name in ("train_captions", "train_image_idxs"):
             data[name] = data[name][rows]
+    references = directory / "val_references.json"
+    if references.is_file():
+        images = len(data["val_features"])
+        data["val_references"] = read_references(references, data["val_urls"][:images].tolist())
     return data
 
 
@@ -1278,7 +1281,12 @@ def caption_images(model: CaptioningRNN, features: np.ndarray, max_length: int =
 
 
 def references_of(data: Mapping[str, Any], split: str = "val") -> list[list[str]]:
-    """Return the captions of every image of a part of the data, in words; some may have none."""
+    """Return the captions of every image of a part of the data, in words; some may have none.
+
+    They are ``<split>_references`` of the data where there are such, else its captions decoded.
+    """
+    if data.get(f"{split}_references") is not None:
+        return [list(texts) for texts in data[f"{split}_references"]]
     by_image: list[list[str]] = [[] for _ in data[f"{split}_features"]]
     texts = decode_captions(data[f"{split}_captions"], data["idx_to_word"])
     for image, text in zip(data[f"{split}_image_idxs"].tolist(), texts, strict=True):

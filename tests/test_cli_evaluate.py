@@ -207,7 +207,7 @@ def test_without_the_extra(
 def test_refusals(trained, out: Path, capsys: pytest.CaptureFixture[str]):
     folder, _ = trained
     assert "no such model file: nowhere" in refused(capsys, "nowhere")
-    assert "is no run: it has no settings.json" in refused(capsys, out)
+    assert "is no run directory; it has no settings.json" in refused(capsys, out)
     assert "--data is needed" in refused(capsys, folder / "model.npz")
     assert "no such data directory" in refused(capsys, folder, "--data", out / "none")
     assert "--beam" in refused(capsys, folder, "--beam", 0)

@@ -126,8 +126,8 @@ def test_recipes_are_configurations():
 ALL_ON = {
     "schedule": "exponential", "lr_decay": 0.7, "decay_every": 2, "warmup_steps": 5,
     "weight_decay": 0.1, "clip_value": 0.05, "clip_norm": 0.4, "embed_dropout": 0.3,
-    "vocab_dropout": 0.4, "label_smoothing": 0.1, "feature_noise": 0.2, "weight_average": 0.9,
-    "bucket_by_length": True,
+    "vocab_dropout": 0.4, "label_smoothing": 0.1, "scheduled_sampling": 0.5, "feature_noise": 0.2,
+    "weight_average": 0.9, "bucket_by_length": True,
 }  # fmt: skip
 
 
@@ -167,7 +167,8 @@ def test_same_as_a_plain_loop_over_the_twin(data, cell, options):
             noise = np.random.default_rng([5, 2, step]).standard_normal(inputs.shape, np.float32)
             inputs = inputs + np.float32(c.feature_noise) * noise
             seed = int(np.random.SeedSequence([5, 3, step]).generate_state(1, np.uint64)[0])
-            masks = Regularisation(c.embed_dropout, c.vocab_dropout, c.label_smoothing, 0.0, seed)
+            mix = c.scheduled_sampling * step / 23
+            masks = Regularisation(c.embed_dropout, c.vocab_dropout, c.label_smoothing, mix, seed)
             loss, grads = plain.loss(inputs, captions[rows], regularisation=masks)
             expected.append(loss * len(rows) / lengths[rows].sum())
             if c.clip_value:
