@@ -116,6 +116,8 @@ _RENAMED = {"learning_rate": "--lr", "count": "--threads"}
 _RUN_FILES = (
     SETTINGS_FILE, MODEL_FILE, HISTORY_FILE, "metrics.json", "loss.png", "report.html",
 )  # fmt: skip
+_EVENTS = "tensorboard"
+"""What --tensorboard writes is in this directory of the run."""
 
 
 def _flag(name: str) -> str:
@@ -257,7 +259,7 @@ def _add_train(commands: Any) -> None:
     _add_training_options(train, where, "results")
     where.add_argument(
         "--tensorboard", action="store_true", default=None,
-        help="log for TensorBoard, too, in the run directory (default: no)",
+        help="log for TensorBoard, too, to tensorboard/ in the run directory (default: no)",
     )  # fmt: skip
     where.add_argument(
         "--no-report", action="store_true", default=None,
@@ -396,11 +398,13 @@ def _train(arguments: argparse.Namespace) -> int:
     progress = _Progress(trainer)
     listeners: list[Any] = [progress]
     if arguments.tensorboard:
-        listeners.append(TensorBoardLogger(out / "tensorboard", first_step=trainer.step))
+        listeners.append(TensorBoardLogger(out / _EVENTS, first_step=trainer.step))
     trainer.on_step = lambda *event: _tell(listeners, "on_step", *event)
     trainer.on_validation = lambda *event: _tell(listeners, "on_validation", *event)
     trainer.on_epoch = lambda *event: _tell(listeners, "on_epoch", *event)
     resume = f"fastrnn train --resume {shlex.quote(str(out))}"
+    # A run that goes on has not come to its end: what was measured there is no longer true.
+    (out / "metrics.json").unlink(missing_ok=True)
     try:
         trainer.fit()
     except Interrupted as stop:
@@ -545,6 +549,8 @@ def _make_directory(out: Path, force: bool | None, settings: Mapping[str, Any]) 
         for name in _RUN_FILES:
             if name != SETTINGS_FILE:
                 (out / name).unlink(missing_ok=True)
+        for events in (out / _EVENTS).glob("events.out.tfevents.*"):
+            events.unlink()
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / SETTINGS_FILE, settings)
 

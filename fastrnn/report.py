@@ -341,7 +341,9 @@ class Report:
         done = sum("val_loss" in record for record in self._history)
         wanted = self._settings.get("epochs", "?")
         if self.finished:
-            return f"Finished after {done} of {wanted} epoch{'' if wanted == 1 else 's'}."
+            best = self._metrics.get("epoch")
+            model = f"; the model is that of epoch {best}" if best else ""
+            return f"Finished after {done} of {wanted} epoch{'' if wanted == 1 else 's'}{model}."
         if not self._history:
             return "Nothing is recorded yet."
         now = max(float(record["epoch"]) for record in self._history)
@@ -492,19 +494,8 @@ def _source(text: str) -> str:
 
 def _embedded_json(value: Any) -> str:
     """JSON that may stand in a script element: nothing in it ends that or begins a comment."""
-    text = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _finite(value: Any) -> Any:
-    """Replace what JSON has no word for by None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
-    return value
 
 
 def _points(records: Sequence[Mapping[str, Any]], name: str, scale: float = 1.0) -> list:

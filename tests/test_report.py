@@ -395,9 +395,9 @@ def test_data_without_references_or_images(data_dir: Path, tmp_path: Path):
 def test_finished_is_what_has_its_metrics(data_dir: Path, tmp_path: Path):
     run = make_run(tmp_path / "run", data_dir)
     assert shown(write_report(run))["status"] == "At epoch 2 of 2."
-    (run / "metrics.json").write_text(json.dumps({"bleu_1": 0.5, "true_share": 0.25}))
+    (run / "metrics.json").write_text(json.dumps({"epoch": 1, "true_share": 0.25}))
     report = shown(write_report(run))
-    assert report["status"] == "Finished after 2 of 2 epochs."
+    assert report["status"] == "Finished after 2 of 2 epochs; the model is that of epoch 1."
     assert ["true captions", "25.0%"] in report["figures"]
     # A resumed training writes on: what was measured before is no longer the end.
     os.utime(run / "metrics.json", ns=(1, 1))

@@ -10,10 +10,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from coco_layout import write_layout
 
 pytest.importorskip("tensorboardX")
 from tensorboardX.proto.event_pb2 import Event
 
+from fastrnn import cli
 from fastrnn.tensorboard import TensorBoardLogger
 
 HISTORY = [
@@ -86,7 +88,28 @@ def test_resumed_training_writes_what_is_new(tmp_path: Path):
     assert scalars == WANTED
 
 
-def test_without_a_writer(monkeypatch):
+def test_command(tmp_path: Path, capsys):
+    write_layout(tmp_path / "data")
+    out = tmp_path / "run"
+    small = ["--hidden-dim", "8", "--wordvec-dim", "4", "--batch-size", "10", "--no-report"]
+
+    def train(*arguments: object) -> tuple[dict[str, list[tuple[int, float]]], dict[str, str]]:
+        assert cli.main(["train", "--tensorboard", *map(str, arguments)]) == 0
+        return read(out / "tensorboard")
+
+    scalars, texts = train("--data", tmp_path / "data", "--out", out, "--epochs", 1, *small)
+    assert [step for step, _ in scalars["loss/validation"]] == [4]
+    assert len(texts) == 1
+    # A resumed run goes on in the same place, and one that is replaced leaves nothing there.
+    scalars, _ = train("--resume", out, "--epochs", 3)
+    assert [step for step, _ in scalars["loss/validation"]] == [4, 8, 12]
+    again = ["--data", tmp_path / "data", "--out", out, "--epochs", 2, "--force", *small]
+    scalars, _ = train(*again)
+    assert [step for step, _ in scalars["loss/validation"]] == [4, 8]
+
+
+def test_without_a_writer(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     for name in [n for n in sys.modules if n.startswith(("tensorboardX", "torch.utils.tensorboa"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
@@ -94,6 +117,12 @@ def test_without_a_writer(monkeypatch):
     monkeypatch.delitem(sys.modules, "fastrnn.tensorboard")
     with pytest.raises(ImportError, match=r"fastrnn\[tensorboard\]"):
         importlib.import_module("fastrnn.tensorboard")
+    assert cli.main(["train", "--tensorboard"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("fastrnn: error: ")
+    assert said.count("\n") == 1
+    assert 'pip install "fastrnn[tensorboard]"' in said
+    assert not list(tmp_path.iterdir()), "nothing has begun"
 
 
 def test_bad_arguments(tmp_path: Path):
