@@ -230,17 +230,19 @@ class TrainConfig:
 
 RECIPES: dict[str, dict[str, Any]] = {
     "flickr8k": {
-        "hidden_dim": 512,
+        "hidden_dim": 768,
         "wordvec_dim": 256,
-        "epochs": 12,
+        "epochs": 8,
         "batch_size": 100,
         "learning_rate": 1e-3,
-        "schedule": "exponential",
-        "lr_decay": 0.75,
+        "schedule": "cosine",
         "clip_norm": 5.0,
+        "feature_noise": 0.5,
         "embed_dropout": 0.3,
         "vocab_dropout": 0.5,
+        "weight_decay": 0.05,
         "weight_average": 0.999,
+        "val_images": 1000,
     },
     "coco": {
         "hidden_dim": 512,
