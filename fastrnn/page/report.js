@@ -491,6 +491,7 @@
 
   // -- while training runs
 
+  // A reloaded page is scrolled by the browser to where it was; the rest is this script's to keep.
   const place = `fastrnn report ${location.pathname}`;
   const where = (line) => {
     const row = line.closest(".card").dataset.row;
@@ -512,8 +513,6 @@
     for (const id of ["best", "worst"]) at(id).scrollLeft = was[id];
     const focused = was.focus && at(was.focus);
     if (focused) focused.focus({ preventScroll: true });
-    history.scrollRestoration = "manual";
-    window.scrollTo(0, was.top);
   }
   recall();
 
@@ -535,7 +534,7 @@
       const unfolded = [...document.querySelectorAll("[aria-expanded=true]")].map(where);
       try {
         sessionStorage.setItem(place, JSON.stringify({
-          top: window.scrollY, details, unfolded, focus: document.activeElement?.id || null,
+          details, unfolded, focus: document.activeElement?.id || null,
           best: at("best").scrollLeft, worst: at("worst").scrollLeft,
         }));
       } catch { /* as above */ }
