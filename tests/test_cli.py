@@ -27,7 +27,7 @@ from fastrnn.checkpoint import checkpoint_path, checkpoint_steps, load_model
 from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.data.scene_data import read_scenes, share_true
 from fastrnn.metrics import CaptionScorer, bleu_1
-from fastrnn.training import RECIPES, TrainConfig, caption_images, references_of
+from fastrnn.training import RECIPES, TrainConfig, caption_images, read_run, references_of
 
 RUN_FILES = {
     "settings.json", "model.npz", "history.jsonl", "metrics.json", "loss.png", "report.html",
@@ -78,7 +78,7 @@ def checked(out: Path) -> dict:
 
     model = load_model(out)
     assert model.cell_type == settings["cell"]
-    data = read_captioning_directory(settings["data"], pca_features=not settings["raw_features"])
+    data = read_run(out).read_data()
     captions = caption_images(model, data["val_features"], data["train_captions"].shape[1] - 1)
     metrics = json.loads((out / "metrics.json").read_text())
     scores = CaptionScorer(references_of(data)).evaluate(captions)
