@@ -80,17 +80,71 @@ def test_the_regularised_loss_is_the_twins(size, setting, cell_type, dtype, rng)
 
 def test_numeric_gradients_prove_the_twin(rng):
     _, twin, features, captions = pair("small", "lstm", np.float64, rng)
-    how = Regularisation(embed_dropout=0.3, vocab_dropout=0.4, label_smoothing=0.1, seed=3)
-    _, grads = twin.loss(features, captions, regularisation=how)
+    how = {
+        "weights": np.array([1, -0.5, 2, 0, 1]),
+        "regularisation": Regularisation(
+            embed_dropout=0.3, vocab_dropout=0.4, label_smoothing=0.1, seed=3
+        ),
+    }
+    _, grads = twin.loss(features, captions, **how)
     for name, w in twin.params.items():
         for index in rng.choice(w.size, min(w.size, 12), replace=False):
             place = np.unravel_index(index, w.shape)
             kept, losses = w[place], []
             for step in (1e-5, -1e-5):
                 w[place] = kept + step
-                losses.append(twin.loss(features, captions, regularisation=how)[0])
+                losses.append(twin.loss(features, captions, **how)[0])
             w[place] = kept
             assert grads[name][place] == pytest.approx((losses[0] - losses[1]) / 2e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
+@pytest.mark.parametrize("setting", [{}, SETTINGS["smoothing"], SETTINGS["all"]])
+@pytest.mark.parametrize("size", SIZES)
+def test_weighted_captions_are_the_twins(size, setting, cell_type, dtype, rng):
+    model, twin, features, captions = pair(size, cell_type, dtype, rng)
+    weights = rng.standard_normal(len(captions)).astype(np.float32)
+    weights[::7] = 0
+    how = Regularisation(**setting, seed=9)
+    tolerance = 1e-12 if dtype == np.float64 else 1e-5
+    wanted_loss, wanted = twin.loss(features, captions, weights=weights, regularisation=how)
+    for threads in (1, 2):
+        fastrnn.set_num_threads(threads)
+        loss, grads = model.loss(features, captions, weights=weights, regularisation=how)
+        # terms of both signs: what rounding is measured by is their size, not their sum
+        assert loss == pytest.approx(wanted_loss, rel=tolerance, abs=20 * tolerance)
+        for name, grad in grads.items():
+            scale = np.abs(wanted[name]).max(initial=0)
+            np.testing.assert_allclose(grad, wanted[name], rtol=0, atol=10 * tolerance * scale)
+
+
+def test_a_weight_is_a_caption_so_many_times(rng):
+    model, twin, features, captions = pair("small", "lstm", np.float64, rng)
+    times = np.array([0, 1, 3, 2, 1])
+    rows = np.repeat(np.arange(5), times)
+    for network in (model, twin):
+        loss, grads = network.loss(features, captions, weights=times)
+        wanted_loss, wanted = network.loss(features[rows], captions[rows])
+        assert 5 * loss == pytest.approx(7 * wanted_loss, rel=1e-12)
+        for name, grad in grads.items():
+            np.testing.assert_allclose(5 * grad, 7 * wanted[name], rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        (np.ones(4), ValueError, r"weights has shape \(4,\); expected \(N\) = \(5\)"),
+        (np.ones((5, 1)), ValueError, r"weights has shape \(5, 1\)"),
+        (np.full(5, np.nan), ValueError, "weights holds nan"),
+        (["1"] * 5, TypeError, "weights has dtype <U1"),
+    ],
+)
+def test_weights_are_checked(weights, error, message, rng):
+    model, twin, features, captions = pair("small", "lstm", np.float64, rng)
+    for network in (model, twin):
+        with pytest.raises(error, match=message):
+            network.loss(features, captions, weights=weights)
 
 
 def test_smoothing_is_that_of_the_definition(rng):

@@ -17,6 +17,7 @@ def loss(
     lstm: bool,
     workspace: Workspace | None = None,
     grads: dict[str, ndarray] | None = None,
+    weights: ndarray | None = None,
     inputs: ndarray | None = None,
     embed_dropout: float = 0,
     embed_seed: int = 0,

@@ -76,6 +76,7 @@ cdef struct Task:
     # what regularises: rates of dropout on word vectors and on what the vocabulary reads, their seeds; smoothing
     double embed_rate, vocab_rate, smoothing
     uint64_t embed_seed, vocab_seed
+    const double* weight  # (N,) of the captions in the loss; NULL for ones
     Batch batch
     # (tokens,) each: the word that goes in, by its place among the distinct words; where its input product, the
     # gradient of its state and its previous state lie
@@ -170,6 +171,7 @@ cdef void vocabulary_block(const Task* task, floating* dscores, double* losses, 
     cdef ptrdiff_t rows = last - first, i, ldh = task.batch.ldh
     cdef ptrdiff_t height = tile_height(rows, sizeof(floating))
     cdef ptrdiff_t count = (rows + height - 1) // height
+    cdef double weight
     cdef uint64_t mode = kernels.denormals_flush()
     if task.vocab_rate > 0:
         for i in range(first, last):
@@ -182,8 +184,9 @@ cdef void vocabulary_block(const Task* task, floating* dscores, double* losses, 
                                count)
     kernels.gemm_tiles(dscores + first * task.ldv, task.ldv, tiles, height, W, b, rows, task.V, task.H, False)
     for i in range(first, last):
-        losses[i] = kernels.softmax_loss(dscores + i * task.ldv, dscores + i * task.ldv, task.V, task.target[i],
-                                         <floating> (1.0 / task.N), task.smoothing)
+        weight = 1 if task.weight == NULL else task.weight[task.place[i] // task.T]
+        losses[i] = weight * kernels.softmax_loss(dscores + i * task.ldv, dscores + i * task.ldv, task.V,
+                                                  task.target[i], <floating> (weight / task.N), task.smoothing)
     if dh != NULL:
         kernels.gemm(dh + first * ldh, ldh, <const floating*> dscores + first * task.ldv, task.ldv, 1, W_transposed,
                      <const floating*> NULL, rows, task.H, task.V, False)
@@ -388,16 +391,16 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, double
     return loss / N if N > 0 else 0.0
 
 
-def loss(params, features, captions, null, bint lstm, Workspace workspace=None, grads=None, inputs=None,
+def loss(params, features, captions, null, bint lstm, Workspace workspace=None, grads=None, weights=None, inputs=None,
          double embed_dropout=0, uint64_t embed_seed=0, double vocab_dropout=0, uint64_t vocab_seed=0,
          double label_smoothing=0):
     """Return (loss, grads) of CaptioningRNN.loss.
 
     `workspace` holds what the step needs meanwhile, `grads` the arrays of an earlier call of the same model, to be
-    written over; each is new where it is None. `inputs` (N, T), int32 or intp ids in [0, V), go in in place of
-    captions[:, :-1].
+    written over; each is new where it is None. `weights` (N,) are the captions' in the loss. `inputs` (N, T), int32 or
+    intp ids in [0, V), go in in place of captions[:, :-1].
     """
-    return step(params, features, captions, null, lstm, workspace, grads, inputs, embed_dropout, embed_seed,
+    return step(params, features, captions, null, lstm, workspace, grads, weights, inputs, embed_dropout, embed_seed,
                 vocab_dropout, vocab_seed, label_smoothing, None)
 
 
@@ -405,14 +408,14 @@ def word_log_probs(params, features, captions, null, bint lstm, Workspace worksp
     """Return the log-probabilities float64 (N, T) of captions[:, 1:], 0 where they are `null`."""
     captions = np.asarray(captions)
     found = np.zeros((captions.shape[0], captions.shape[1] - 1))
-    step(params, features, captions, null, lstm, workspace, None, None, 0, 0, 0, 0, 0, found)
+    step(params, features, captions, null, lstm, workspace, None, None, None, 0, 0, 0, 0, 0, found)
     return found
 
 
 cdef tuple step(object params, object features, object captions, object null, bint lstm, Workspace workspace,
-                object grads, object inputs, double embed_dropout, uint64_t embed_seed, double vocab_dropout,
-                uint64_t vocab_seed, double label_smoothing, cnp.ndarray log_probs):
-    cdef cnp.ndarray captions_ = ids_of("captions", captions), wrapped, lengths, masked, inputs_
+                object grads, object weights, object inputs, double embed_dropout, uint64_t embed_seed,
+                double vocab_dropout, uint64_t vocab_seed, double label_smoothing, cnp.ndarray log_probs):
+    cdef cnp.ndarray captions_ = ids_of("captions", captions), wrapped, lengths, masked, weights_, inputs_
     cdef ptrdiff_t* fed
     cdef ptrdiff_t stride
     cdef tuple arrays = parameters(params, features, lstm)
@@ -423,6 +426,7 @@ cdef tuple step(object params, object features, object captions, object null, bi
     cdef void* source[8]
     cdef double value
     cdef ptrdiff_t n, t, last, id, null_id = null
+    task.weight = NULL
     task.N, task.D, task.H, task.V, task.W = dim(first, 0), dim(Wp, 0), dim(Wp, 1), dim(We, 0), dim(We, 1)
     task.T = dim(captions_, 1) - 1
     task.G = 4 * task.H if lstm else task.H
@@ -443,6 +447,9 @@ cdef tuple step(object params, object features, object captions, object null, bi
                 last = t + 1
         (<ptrdiff_t*> data(lengths))[n] = last
     fed, stride = <ptrdiff_t*> data(wrapped), task.T + 1
+    if weights is not None:
+        weights_ = np.ascontiguousarray(weights, dtype=np.float64)
+        task.weight = <double*> data(weights_)
     if inputs is not None:
         inputs_ = np.ascontiguousarray(inputs, dtype=np.intp)
         fed, stride = <ptrdiff_t*> data(inputs_), task.T

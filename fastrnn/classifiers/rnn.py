@@ -21,6 +21,7 @@ from .._core import captioner as _core
 from .._core import decoder as _decoder
 from .._core.kernels import Workspace
 from ..files import read_sealed, write_sealed
+from ..reference import checks
 from ..reference.random import EMBED, MIX, VOCAB, stream_seed
 
 FORMAT = 2
@@ -197,6 +198,7 @@ class CaptioningRNN:
         features: np.ndarray,
         captions: np.ndarray,
         *,
+        weights: np.ndarray | None = None,
         workspace: CaptioningWorkspace | None = None,
         regularisation: Regularisation | None = None,
     ) -> tuple[Any, dict[str, np.ndarray]]:
@@ -208,6 +210,9 @@ class CaptioningRNN:
             Image features.
         captions : int ndarray (N, T + 1)
             Their captions, from ``<START>``, filled up with ``<NULL>``.
+        weights : float ndarray (N,), optional
+            By how much each caption counts, 1 by default. A negative weight makes a caption less
+            probable: with rewards less their baseline, the gradient is REINFORCE's (Williams 1992).
         workspace : CaptioningWorkspace, optional
             Memory to use again from call to call. The gradients that come back then belong to it:
             the next call with it writes over them. Without one they are new arrays.
@@ -218,31 +223,33 @@ class CaptioningRNN:
         -------
         loss : float64
             Cross-entropy of captions[:, 1:] given captions[:, :-1], summed over all words that
-            are not ``<NULL>``, divided by N; in nats. With label smoothing, against the smoothed
-            targets.
+            are not ``<NULL>``, each times its caption's weight, divided by N; in nats. With label
+            smoothing, against the smoothed targets.
         grads : dict of str to ndarray
             The gradient for each entry of `params`, in the common dtype of features and `params`.
 
         Raises
         ------
         ValueError
-            Shapes that do not fit one another or `params`.
+            Shapes that do not fit one another or `params`; weights that are not finite.
         TypeError
-            Captions that are not integers, features that are not real numbers.
+            Captions that are not integers, features or weights that are not real numbers.
         IndexError
             Word ids outside [-V, V).
         """
         features, captions = self._check_batch(features, captions)
         lstm = self.cell_type == "lstm"
         given: dict[str, Any] = {}
+        if weights is not None:
+            given["weights"] = checks.as_caption_weights(weights, len(features))
         if regularisation is not None:
-            given = {
-                "embed_dropout": regularisation.embed_dropout,
-                "embed_seed": stream_seed(regularisation.seed, EMBED),
-                "vocab_dropout": regularisation.vocab_dropout,
-                "vocab_seed": stream_seed(regularisation.seed, VOCAB),
-                "label_smoothing": regularisation.label_smoothing,
-            }
+            given.update(
+                embed_dropout=regularisation.embed_dropout,
+                embed_seed=stream_seed(regularisation.seed, EMBED),
+                vocab_dropout=regularisation.vocab_dropout,
+                vocab_seed=stream_seed(regularisation.seed, VOCAB),
+                label_smoothing=regularisation.label_smoothing,
+            )
             if regularisation.scheduled_sampling:
                 given["inputs"] = _decoder.mix(
                     self.params, features, captions, regularisation.scheduled_sampling,

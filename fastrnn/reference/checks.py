@@ -125,6 +125,26 @@ def as_lengths(lengths, N: int, T: int) -> np.ndarray:
     return lengths
 
 
+def as_caption_weights(weights, N: int) -> np.ndarray:
+    """The weight of each caption in the loss, (N,) of float64.
+
+    Raises
+    ------
+    TypeError
+        If `weights` does not hold real numbers.
+    ValueError
+        If `weights` does not have the shape (N,) or holds a number that is not finite.
+    """
+    weights = np.asarray(weights)
+    if weights.dtype.kind not in "biuf":
+        raise TypeError(f"weights has dtype {weights.dtype}; expected real numbers")
+    match_shapes({"N": N}, weights=(weights, "N"))
+    if not np.isfinite(weights).all():
+        worst = weights[~np.isfinite(weights)][0]
+        raise ValueError(f"weights holds {worst}; expected finite numbers")
+    return weights.astype(np.float64, copy=False)
+
+
 def as_weights(
     w: np.ndarray, dw: np.ndarray, names: tuple[str, str] = ("w", "dw")
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -102,7 +102,12 @@ class CaptioningRNN:
         self.params = {name: param.astype(dtype) for name, param in params.items()}
 
     def loss(
-        self, features: np.ndarray, captions: np.ndarray, *, regularisation: Any = None
+        self,
+        features: np.ndarray,
+        captions: np.ndarray,
+        *,
+        weights: np.ndarray | None = None,
+        regularisation: Any = None,
     ) -> tuple[np.float64, dict[str, np.ndarray]]:
         """Loss and gradients for a batch of images and their captions.
 
@@ -115,6 +120,8 @@ class CaptioningRNN:
             Image features.
         captions : ndarray of int, shape (N, T + 1)
             Word ids of the captions.
+        weights : ndarray of float, shape (N,), optional
+            By how much each caption counts; 1 by default.
         regularisation : fastrnn.classifiers.rnn.Regularisation, optional
             Dropout, label smoothing, scheduled sampling; nothing by default.
 
@@ -143,6 +150,8 @@ class CaptioningRNN:
         checks.check_ids("captions", captions, len(p["W_embed"]))
         captions_in, captions_out = captions[:, :-1], captions[:, 1:]
         mask = captions_out != self._null
+        if weights is not None:
+            mask = mask * checks.as_caption_weights(weights, len(features))[:, None]
         if regularisation is not None and regularisation.scheduled_sampling:
             seed = random.stream_seed(regularisation.seed, random.MIX)
             share, lstm = regularisation.scheduled_sampling, self.cell_type == "lstm"
@@ -287,7 +296,7 @@ def _smoothed(
     target_scores = np.take_along_axis(scores, words[..., None] % V, axis=2)[..., 0]
     # what the uniform target asks of the scores instead of the word's
     change = smoothing * (target_scores - scores.mean(axis=2))
-    loss = loss + change[mask].sum(dtype=np.float64) / N
+    loss = loss + (mask * np.where(mask, change, 0)).sum(dtype=np.float64) / N
     move = np.full_like(scores, -smoothing / V)
     np.put_along_axis(move, words[..., None] % V, smoothing - smoothing / V, axis=2)
-    return loss, dscores + np.where(mask[..., None], move / N, 0).astype(scores.dtype)
+    return loss, dscores + (mask[..., None] * move / N).astype(scores.dtype)
