@@ -92,6 +92,11 @@ _TRAINING: dict[str, list[tuple[str, str]]] = {
         ("bucket_by_length", "put captions of like length into a batch"),
         ("seed", "decides weights, order, noise, dropout and scenes"),
     ],
+    "rewards": [
+        ("reward_epochs", "after --epochs, so many more on drawn captions, rewarded by CIDEr"),
+        ("reward_captions", "captions that are drawn for an image"),
+        ("reward_rate", "learning rate of these epochs, which falls to 0"),
+    ],
     "against overfitting": [
         ("feature_noise", "noise on the features, in deviations"),
         ("embed_dropout", "share of the word vectors' elements that is left out"),
@@ -99,6 +104,7 @@ _TRAINING: dict[str, list[tuple[str, str]]] = {
         ("label_smoothing", "share of a target that is spread over all words"),
         ("scheduled_sampling", "how often an input word is the model's own, at the end"),
         ("weight_decay", "decoupled decay of the weights, not of biases"),
+        ("consensus", "let captions count by this power of their CIDEr against the image's others"),
         ("weight_average", "decay per step of an average of the weights; 0: none"),
     ],
     "validation": [
@@ -235,7 +241,7 @@ def _add_train(commands: Any) -> None:
         help="deviation of the word vectors at the start (default: 0.1)",
     )  # fmt: skip
 
-    for title in ("training", "against overfitting", "validation"):
+    for title in ("training", "against overfitting", "rewards", "validation"):
         group = train.add_argument_group(title)
         _add_training_options(train, group, title)
         if title == "training":
@@ -508,7 +514,7 @@ def _resume(arguments: argparse.Namespace) -> Trainer:
         trainer.settings["data"] = str(Path(directory).resolve())
     trainer.settings.setdefault("drawn", False)
     done = trainer.step / trainer.steps_per_epoch
-    print(f"resumed  {run.directory} after {done:.4g} of {trainer.config.epochs} epochs")
+    print(f"resumed  {run.directory} after {done:.4g} of {trainer.config.all_epochs} epochs")
     return trainer
 
 
@@ -601,11 +607,11 @@ class _Progress:
 
     def __init__(self, trainer: Trainer) -> None:
         captions = len(trainer.data["train_captions"])
-        self._epochs = trainer.config.epochs
+        self._epochs = trainer.config.all_epochs
         self._total = captions * self._epochs
         self._began = self._spoke = time.perf_counter()
         self._start = self._seen = round(captions * trainer.step / trainer.steps_per_epoch)
-        self._loss: float | None = None
+        self._kind, self._value = "loss", math.nan
         self._bar = None
         if sys.stderr.isatty():
             form = (
@@ -620,17 +626,19 @@ class _Progress:
 
     def on_step(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
         new, self._seen = record["captions"] - self._seen, record["captions"]
-        loss = record["loss"]
-        self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
+        kind = _kind(record)
+        if kind != self._kind or math.isnan(self._value):
+            self._kind, self._value = kind, record[kind]
+        self._value += 0.05 * (record[kind] - self._value)
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {self._loss:.3f}", refresh=False)
+            self._bar.set_postfix_str(f"{kind} {self._value:.3f}", refresh=False)
             self._bar.update(new)
         elif time.perf_counter() - self._spoke > self.EVERY:
-            self._say(f"epoch {record['epoch']:.2f}/{self._epochs}  loss {self._loss:.3f}")
+            self._say(f"epoch {record['epoch']:.2f}/{self._epochs}  {kind} {self._value:.3f}")
 
     def on_epoch(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
         text = f"epoch {record['epoch']:>{len(str(self._epochs))}}/{self._epochs}"
-        text += f"  loss {record['loss']:.3f}"
+        text += f"  {_kind(record)} {record[_kind(record)]:.3f}"
         if record["val_loss"] is not None:
             text += f"  validation {record['val_loss']:.3f}"
             text += f"  perplexity {record['val_perplexity']:.2f}"
@@ -657,6 +665,11 @@ class _Progress:
             self._bar.close()
 
 
+def _kind(record: Mapping[str, Any]) -> str:
+    """What is said of training: the loss, or where captions are rewarded their reward."""
+    return "loss" if record["loss"] is not None else "reward"
+
+
 def _report(trainer: Trainer, directory: Path, began: float, *, page: bool = True) -> None:
     """Caption the validation pictures with the best model; write and print what came of it."""
     # matplotlib takes its time to load; what is refused is refused without it.
@@ -680,9 +693,9 @@ def _report(trainer: Trainer, directory: Path, began: float, *, page: bool = Tru
     metrics["val_loss"] = val_loss
     metrics["val_perplexity"] = None if val_loss is None else float(np.exp(min(val_loss, 700)))
     metrics["epoch"] = best and best["epoch"]
-    metrics["captions_per_second"] = (
-        len(epochs) * len(data["train_captions"]) / sum(record["seconds"] for record in epochs)
-    )
+    seconds = [record["seconds"] for record in epochs]
+    speeds = [record["captions_per_second"] for record in epochs]
+    metrics["captions_per_second"] = float(np.average(speeds, weights=seconds))
 
     figures = {}
     for name, title in (("bleu_1", "BLEU-1"), ("bleu_4", "BLEU-4"), ("cider", "CIDEr")):

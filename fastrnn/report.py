@@ -79,7 +79,8 @@ def draw_loss(history: Sequence[Mapping[str, Any]], theme: str = "light") -> byt
     figure = Figure(figsize=(8, 4), dpi=150, layout="constrained", facecolor=color["paper"])
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(facecolor=color["paper"])
-    at, loss = [r["epoch"] for r in steps], [r["loss"] for r in steps]
+    taught = [r for r in steps if r["loss"] is not None]
+    at, loss = [r["epoch"] for r in taught], [r["loss"] for r in taught]
     axes.plot(at, loss, color=color["train"], lw=1.5, label="training")
     known = [r for r in epochs if r["val_loss"] is not None]
     if known:
@@ -340,6 +341,8 @@ class Report:
         """How far the training is, in a sentence."""
         done = sum("val_loss" in record for record in self._history)
         wanted = self._settings.get("epochs", "?")
+        if self._settings.get("reward_epochs"):
+            wanted += self._settings["reward_epochs"]
         if self.finished:
             best = self._metrics.get("epoch")
             model = f"; the model is that of epoch {best}" if best else ""
@@ -519,11 +522,14 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return {"name": name, "points": points, "dots": dots}
 
     train = line("training", _points(steps, "loss"), dots=False)
+    rewards = _points(steps, "reward", 100)
     curves = [
         ("Loss, nats per word", "least", [train, line("validation", _points(epochs, "val_loss"))]),
         ("Validation BLEU-4, greedy", "most",
          [line("BLEU-4", _points(epochs, "val_bleu_4", 100))]),
-        ("Validation CIDEr, greedy", "most", [line("CIDEr", _points(epochs, "val_cider", 100))]),
+        ("Validation CIDEr, greedy", "most",
+         [line("CIDEr", _points(epochs, "val_cider", 100)),
+          *([line("drawn in training", rewards, dots=False)] if rewards else [])]),
         ("Learning rate", None, [line("rate", _points(steps, "learning_rate"), dots=False)]),
         ("Captions per second", None,
          [line("captions/s", _points(epochs, "captions_per_second"))]),

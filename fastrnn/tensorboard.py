@@ -23,6 +23,7 @@ except ImportError:
 
 _TAGS = {
     "loss": "loss/training",
+    "reward": "training/reward",
     "val_loss": "loss/validation",
     "val_perplexity": "validation/perplexity",
     "val_bleu_4": "validation/BLEU-4",
@@ -100,11 +101,11 @@ class TensorBoardLogger:
         for record in history[self._written :]:
             if record["step"] <= self._first_step:
                 continue
-            # The loss over an epoch would be a second value at the step of its last record.
+            # Loss and reward over an epoch would be a second value at the step of its last record.
             epoch = "val_loss" in record
             for name, tag in _TAGS.items():
                 value = record.get(name)
-                if value is None or (epoch and name in ("loss", "learning_rate")):
+                if value is None or (epoch and name in ("loss", "reward", "learning_rate")):
                     continue
                 if math.isfinite(value):
                     self._writer.add_scalar(tag, value, record["step"])

@@ -45,25 +45,27 @@ from .checkpoint import (
 )
 from .classifiers.rnn import CaptioningRNN, CaptioningWorkspace, Regularisation
 from .coco_utils import decode_captions, read_captioning_directory
+from .decoding import sample
 from .files import read_sealed, remove_unfinished, write_json, write_text
 from .metrics import CaptionScorer, read_references
+from .rewards import CiderReward
 
 SCHEDULES = ("constant", "step", "exponential", "cosine")
 MONITORS = ("cider", "bleu_4", "loss")
 _CHOICES = {"schedule": SCHEDULES, "monitor": MONITORS}
 _LEAST = {
     "warmup_steps": 0, "val_captions": 0, "val_images": 0, "patience": 0, "save_every": 0,
-    "seed": 0,
+    "seed": 0, "reward_epochs": 0, "reward_captions": 2,
 }  # fmt: skip
 """Of the whole numbers; 1 where it is not said."""
-_ABOVE_0 = ("learning_rate", "lr_decay", "decay_every")
+_ABOVE_0 = ("learning_rate", "lr_decay", "decay_every", "reward_rate")
 _BELOW_1 = ("embed_dropout", "vocab_dropout", "label_smoothing", "weight_average")
 _AT_MOST_1 = ("scheduled_sampling",)
 
-HARMLESS = ("epochs", "patience", "save_every", "keep_last")
+HARMLESS = ("epochs", "reward_epochs", "patience", "save_every", "keep_last")
 """Fields of the configuration that a run may change when it is resumed."""
 
-_ORDER, _NOISE, _MASKS = 1, 2, 3
+_ORDER, _NOISE, _MASKS, _DRAWS = 1, 2, 3, 4
 """What random numbers are for: each purpose has a stream of its own."""
 
 
@@ -110,17 +112,31 @@ class TrainConfig:
         Standard deviation of Gaussian noise that is added to the features while training, in
         units of the features' deviation over the training images. Noise of this kind is
         Tikhonov's regularisation to first order (Bishop 1995).
+    consensus : float
+        Captions count by how far they agree with the other captions of their image: in proportion
+        to their CIDEr-D against these, to this power, and 1 on average (Phan, Henter, Miyao and
+        Satoh 2017 weigh captions so). 0 lets all count alike.
     weight_average : float
         Decay per step of an exponential moving average of the weights, which then takes their
         place in `Trainer.model` (Polyak and Juditsky 1992). It has no bias towards the start: the
         first average is the first step's weights. 0 is off.
+    reward_epochs : int
+        After `epochs`, train for so many more on captions that the model itself draws, rewarded
+        by CIDEr-D (self-critical training; Rennie et al. 2017). They begin with the weights that
+        the others ended with, averages where there are such, with Adam and the average started
+        anew, and without what is against overfitting.
+    reward_captions : int
+        How many captions are drawn for an image. Each one's reward counts as far as it is above
+        the mean of the others' (Kool, van Hoof and Welling 2019).
+    reward_rate : float
+        The learning rate of these epochs, which falls to 0 as half a cosine wave does.
     bucket_by_length : bool
         Batches hold captions of like length, and the order of batches is shuffled.
     patience : int
         Training ends after so many epochs in a row without a gain; 0 is off.
     monitor : {'cider', 'bleu_4', 'loss'}
         What a gain is measured by, on validation data. Where it cannot be computed the loss is
-        taken.
+        taken; among `reward_epochs`, of which the loss says nothing, each is then a gain.
     val_captions : int
         How many captions of the validation part are used after each epoch, evenly spread.
     val_images : int
@@ -155,7 +171,11 @@ class TrainConfig:
     label_smoothing: float = 0.0
     scheduled_sampling: float = 0.0
     feature_noise: float = 0.0
+    consensus: float = 0.0
     weight_average: float = 0.0
+    reward_epochs: int = 0
+    reward_captions: int = 5
+    reward_rate: float = 5e-4
     bucket_by_length: bool = False
     patience: int = 0
     monitor: str = "cider"
@@ -199,6 +219,11 @@ class TrainConfig:
                 f"{self.schedule!r}: it is the factor of 'step' and 'exponential'"
             )
 
+    @property
+    def all_epochs(self) -> int:
+        """`epochs` and `reward_epochs` together."""
+        return self.epochs + self.reward_epochs
+
     @staticmethod
     def _check_number(name: str, value: float) -> None:
         if name in _ABOVE_0:
@@ -215,6 +240,9 @@ class TrainConfig:
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step, the first of which is 0."""
         progress = step / steps_per_epoch
+        if self.reward_epochs and progress >= self.epochs:
+            past = (progress - self.epochs) / self.reward_epochs
+            return self.reward_rate * 0.5 * (1 + math.cos(math.pi * past))
         rate = self.learning_rate
         if self.schedule == "cosine":
             rate *= 0.5 * (1 + math.cos(math.pi * progress / self.epochs))
@@ -429,7 +457,8 @@ class Trainer:
         commands find it.
     on_step : callable, optional
         Called as ``on_step(trainer, record)`` after every step; the record has ``step``,
-        ``epoch``, ``captions`` (seen so far), ``learning_rate`` and ``loss``, nats per word.
+        ``epoch``, ``captions`` (seen so far), ``learning_rate`` and ``loss``, nats per word;
+        where captions are rewarded, the loss is None and ``reward`` their mean CIDEr-D.
     on_validation : callable, optional
         Called as ``on_validation(trainer, metrics, captions)`` after every epoch's validation,
         with all that was measured and the captions that were generated.
@@ -444,10 +473,12 @@ class Trainer:
         up to date before each validation, at each checkpoint and when `fit` ends, also by an error.
     history : list of dict
         Every ``record_every`` steps: ``step``, ``epoch`` (a float), ``loss`` (nats per word over
-        those steps, as it is trained on), ``learning_rate``. After every epoch: ``step``, ``epoch``
-        (an int), ``loss`` (over the epoch), ``learning_rate``, ``val_loss``, ``val_perplexity``,
-        ``val_bleu_4`` and ``val_cider`` (fractions; None where unknown), ``captions_per_second``
-        and ``seconds`` (both of training alone), ``validation_seconds``.
+        those steps, as it is trained on; None where captions are rewarded), ``reward`` (the mean
+        CIDEr-D of the captions drawn, a fraction; only where they are), ``learning_rate``. After
+        every epoch: ``step``, ``epoch`` (an int), ``loss`` and ``reward`` (over the epoch),
+        ``learning_rate``, ``val_loss``, ``val_perplexity``, ``val_bleu_4`` and ``val_cider``
+        (fractions; None where unknown), ``captions_per_second`` and ``seconds`` (both of training
+        alone), ``validation_seconds``.
     best : dict or None
         The best epoch so far: ``monitor``, ``value``, ``epoch``, ``step``.
     step, steps_per_epoch : int
@@ -511,7 +542,10 @@ class Trainer:
         if self.config.weight_average:
             self._average = {name: w.copy() for name, w in self._learner.params.items()}
         self._moments: dict[str, dict[str, Any]] = {name: {} for name in model.params}
-        # Nats and words: since the last record, and of the epoch up to then.
+        self._weights: np.ndarray | None = None
+        self._reward: CiderReward | None = None
+        # Nats and words, or rewards and captions: since the last record, and of the epoch up to
+        # then.
         self._sums = [0.0, 0, 0.0, 0]
         self._seconds = 0.0
         self._epochs_without_gain = 0
@@ -547,7 +581,8 @@ class Trainer:
         on_step, on_validation, on_epoch : callable, optional
             As for `Trainer`.
         **changes
-            Other values for ``epochs``, ``patience``, ``save_every`` or ``keep_last``.
+            Other values for ``epochs``, ``reward_epochs``, ``patience``, ``save_every`` or
+            ``keep_last``.
 
         Returns
         -------
@@ -597,6 +632,18 @@ class Trainer:
         trainer._resumed = True
         if checkpoint is not None:
             trainer._restore(checkpoint)
+        past = trainer.step > found.config.epochs * trainer.steps_per_epoch
+        if past and config.epochs != found.config.epochs:
+            raise ValueError(
+                f"epochs is {config.epochs}, was {found.config.epochs}: the run is past them, in "
+                "its epochs of rewards; reward_epochs may change"
+            )
+        if past and config.reward_epochs != found.config.reward_epochs:
+            warnings.warn(
+                f"reward_epochs is {config.reward_epochs}, was {found.config.reward_epochs}: the "
+                "learning rate goes on as in a run of the new length",
+                stacklevel=2,
+            )
         over_the_run = config.schedule == "cosine" or config.scheduled_sampling
         if trainer.step and config.epochs != found.config.epochs and over_the_run:
             course = "the learning rate" if config.schedule == "cosine" else "scheduled sampling"
@@ -619,13 +666,14 @@ class Trainer:
         for name, was in about["data"].items():
             if self._fingerprint().get(name) != was:
                 raise ValueError(f"{name} is not what the run {self.run} was trained on")
-        if self.config.epochs * self.steps_per_epoch < about["step"]:
+        if self.config.all_epochs * self.steps_per_epoch < about["step"]:
             done = about["step"] / self.steps_per_epoch
-            raise ValueError(f"epochs is {self.config.epochs}; the run has done {done:.4g}")
+            which = "epochs and reward_epochs are" if self.config.reward_epochs else "epochs is"
+            raise ValueError(f"{which} {self.config.all_epochs}; the run has done {done:.4g}")
         self._learner.params = checkpoint.weights
         self._average = checkpoint.average
         for name, moments in checkpoint.moments.items():
-            self._moments[name] = {**moments, "t": about["step"]}
+            self._moments[name] = {**moments, "t": self._steps_of_adam(about["step"])}
         self.step = about["step"]
         self.history = about["history"]
         self.best = about["best"]
@@ -649,7 +697,7 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether all epochs are done, or patience has run out."""
-        if self.step >= self.config.epochs * self.steps_per_epoch:
+        if self.step >= self.config.all_epochs * self.steps_per_epoch:
             return True
         return bool(self.config.patience) and self._epochs_without_gain >= self.config.patience
 
@@ -716,27 +764,23 @@ class Trainer:
             self._batches = epoch, self._draw_batches(epoch)
         rows = self._batches[1][number]
         rate = config.rate(step, self.steps_per_epoch)
-        loss, grads = self._learner.loss(
-            *self._inputs(rows), workspace=self._workspace, regularisation=self._regularisation()
-        )
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {float(loss)} at step {step + 1}: either the features are not "
-                f"finite or the learning rate, {rate:.3g}, is too high"
-            )
+        rewarding = self._rewarding(step)
+        if rewarding:
+            grads, total, count = self._rewarded(rows)
+        else:
+            grads, total, count = self._taught(rows)
         self._update(grads, rate)
         self.step += 1
 
-        nats, words = float(loss) * len(rows), int(self._words[rows].sum())
-        self._sums[0] += nats
-        self._sums[1] += words
+        self._sums[0] += total
+        self._sums[1] += count
         progress = self.step / self.steps_per_epoch
         if self.step % config.record_every == 0 or number + 1 == self.steps_per_epoch:
             self.history.append(
                 {
                     "step": self.step,
                     "epoch": progress,
-                    "loss": self._sums[0] / max(self._sums[1], 1),
+                    **_measured(rewarding, *self._sums[:2]),
                     "learning_rate": rate,
                 }
             )
@@ -744,21 +788,104 @@ class Trainer:
             self._sums[3] += self._sums[1]
             self._sums[:2] = 0.0, 0
         if self.on_step:
-            seen = epoch * len(self._words) + sum(map(len, self._batches[1][: number + 1]))
+            share = sum(map(len, self._batches[1][: number + 1])) / self._in_epoch()
             self.on_step(
                 self,
                 {
                     "step": self.step,
                     "epoch": progress,
-                    "captions": seen,
+                    "captions": round((epoch + share) * len(self._words)),
                     "learning_rate": rate,
-                    "loss": nats / max(words, 1),
+                    **_measured(rewarding, total, count),
                 },
             )
         return rate
 
+    def _in_epoch(self) -> int:
+        """How many captions, or images, the present epoch goes through."""
+        assert self._batches is not None
+        return sum(map(len, self._batches[1]))
+
+    def _rewarding(self, step: int) -> bool:
+        """Whether captions are rewarded in a step, the first of which is 0."""
+        return step >= self.config.epochs * self.steps_per_epoch
+
+    def _steps_of_adam(self, step: int) -> int:
+        """How many steps Adam's moments have seen after so many steps."""
+        first = self.config.epochs * self.steps_per_epoch
+        return step - first if step > first else step
+
+    def _taught(self, rows: np.ndarray) -> tuple[dict[str, np.ndarray], float, int]:
+        """The gradients of training captions' loss; its nats, and the words."""
+        if self.config.consensus and self._weights is None:
+            agreement = self._rewards().agreement() ** self.config.consensus
+            mean = agreement.mean()  # 0 where each image has one caption
+            self._weights = agreement / mean if mean > 0 else np.ones_like(agreement)
+        loss, grads = self._learner.loss(
+            *self._inputs(rows),
+            weights=None if self._weights is None else self._weights[rows],
+            workspace=self._workspace,
+            regularisation=self._regularisation(),
+        )
+        self._check_finite("loss", float(loss))
+        return grads, float(loss) * len(rows), int(self._words[rows].sum())
+
+    def _rewarded(self, images: np.ndarray) -> tuple[dict[str, np.ndarray], float, int]:
+        """The gradients of what falls as drawn captions' rewards rise; rewards, and captions."""
+        if self._rewarding(self.step) and not self._rewarding(self.step - 1):
+            self._begin_rewards()
+        count, model = self.config.reward_captions, self._learner
+        features = self._standardised(self.data["train_features"][images])
+        seed = np.random.SeedSequence([self.config.seed, _DRAWS, self.step])
+        drawn = sample(
+            model, features, max(self.data["train_captions"].shape[1] - 1, 1), count=count,
+            seed=int(seed.generate_state(1, np.uint64)[0]),
+        )  # fmt: skip
+        ids = drawn.ids.reshape(len(images) * count, -1)
+        rewards = self._rewards()(ids, np.repeat(images, count)).reshape(-1, count)
+        others = (rewards.sum(axis=1, keepdims=True) - rewards) / (count - 1)
+        start = np.full((len(ids), 1), model.word_to_idx["<START>"], ids.dtype)
+        loss, grads = model.loss(
+            np.repeat(features, count, axis=0),
+            np.concatenate([start, ids], axis=1),
+            weights=(rewards - others).ravel(),
+            workspace=self._workspace,
+        )
+        self._check_finite("loss", float(loss))
+        return grads, float(rewards.sum()), rewards.size
+
+    def _begin_rewards(self) -> None:
+        if self._average is not None:
+            for name, w in self._average.items():
+                np.copyto(self._learner.params[name], w)
+        self._moments = {name: {} for name in self._moments}
+
+    def _rewards(self) -> CiderReward:
+        """What measures captions against the training captions, made once."""
+        if self._reward is None:
+            data = self.data
+            self._reward = CiderReward(
+                data["train_captions"], data["train_image_idxs"], len(data["train_features"]),
+                self.model.word_to_idx,
+            )  # fmt: skip
+        return self._reward
+
+    def _check_finite(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            rate = self.config.rate(self.step, self.steps_per_epoch)
+            raise FloatingPointError(
+                f"the {name} is {value} at step {self.step + 1}: either the features are not "
+                f"finite or the learning rate, {rate:.3g}, is too high"
+            )
+
     def _draw_batches(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng([self.config.seed, _ORDER, epoch])
+        if epoch >= self.config.epochs:
+            images = np.unique(self.data["train_image_idxs"])
+            # as many steps as in other epochs, so all images more than once if there are few
+            times = -(-self.steps_per_epoch // len(images))
+            order = np.concatenate([rng.permutation(images) for _ in range(times)])
+            return np.array_split(order, self.steps_per_epoch)
         order = rng.permutation(len(self._words))
         if not self.config.bucket_by_length:
             return np.array_split(order, self.steps_per_epoch)
@@ -770,13 +897,16 @@ class Trainer:
     @np.errstate(invalid="ignore", over="ignore")
     def _inputs(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Standardised features, with noise, and captions of training rows."""
-        features = self.data["train_features"][self.data["train_image_idxs"][rows]]
-        features = ((features - self._mean) / self._deviation).astype(self.model.dtype)
+        images = self.data["train_image_idxs"][rows]
+        features = self._standardised(self.data["train_features"][images])
         if self.config.feature_noise:
             rng = np.random.default_rng([self.config.seed, _NOISE, self.step])
             noise = rng.standard_normal(features.shape, dtype=np.float32)
             features += np.float32(self.config.feature_noise) * noise
         return features, self.data["train_captions"][rows]
+
+    def _standardised(self, features: np.ndarray) -> np.ndarray:
+        return ((features - self._mean) / self._deviation).astype(self.model.dtype)
 
     def _regularisation(self) -> Regularisation | None:
         config = self.config
@@ -806,7 +936,7 @@ class Trainer:
         for name, w in self._learner.params.items():
             state = self._moments[name]
             state["learning_rate"] = rate
-            if config.weight_decay and w.ndim > 1:
+            if config.weight_decay and w.ndim > 1 and not self._rewarding(self.step):
                 state["weight_decay"] = config.weight_decay
                 optim.adamw(w, grads[name], state, in_place=True)
             else:
@@ -814,7 +944,7 @@ class Trainer:
         if self._average is not None:
             # (1 - d) sum d^(t-i) w_i / (1 - d^t), without the sum: 1 at the first step.
             decay = config.weight_average
-            share = (1 - decay) / (1 - decay ** (self.step + 1))
+            share = (1 - decay) / (1 - decay ** self._steps_of_adam(self.step + 1))
             for name, w in self._learner.params.items():
                 optim.average(self._average[name], w, share)
 
@@ -833,21 +963,23 @@ class Trainer:
         began = time.perf_counter()
         if self._validation is None:
             self._validation = _Validation(self.data, self.config)
-        metrics, captions = self._validation.measure(self.model, self._workspace)
+        metrics, said = self._validation.measure(self.model, self._workspace)
         seconds = time.perf_counter() - began
         if self.on_validation:
-            self.on_validation(self, metrics, captions)
+            self.on_validation(self, metrics, said)
         epoch = self.step // self.steps_per_epoch
+        rewarding = self._rewarding(self.step - 1)
+        captions = self._in_epoch() * (self.config.reward_captions if rewarding else 1)
         record = {
             "step": self.step,
             "epoch": epoch,
-            "loss": self._sums[2] / max(self._sums[3], 1),
+            **_measured(rewarding, *self._sums[2:]),
             "learning_rate": rate,
             "val_loss": metrics["loss"],
             "val_perplexity": metrics["perplexity"],
             "val_bleu_4": metrics["bleu_4"],
             "val_cider": metrics["cider"],
-            "captions_per_second": len(self._words) / self._seconds,
+            "captions_per_second": captions / self._seconds,
             "seconds": self._seconds,
             "validation_seconds": seconds,
         }
@@ -883,7 +1015,8 @@ class Trainer:
         elif self.best is None or self.best["value"] is None or math.isnan(self.best["value"]):
             gain = True
         elif monitor == "loss":
-            gain = value < self.best["value"]
+            # Rewards do not make the loss small; it rises when they come in.
+            gain = self._rewarding(self.step - 1) or value < self.best["value"]
         elif value == self.best["value"]:  # at the start both may be 0
             gain = (record["val_loss"] or 0.0) < (self.best["val_loss"] or 0.0)
         else:
@@ -1016,6 +1149,13 @@ class Trainer:
         assert self.run is not None
         lines = [json.dumps(record) + "\n" for record in self.history]
         write_text(self.run / HISTORY_FILE, "".join(lines))
+
+
+def _measured(rewarding: bool, total: float, count: float) -> dict[str, float | None]:
+    """What a record says of some steps: the loss per word, or the mean reward."""
+    if rewarding:
+        return {"loss": None, "reward": total / max(count, 1)}
+    return {"loss": total / max(count, 1)}
 
 
 class _Validation:

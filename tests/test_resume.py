@@ -22,11 +22,11 @@ from fastrnn.training import caption_images
 KILLS = 20
 # Everything that has a state or draws random numbers. Checkpoints are written most of the time.
 OPTIONS = shlex.split(
-    "--epochs 30 --batch-size 6 --hidden-dim 12 --wordvec-dim 8 --seed 3 --lr 0.02 "
-    "--schedule exponential --lr-decay 0.9 --warmup-steps 5 --clip-norm 1 --weight-decay 0.01 "
-    "--embed-dropout 0.2 --vocab-dropout 0.3 --label-smoothing 0.1 --scheduled-sampling 0.2 "
-    "--feature-noise 0.2 --weight-average 0.95 --bucket-by-length --save-every 2 --record-every 4 "
-    "--no-report"
+    "--epochs 20 --reward-epochs 10 --batch-size 6 --hidden-dim 12 --wordvec-dim 8 --seed 3 "
+    "--lr 0.02 --schedule exponential --lr-decay 0.9 --warmup-steps 5 --clip-norm 1 "
+    "--weight-decay 0.01 --embed-dropout 0.2 --vocab-dropout 0.3 --label-smoothing 0.1 "
+    "--scheduled-sampling 0.2 --feature-noise 0.2 --consensus 1 --weight-average 0.95 "
+    "--bucket-by-length --save-every 2 --record-every 4 --no-report"
 )
 
 

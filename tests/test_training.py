@@ -19,6 +19,8 @@ from fastrnn.classifiers.rnn import CaptioningRNN, Regularisation
 from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.metrics import CaptionScorer
 from fastrnn.reference.classifier import CaptioningRNN as ReferenceRNN
+from fastrnn.reference.decoding import sample as reference_sample
+from fastrnn.rewards import CiderReward
 from fastrnn.training import (
     RECIPES,
     Interrupted,
@@ -82,6 +84,10 @@ def recorder(data: dict) -> Recorder:
         ("scheduled_sampling", 1.1, ValueError),
         ("feature_noise", math.inf, ValueError),
         ("weight_average", 1.0, ValueError),
+        ("consensus", -1.0, ValueError),
+        ("reward_epochs", -1, ValueError),
+        ("reward_captions", 1, ValueError),
+        ("reward_rate", 0.0, ValueError),
         ("bucket_by_length", 1, TypeError),
         ("patience", -1, ValueError),
         ("monitor", "meteor", ValueError),
@@ -112,6 +118,10 @@ def test_learning_rates():
     smooth = {"schedule": "exponential", "lr_decay": 0.25}
     assert rates([0, 5, 10, 20], **smooth) == pytest.approx([0.1, 0.05, 0.025, 0.00625])
     assert rates([5, 10], **smooth, decay_every=2) == pytest.approx([0.1 / 2**0.5, 0.05])
+    rewarded = {**step, "reward_epochs": 2, "reward_rate": 0.01}
+    assert rates([0, 39, 40, 50, 59], **rewarded) == pytest.approx(
+        [0.1, 0.0125, 0.01, 0.005, 0.005 * (1 - math.cos(math.pi / 20))]
+    )
     assert rates([0, 1, 3, 4], warmup_steps=4) == pytest.approx([0.025, 0.05, 0.1, 0.1])
 
 
@@ -127,7 +137,7 @@ ALL_ON = {
     "schedule": "exponential", "lr_decay": 0.7, "decay_every": 2, "warmup_steps": 5,
     "weight_decay": 0.1, "clip_value": 0.05, "clip_norm": 0.4, "embed_dropout": 0.3,
     "vocab_dropout": 0.4, "label_smoothing": 0.1, "scheduled_sampling": 0.5, "feature_noise": 0.2,
-    "weight_average": 0.9, "bucket_by_length": True,
+    "consensus": 0.5, "weight_average": 0.9, "bucket_by_length": True,
 }  # fmt: skip
 
 
@@ -154,6 +164,8 @@ def test_same_as_a_plain_loop_over_the_twin(data, cell, options):
     captions, clipped, expected, step = data["train_captions"], 0, [], 0
     means, weight = {name: np.zeros_like(w) for name, w in plain.params.items()}, 0.0
     lengths = (captions[:, 1:] != 0).sum(axis=1)
+    agreement = CiderReward(captions, data["train_image_idxs"], 12, words).agreement()
+    counts = agreement**c.consensus / (agreement**c.consensus).mean()
     for epoch in range(4):
         rng = np.random.default_rng([5, 1, epoch])
         order = rng.permutation(len(captions))
@@ -169,7 +181,9 @@ def test_same_as_a_plain_loop_over_the_twin(data, cell, options):
             seed = int(np.random.SeedSequence([5, 3, step]).generate_state(1, np.uint64)[0])
             mix = c.scheduled_sampling * step / 23
             masks = Regularisation(c.embed_dropout, c.vocab_dropout, c.label_smoothing, mix, seed)
-            loss, grads = plain.loss(inputs, captions[rows], regularisation=masks)
+            loss, grads = plain.loss(
+                inputs, captions[rows], weights=counts[rows], regularisation=masks
+            )
             expected.append(loss * len(rows) / lengths[rows].sum())
             if c.clip_value:
                 reference_optim.clip_by_value(grads, c.clip_value)
@@ -190,6 +204,92 @@ def test_same_as_a_plain_loop_over_the_twin(data, cell, options):
     np.testing.assert_allclose(losses, expected, rtol=1e-9)
     for name in plain.params:
         np.testing.assert_allclose(fast.params[name], means[name] / weight, rtol=1e-7, atol=1e-9)
+
+
+def test_rewarded_epochs_are_a_plain_loop_over_the_twin(data):
+    words, width = data["word_to_idx"], data["train_features"].shape[1]
+    features = data["train_features"].astype(np.float64)
+    features -= features.mean(axis=0)
+    features /= np.sqrt(features.var(axis=0).mean())
+    data["train_features"] = features
+    data["train_image_idxs"][data["train_image_idxs"] == 4] = 5  # an image without captions
+    model = start_model(data, "lstm", 6, 8, dtype=np.float64)
+    c = TrainConfig(
+        epochs=2, batch_size=7, learning_rate=0.05, weight_decay=0.1, embed_dropout=0.5,
+        feature_noise=0.3, clip_norm=0.2, weight_average=0.8, reward_epochs=2, reward_captions=3,
+        reward_rate=0.01, seed=5, val_images=0, record_every=1,
+    )  # fmt: skip
+    at: dict[str, dict] = {}
+
+    def on_epoch(trainer, record):
+        at[record["epoch"]] = {name: w.copy() for name, w in trainer.model.params.items()}
+
+    history = Trainer(model, data, c, on_epoch=on_epoch).fit()
+    plain = ReferenceRNN(words, width, 6, 8, "lstm", np.float64)
+    # from the average that the epochs of captions came to
+    plain.params = {name: w.copy() for name, w in at[2].items()}
+    reward = CiderReward(data["train_captions"], data["train_image_idxs"], 12, words)
+    states: dict[str, dict] = {name: {} for name in plain.params}
+    means, weight, clipped, seen = {n: np.zeros_like(w) for n, w in at[2].items()}, 0.0, 0, []
+    rewards = [record["reward"] for record in history if record.get("reward") is not None]
+    for step in range(12):
+        epoch, number = divmod(step, 6)
+        if not number:
+            order = np.random.default_rng([5, 1, 2 + epoch]).permutation(
+                np.setdiff1d(np.arange(12), 4)
+            )
+        images = np.array_split(order, 6)[number]
+        seen += images.tolist()
+        seed = int(np.random.SeedSequence([5, 4, 12 + step]).generate_state(1, np.uint64)[0])
+        drawn = [
+            hypothesis.words
+            for row in reference_sample(plain, features[images], 8, count=3, seed=seed)
+            for hypothesis in row
+        ]
+        captions = np.zeros((len(drawn), 9), int)
+        captions[:, 0] = words["<START>"]
+        for row, said in zip(captions, drawn, strict=True):
+            row[1 : 1 + len(said)] = said
+        of = np.repeat(images, 3)
+        value = reward(captions[:, 1:], of)
+        others = [value[of == image].sum() / 2 - v / 2 for image, v in zip(of, value, strict=True)]
+        _, grads = plain.loss(features[of], captions, weights=value - others)
+        clipped += reference_optim.clip_by_norm(grads, 0.2) > 0.2
+        rate = 0.01 * 0.5 * (1 + math.cos(math.pi * step / 12))
+        for name, w in plain.params.items():
+            states[name]["learning_rate"] = rate
+            reference_optim.adam(w, grads[name], states[name])
+            means[name] = 0.8 * means[name] + 0.2 * w
+        weight = 0.8 * weight + 0.2
+        # each step's line, and behind each epoch's last one that of the epoch
+        assert rewards[step + epoch] == pytest.approx(value.mean(), rel=1e-9)
+    assert 0 < clipped < 12
+    assert sorted(seen) == sorted(2 * [i for i in range(12) if i != 4])
+    for name in plain.params:
+        np.testing.assert_allclose(model.params[name], means[name] / weight, rtol=1e-7, atol=1e-9)
+    assert all(record["loss"] is None for record in history if "reward" in record)
+
+
+def test_rewards_rise(data):
+    config = TrainConfig(
+        epochs=20, learning_rate=0.02, reward_epochs=60, reward_rate=0.01, val_captions=0
+    )
+    model = start_model(data, "lstm", 16, 32)
+    history = Trainer(model, data, config).fit()
+    rewards = [
+        record["reward"] for record in history if "reward" in record and "val_loss" in record
+    ]
+    assert len(rewards) == 60
+    assert np.mean(rewards[-5:]) > 1.3 * np.mean(rewards[:5])
+
+
+def test_few_images_are_drawn_for_more_than_once_an_epoch(data):
+    data["train_image_idxs"][:] = np.arange(36) % 2
+    model = recorder(data)
+    config = TrainConfig(epochs=1, batch_size=7, reward_epochs=1, reward_captions=2, val_captions=0)
+    history = Trainer(model, data, config).fit()
+    assert [len(captions) for _, captions in model.seen] == [6] * 6 + [2] * 6
+    assert history[-1]["epoch"] == 2
 
 
 def test_every_caption_once_an_epoch_in_a_new_order(data):
@@ -435,6 +535,14 @@ def test_monitors(data, monkeypatch, monitor, best):
     assert trainer.best["epoch"] == best
 
 
+def test_each_epoch_of_rewards_is_a_gain_where_the_loss_decides(data):
+    config = TrainConfig(epochs=3, monitor="loss", reward_epochs=2, reward_rate=0.1, patience=1)
+    trainer = Trainer(start_model(data, "lstm", 8, 8), data, config)
+    history = [record for record in trainer.fit() if "val_loss" in record]
+    assert history[-1]["val_loss"] > history[2]["val_loss"]
+    assert trainer.best["epoch"] == 5
+
+
 def test_loss_takes_the_place_of_a_metric_that_is_missing(data, monkeypatch):
     scored(monkeypatch, [{"cider": None}] * 3)
     trainer = Trainer(start_model(data, "rnn", 4, 5), data, TrainConfig(epochs=3))
@@ -523,6 +631,19 @@ def test_more_epochs_stretch_what_runs_over_all_of_them(data, tmp_path):
     assert rates == pytest.approx(
         [0.001 * (1 + math.cos(math.pi * (4 + i) / 8)) / 2 for i in range(4)]
     )
+
+
+def test_epochs_of_rewards_are_added_and_others_stay(data, tmp_path):
+    config = TrainConfig(epochs=1, batch_size=12, reward_epochs=1, val_captions=0, val_images=0)
+    model = start_model(data, "lstm", 4, 5)
+    Trainer(model, data, config, run=tmp_path / "run").fit()
+    with pytest.raises(ValueError, match=r"^epochs is 2, was 1: the run is past them"):
+        Trainer.resume(tmp_path / "run", data, epochs=2)
+    with pytest.raises(ValueError, match=r"^epochs is 1; the run has done 2"):
+        Trainer.resume(tmp_path / "run", data, reward_epochs=0)
+    with pytest.warns(UserWarning, match=r"^reward_epochs is 2, was 1: the learning rate goes on"):
+        trainer = Trainer.resume(tmp_path / "run", data, reward_epochs=2)
+    assert [r["epoch"] for r in trainer.fit() if "val_loss" in r] == [1, 2, 3]
 
 
 def test_only_the_same_run_is_resumed(data, tmp_path):
