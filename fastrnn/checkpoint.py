@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .classifiers.rnn import FORMAT, MODEL_FILE, CaptioningRNN, blank_model
-from .files import read_sealed, write_sealed
+from .files import read_sealed
 
 __all__ = [
     "CHECKPOINT_FORMAT",
@@ -34,7 +34,6 @@ __all__ = [
     "read_newest_checkpoint",
     "remove_checkpoints",
     "save_model",
-    "write_checkpoint",
 ]
 
 CHECKPOINT_FORMAT = 1
@@ -78,38 +77,24 @@ class Checkpoint:
     moments: dict[str, dict[str, np.ndarray]]
     about: dict[str, Any]
 
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return what goes into the file: arrays that share memory with the state.
 
-def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, whole or not at all.
-
-    Parameters
-    ----------
-    path : path
-        The npz file; its directory exists.
-    checkpoint : Checkpoint
-
-    Raises
-    ------
-    OSError
-        The file cannot be written; an old one is then as it was.
-
-    Notes
-    -----
-    Without an average, the model differs from the weights in the projection of the features alone;
-    with one, from the average. So every array is written once.
-    """
-    arrays = checkpoint.model.to_arrays()
-    shared = checkpoint.weights if checkpoint.average is None else checkpoint.average
-    kind = "weights" if checkpoint.average is None else "average"
-    for name in ("W_proj", "b_proj"):
-        arrays[f"{_PREFIX}{kind}/{name}"] = shared[name]
-    if checkpoint.average is not None:
-        arrays.update({f"{_PREFIX}weights/{name}": w for name, w in checkpoint.weights.items()})
-    for name, moments in checkpoint.moments.items():
-        arrays.update({f"{_PREFIX}{m}/{name}": array for m, array in moments.items()})
-    about = {"format": CHECKPOINT_FORMAT, **checkpoint.about}
-    arrays[_PREFIX + "about"] = np.array(json.dumps(about))
-    write_sealed(path, arrays)
+        Without an average, the model differs from the weights in the projection of the features
+        alone; with one, from the average. So every array is there once.
+        """
+        arrays = self.model.to_arrays()
+        shared = self.weights if self.average is None else self.average
+        kind = "weights" if self.average is None else "average"
+        for name in ("W_proj", "b_proj"):
+            arrays[f"{_PREFIX}{kind}/{name}"] = shared[name]
+        if self.average is not None:
+            arrays.update({f"{_PREFIX}weights/{name}": w for name, w in self.weights.items()})
+        for name, moments in self.moments.items():
+            arrays.update({f"{_PREFIX}{m}/{name}": array for m, array in moments.items()})
+        about = {"format": CHECKPOINT_FORMAT, **self.about}
+        arrays[_PREFIX + "about"] = np.array(json.dumps(about))
+        return arrays
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

@@ -19,6 +19,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
@@ -41,12 +42,11 @@ from .checkpoint import (
     read_checkpoint,
     read_newest_checkpoint,
     remove_checkpoints,
-    write_checkpoint,
 )
 from .classifiers.rnn import CaptioningRNN, CaptioningWorkspace, Regularisation
 from .coco_utils import decode_captions, read_captioning_directory
 from .decoding import sample
-from .files import read_sealed, remove_unfinished, write_json, write_text
+from .files import read_sealed, remove_unfinished, write_json, write_sealed, write_text
 from .metrics import CaptionScorer, read_references
 from .rewards import CiderReward
 
@@ -464,7 +464,7 @@ class Trainer:
         with all that was measured and the captions that were generated.
     on_epoch : callable, optional
         Called as ``on_epoch(trainer, record)`` after every epoch, with its line of the history,
-        once its checkpoint is written.
+        while its checkpoint is being written.
 
     Attributes
     ----------
@@ -555,6 +555,8 @@ class Trainer:
         self._stopping = False
         self._fallen_back = False
         self._saved_step = -1
+        self._writer = ThreadPoolExecutor(1, "fastrnn checkpoint")
+        self._saving: Future[None] | None = None
         self._data_sums: dict[str, int] | None = None
 
     # -- going on
@@ -732,6 +734,7 @@ class Trainer:
                     self._open_run()
                 while not (self.finished or self._stopping or signals.caught):
                     self._advance()
+                self._settle()
                 if signals.caught:
                     if self.run is not None and self._saved_step != self.step:
                         self.save()
@@ -740,10 +743,12 @@ class Trainer:
                     self.save()
             finally:
                 self._derive()
+                self._settle()
         return self.history
 
     def _advance(self) -> None:
         """Take a step, and do what is due after it."""
+        self._settle(wait=False)
         began = time.perf_counter()
         rate = self._take_step()
         self._seconds += time.perf_counter() - began
@@ -752,7 +757,7 @@ class Trainer:
             record = self._end_epoch(rate)
         every = self.config.save_every
         if self.run is not None and (record or (every and self.step % every == 0)):
-            self.save()
+            self._save_meanwhile()
         if record and self.on_epoch:
             self.on_epoch(self, record)
 
@@ -1070,7 +1075,7 @@ class Trainer:
             "isa": kernels.isa(),
         }
         write_json(run / SETTINGS_FILE, settings)
-        self._write_history()
+        _write_history(run, self.history)
         if self.best is not None:
             self._restore_best()
 
@@ -1108,21 +1113,34 @@ class Trainer:
         """
         if self.run is None:
             raise ValueError("run is None; expected a run directory to save to")
-        Path(self.run, "checkpoints").mkdir(parents=True, exist_ok=True)
+        self._settle()
+        write = self._prepare_save()
+        write()
+        return checkpoint_path(self.run, self.step)
+
+    def _save_meanwhile(self) -> None:
+        """Save as `save` does while training goes on; `_settle` tells what became of it."""
+        self._settle()
+        self._saving = self._writer.submit(self._prepare_save())
+
+    def _settle(self, wait: bool = True) -> None:
+        """Raise what went wrong in saving; wait for its end, or see whether it has ended."""
+        if self._saving is not None and (wait or self._saving.done()):
+            saving, self._saving = self._saving, None
+            saving.result()
+
+    def _prepare_save(self) -> Callable[[], None]:
+        """Return what writes the state of this moment, whatever becomes of the trainer's."""
+        run, step, best = self.run, self.step, self.best
+        assert run is not None
         self._derive()
-        # The model first: should the process be killed in between, training goes on from an older
-        # checkpoint and comes to the same model again.
-        is_best = self.best is not None and self.best["step"] == self.step
-        if is_best:
-            self.model.save(self.run / MODEL_FILE)
-        path = checkpoint_path(self.run, self.step)
         about = {
-            "step": self.step,
-            "epoch": self.step / self.steps_per_epoch,
+            "step": step,
+            "epoch": step / self.steps_per_epoch,
             "history": self.history,
             "sums": self._sums,
             "seconds": self._seconds,
-            "best": self.best,
+            "best": best,
             "epochs_without_gain": self._epochs_without_gain,
             "config": dataclasses.asdict(self.config),
             "data": self._fingerprint(),
@@ -1132,23 +1150,33 @@ class Trainer:
             for name, state in self._moments.items()
             if "m" in state
         }
-        write_checkpoint(
-            path, Checkpoint(self.model, self._learner.params, self._average, moments, about)
-        )
-        self._saved_step = self.step
-        # What is newer was damaged when training was resumed.
-        older = [step for step in checkpoint_steps(self.run) if step <= self.step]
-        keep = set(older[-self.config.keep_last :])
-        if self.best is not None:
-            keep.add(self.best["step"])
-        remove_checkpoints(self.run, keep)
-        self._write_history()
-        return path
+        state = Checkpoint(self.model, self._learner.params, self._average, moments, about)
+        arrays = {name: array.copy() for name, array in state.to_arrays().items()}
+        model = {name: arrays[name] for name in self.model.to_arrays()}
+        history = list(self.history)
+        self._saved_step = step
 
-    def _write_history(self) -> None:
-        assert self.run is not None
-        lines = [json.dumps(record) + "\n" for record in self.history]
-        write_text(self.run / HISTORY_FILE, "".join(lines))
+        def write() -> None:
+            Path(run, "checkpoints").mkdir(parents=True, exist_ok=True)
+            # The model first: should the process be killed in between, training goes on from an
+            # older checkpoint and comes to the same model again.
+            if best is not None and best["step"] == step:
+                write_sealed(run / MODEL_FILE, model)
+            write_sealed(checkpoint_path(run, step), arrays)
+            # What is newer was damaged when training was resumed.
+            older = [known for known in checkpoint_steps(run) if known <= step]
+            keep = set(older[-self.config.keep_last :])
+            if best is not None:
+                keep.add(best["step"])
+            remove_checkpoints(run, keep)
+            _write_history(run, history)
+
+        return write
+
+
+def _write_history(run: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    lines = [json.dumps(record) + "\n" for record in history]
+    write_text(run / HISTORY_FILE, "".join(lines))
 
 
 def _measured(rewarding: bool, total: float, count: float) -> dict[str, float | None]:

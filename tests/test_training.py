@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import pytest
 from coco_layout import write_layout
 
 import fastrnn.reference.optim as reference_optim
+import fastrnn.training
 from fastrnn.checkpoint import checkpoint_path, checkpoint_steps, read_checkpoint
 from fastrnn.classifiers.rnn import CaptioningRNN, Regularisation
 from fastrnn.coco_utils import read_captioning_directory
@@ -606,6 +608,28 @@ def test_run_directory_from_code(data, tmp_path):
     lines = (tmp_path / "r" / "history.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == trainer.history
     assert read_run(tmp_path / "r").config.epochs == 4
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_training(data, tmp_path, monkeypatch):
+    write, model = fastrnn.training.write_sealed, start_model(data, "lstm", 4, 5)
+
+    def until_full(path, arrays):
+        if path.name == checkpoint_path(path.parent.parent, 6).name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, arrays)
+
+    monkeypatch.setattr("fastrnn.training.write_sealed", until_full)
+    config = TrainConfig(epochs=50, batch_size=12, val_captions=0, val_images=0)
+    trainer = Trainer(model, data, config, run=tmp_path / "run")
+    with pytest.raises(OSError, match="No space left"):
+        trainer.fit()
+    assert 6 <= trainer.step < 150
+    assert checkpoint_steps(tmp_path / "run") == [0, 3]
+    monkeypatch.undo()
+    resumed = Trainer.resume(tmp_path / "run", data, epochs=2)
+    assert resumed.step == 3
+    resumed.fit()
+    assert resumed.step == 6
 
 
 def test_stop_and_go_on(data, tmp_path):
