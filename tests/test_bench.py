@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench import calls, contenders, data, machine, readme, report, work  # noqa: E402
 from bench.shapes import SHAPES, Shape  # noqa: E402
+from fastrnn._core import captioner  # noqa: E402
 
 TINY = SHAPES["tiny"]
 
@@ -304,6 +305,8 @@ def test_full_coco_reports_rate_memory_and_shares(tmp_path: Path) -> None:
     )
     assert 0 < memory["over"] < 300
     assert sum(report_["shares"].values()) == pytest.approx(100)
+    around = {"adam", "sample_coco_minibatch", "the rest"}
+    assert report_["shares"].keys() == around | set(captioner.PHASE_NAMES)
 
 
 # ---- The README ----------------------------------------------------------------------------------
