@@ -10,7 +10,7 @@ INLINE int any_lane(vec_int mask) {
     return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
 #elif defined(__AVX2__)
     return _mm256_movemask_epi8((__m256i)mask) != 0;
-#elif defined(__SSE2__)
+#elif defined(__SSE2__) && !defined(__AVX__)
     return _mm_movemask_epi8((__m128i)mask) != 0;
 #else
     lane_int lanes[LANES], any = 0;
@@ -91,7 +91,7 @@ double KERNEL(top_words)(REAL *value, ptrdiff_t *word, ptrdiff_t *count, const R
                 value[at] = value[at - 1];
             value[at] = lanes[l];
         }
-        least = k > 0 ? value[k - 1] : (REAL)INFINITY;
+        least = value[k - 1];
     }
 
     ptrdiff_t n = 0;
@@ -101,9 +101,9 @@ double KERNEL(top_words)(REAL *value, ptrdiff_t *word, ptrdiff_t *count, const R
     if ((s) >= least && (s) > (REAL) - INFINITY) {                                                                     \
         if (n < k)                                                                                                     \
             rise(value, word, n++, (s), (at));                                                                         \
-        else if (n > 0 && (s) > value[0])                                                                              \
+        else if ((s) > value[0])                                                                                       \
             sink(value, word, n, (s), (at));                                                                           \
-        if (n == k && n > 0)                                                                                           \
+        if (n == k)                                                                                                    \
             least = value[0];                                                                                          \
     }
     for (v = 0; v + LANES <= V; v += LANES) {
@@ -154,16 +154,13 @@ INLINE double run_sum(const REAL *p, ptrdiff_t n) {
 }
 
 double KERNEL(word_weights)(REAL *weight, const REAL *x, ptrdiff_t V, REAL scale, REAL floor, ptrdiff_t last) {
-    REAL top = (REAL)-INFINITY, lanes[LANES];
-    vec tops = splat(top);
+    vec tops = splat((REAL)-INFINITY);
     ptrdiff_t v = 0;
     for (; v + LANES <= V; v += LANES) {
         const vec s = load(x + v);
         tops = blend(greater(s, tops), s, tops);
     }
-    store(lanes, tops);
-    for (int l = 0; l < LANES; l++)
-        top = lanes[l] > top ? lanes[l] : top;
+    REAL top = lane_max(tops);
     for (; v < V; v++)
         top = x[v] > top ? x[v] : top;
 #define BODY(LOAD, STORE)                                                                                              \

@@ -111,7 +111,7 @@ FRN_KERNEL(double, softmax_loss,
 FRN_KERNEL(ptrdiff_t, argmax, (const REAL *x, ptrdiff_t n));
 
 /* The k best of V scores, best first, of equal ones the one with the lower id; -INFINITY and NaN are never among them.
- *   value, word  out (k,), scores and ids;  count  out, how many there are;  x  in (V,)
+ *   value, word  out (k,), scores and ids, k at least 1;  count  out, how many there are;  x  in (V,)
  * Returns log(sum(exp(x))): -INFINITY where every score is, NaN where a score is NaN or INFINITY. */
 FRN_KERNEL(double, top_words,
            (REAL * value, ptrdiff_t *word, ptrdiff_t *count, const REAL *x, ptrdiff_t V, ptrdiff_t k));
