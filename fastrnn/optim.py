@@ -340,7 +340,7 @@ def clip_by_norm(grads: Mapping[str, np.ndarray], limit: float) -> float:
     _checks.check_gradients(grads, limit)
     squares = 0.0
     for grad in grads.values():
-        squares += _core.sum_of_squares(np.ascontiguousarray(grad)) or 0.0
+        squares += _core.sum_of_squares(np.require(grad, requirements=["C", "A"]))
     norm = squares**0.5
     if norm > limit:
         for grad in grads.values():

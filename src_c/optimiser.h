@@ -85,6 +85,9 @@ double KERNEL(sum_of_squares)(const REAL *x, ptrdiff_t n) {
     }
     for (; j < n; j++)
         sum += (double)x[j] * (double)x[j];
+    if (sum == INFINITY) /* squares that are too large for a float */
+        for (j = 0, sum = 0; j < n; j++)
+            sum += (double)x[j] * (double)x[j];
     return sum;
 }
 

@@ -191,14 +191,14 @@ cdef double squares(const floating* x, ptrdiff_t n, double[::1] sums) noexcept:
 
 
 def sum_of_squares(cnp.ndarray x):
-    """The sum of x * x, added up in float64; None where x is no contiguous float array."""
+    """The sum of x * x, added up in float64; x is contiguous, of float32 or float64."""
     cdef ptrdiff_t n = cnp.PyArray_SIZE(x)
     cdef double[::1] sums
-    if not cnp.PyArray_ISCARRAY_RO(x) or n == 0:
-        return 0.0 if n == 0 else None
+    if not cnp.PyArray_ISCARRAY_RO(x):
+        raise ValueError("x is not contiguous and aligned; expected an array that is")
     sums = np.empty((n + SQUARES_RUN - 1) // SQUARES_RUN)
     if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32:
         return squares(<const float*> data(x), n, sums)
     if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64:
         return squares(<const double*> data(x), n, sums)
-    return None
+    raise TypeError(f"x has dtype {x.dtype}; expected float32 or float64")
