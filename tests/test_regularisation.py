@@ -218,12 +218,27 @@ def test_word_log_probs(size, cell_type, dtype, rng):
         ("scheduled_sampling", 1.5, ValueError),
         ("seed", -1, ValueError),
         ("seed", 0.5, TypeError),
+        ("seed", True, TypeError),
         ("embed_dropout", "half", TypeError),
+        ("embed_dropout", True, TypeError),
+        ("embed_dropout", 0.5j, TypeError),
     ],
 )
 def test_settings_are_checked_by_name(field, value, error):
     with pytest.raises(error, match=f"^{field} is "):
         Regularisation(**{field: value})
+
+
+def test_a_seed_may_be_one_of_numpys(rng):
+    model, _, features, captions = pair("small", "rnn", np.float64, rng)
+    losses = [
+        model.loss(features, captions, regularisation=how)[0]
+        for how in (
+            Regularisation(embed_dropout=0.5, scheduled_sampling=0.5, seed=3),
+            Regularisation(embed_dropout=np.float32(0.5), scheduled_sampling=0.5, seed=np.int64(3)),
+        )
+    ]
+    assert losses[0] == losses[1]
 
 
 # -- Clipping and averages

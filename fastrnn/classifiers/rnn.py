@@ -8,7 +8,6 @@ both give what the layers of `fastrnn.rnn_layers` give one after the other
 from __future__ import annotations
 
 import errno
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -68,18 +67,18 @@ class Regularisation:
         for field in fields(self):
             name, value = field.name, getattr(self, field.name)
             if name == "seed":
-                if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-                    raise TypeError(f"seed is {value!r}; expected an integer")
+                value = checks.as_int(name, value)
                 if not 0 <= value < 2**64:
                     raise ValueError(f"seed is {value}; expected an integer in [0, 2**64)")
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-                raise TypeError(f"{name} is {value!r}; expected a number")
-            whole = name == "scheduled_sampling"
-            if not math.isfinite(value) or not 0 <= value <= 1 or (value == 1 and not whole):
-                raise ValueError(
-                    f"{name} is {value}; expected a number in [0, 1{']' if whole else ')'}"
-                )
+            else:
+                value = checks.as_number(name, value)
+                whole = name == "scheduled_sampling"
+                if not 0 <= value <= 1 or (value == 1 and not whole):
+                    raise ValueError(
+                        f"{name} is {value}; expected a number in [0, 1{']' if whole else ')'}"
+                    )
+            # Plain Python values: the seeds of the streams do not fit into NumPy's integers.
+            object.__setattr__(self, name, value)
 
 
 class CaptioningWorkspace:

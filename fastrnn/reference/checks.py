@@ -172,6 +172,32 @@ def as_weights(
     return w, dw.astype(w.dtype, copy=False)
 
 
+def as_int(name: str, value) -> int:
+    """`value` as an int.
+
+    Raises
+    ------
+    TypeError
+        If it is no integer.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} is {value!r}; expected an integer")
+    return int(value)
+
+
+def as_number(name: str, value) -> float:
+    """`value` as a float.
+
+    Raises
+    ------
+    TypeError
+        If it is no real number.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} is {value!r}; expected a number")
+    return float(value)
+
+
 def check_gradients(grads: Mapping[str, np.ndarray], limit: float) -> None:
     """Check what a clipping function is given.
 
