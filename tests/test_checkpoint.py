@@ -54,6 +54,22 @@ def test_not_a_model(tmp_path):
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"words": np.array(["<START>", "<END>", "a", "b", "c"])},
+        {"words": np.array(["<NULL>"])},
+        {"words": np.array("<NULL>")},
+        {"W_embed": np.ones((5, 4), int)},
+        {"cell_type": np.array("gru")},
+    ],
+)
+def test_arrays_that_make_no_model(change):
+    arrays = CaptioningRNN(WORDS, 5, 4, 3, "lstm").to_arrays() | change
+    with pytest.raises(ValueError, match="holds no model"):
+        CaptioningRNN.from_arrays(arrays)
+
+
 def test_wrong_shape_is_named(tmp_path):
     model = CaptioningRNN(WORDS, 5, 4, 3, "lstm")
     model.params["Wh"] = np.ones((3, 11), np.float32)
@@ -66,9 +82,10 @@ def test_format_of_another_time(tmp_path):
     save_model(tmp_path / "model.npz", CaptioningRNN(WORDS, 5, 4, 3, "lstm"))
     with np.load(tmp_path / "model.npz") as file:
         arrays = {name: file[name] for name in file.files if name != "checksum"}
-    write_sealed(tmp_path / "model.npz", {**arrays, "format": np.array(99)})
-    with pytest.raises(ValueError, match="format is 99"):
-        load_model(tmp_path)
+    for others in (arrays, {}):  # whatever its arrays are then
+        write_sealed(tmp_path / "model.npz", {**others, "format": np.array(99)})
+        with pytest.raises(ValueError, match="format is 99"):
+            load_model(tmp_path)
 
 
 def test_failure_leaves_the_old_model(tmp_path):

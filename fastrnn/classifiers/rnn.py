@@ -435,20 +435,20 @@ class CaptioningRNN:
         ValueError
             Arrays are missing or do not fit one another, or `format` is of another time.
         """
+        model = None
         try:
             version = int(arrays["format"])
-            cell_type = str(arrays["cell_type"])
-            words, ids = arrays["words"].tolist(), arrays["word_ids"].tolist()
-            input_dim, hidden_dim = arrays["W_proj"].shape
-            wordvec_dim, dtype = arrays["W_embed"].shape[1], arrays["W_embed"].dtype
+            if version == FORMAT:
+                words, ids = arrays["words"].tolist(), arrays["word_ids"].tolist()
+                input_dim, hidden_dim = arrays["W_proj"].shape
+                model = blank_model(
+                    dict(zip(words, ids, strict=True)), input_dim, arrays["W_embed"].shape[1],
+                    hidden_dim, str(arrays["cell_type"]), arrays["W_embed"].dtype, kind=cls,
+                )  # fmt: skip
         except (KeyError, ValueError, IndexError, TypeError) as error:
             raise ValueError(f"holds no model of fastrnn ({error})") from None
-        if version != FORMAT:
+        if model is None:
             raise ValueError(f"format is {version}; this fastrnn reads format {FORMAT}")
-        model = blank_model(
-            dict(zip(words, ids, strict=True)), input_dim, wordvec_dim, hidden_dim, cell_type,
-            dtype, kind=cls,
-        )  # fmt: skip
         for name, w in model.params.items():
             saved = arrays.get(name)
             if saved is None or saved.shape != w.shape or saved.dtype != w.dtype:
