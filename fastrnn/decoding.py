@@ -305,7 +305,7 @@ def _integer(name: str, value: Any, least: int) -> int:
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+    if isinstance(value, (bool, np.bool_, str)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, was {value!r}")
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, was {value}")

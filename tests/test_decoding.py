@@ -305,6 +305,29 @@ def test_unknown_words_are_not_said():
         assert not (found.ids == 3).any()
 
 
+def test_captions_without_words_are_those_of_the_twin():
+    """Nothing may be said, or there is no room for a word: a length of 0 has a score."""
+    model, features = draw_model("small", "rnn")
+    for options in ({"max_length": 0}, {"suppress": list(model.word_to_idx)}):
+        wanted = reference.beam_search(model, features, **options)
+        assert wanted[0][0][0].words == ()
+        assert_is_that_of_the_twin(decoding.beam_search(model, features, **options), wanted)
+
+
+@CELLS
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_word_with_an_id_from_the_end_is_not_said(rows, cell_type):
+    model, features = draw_model("small", cell_type)
+    model.word_to_idx["w10"] = -1
+    model.params["b_vocab"][10] += 5
+    features = features[:rows]
+    assert (decoding.greedy(model, features, 6).ids == 10).any()
+    wanted = reference.beam_search(model, features, 3, 6, n_best=3, suppress=["w10"])
+    found = decoding.beam_search(model, features, 3, 6, n_best=3, suppress=["w10"])
+    assert_is_that_of_the_twin(found, wanted)
+    assert not (found.ids == 10).any()
+
+
 def test_diversity_makes_captions_differ():
     model, features = draw_model("ragged", "lstm", scale=1.5)
     model.params["b_vocab"][2] = -20  # not to end with the first word, which no group is kept from
@@ -471,6 +494,7 @@ def test_features_of_another_kind(dtype):
         ("beam_search", {"groups": 0}, ValueError, "groups must be at least 1, was 0"),
         ("beam_search", {"diversity": -1}, ValueError, "diversity must be at least 0, was -1"),
         ("beam_search", {"diversity": "1"}, TypeError, "diversity must be a number, was '1'"),
+        ("beam_search", {"word_reward": np.True_}, TypeError, "word_reward must be a number, was"),
         ("beam_search", {"length_penalty": np.nan}, ValueError, "length_penalty must be finite"),
         ("beam_search", {"length_rule": "bert"}, ValueError, "length_rule must be one of"),
         ("beam_search", {"word_reward": np.inf}, ValueError, "word_reward must be finite"),

@@ -859,7 +859,7 @@ cdef int decode_task(Task* task, const floating* features, const floating** para
 cdef tuple decoded(Task* task, tuple arrays, bint lstm, start, end, ptrdiff_t null, ptrdiff_t T, suppress):
     """Run a task; what is missing in it is filled in."""
     cdef cnp.ndarray array, first = arrays[0], We = arrays[1], Wp = arrays[2], ids, word_log_probs, log_probs, scores
-    cdef cnp.ndarray ban = ids_of("suppress", suppress)
+    cdef cnp.ndarray given = ids_of("suppress", suppress), ban = new(cnp.NPY_INTP, 1, dim(given, 0))
     cdef Decoder* d = &task.model
     cdef ptrdiff_t N = dim(first, 0)
     cdef void* source[8]
@@ -867,7 +867,8 @@ cdef tuple decoded(Task* task, tuple arrays, bint lstm, start, end, ptrdiff_t nu
     d.V, d.W, d.H, d.T = dim(We, 0), dim(We, 1), dim(Wp, 1), T
     d.G = 4 * d.H if lstm else d.H
     d.lstm, d.start, d.end = lstm, start, end
-    checks.check_ids("suppress", ban, d.V)
+    if not wrap_ids(<ptrdiff_t*> data(ban), <cnp.npy_intp*> data(given), dim(given, 0), d.V):
+        checks.check_ids("suppress", given, d.V)
     task.ban, task.banned = <ptrdiff_t*> data(ban), dim(ban, 0)
     task.searches = N * task.each
     task.share = task.width // task.groups

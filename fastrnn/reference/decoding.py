@@ -95,9 +95,8 @@ def length_score(
     log_prob: float, length: int, length_penalty: float, length_rule: str, word_reward: float
 ) -> float:
     """Return the score of a finished caption (see `fastrnn.decoding.beam_search`)."""
-    if length_rule == "wu":
-        return log_prob / ((5 + length) / 6) ** length_penalty + word_reward * length
-    return log_prob / length**length_penalty + word_reward * length
+    base = (5 + length) / 6 if length_rule == "wu" else max(length, 1)
+    return log_prob / base**length_penalty + word_reward * length
 
 
 def beam_search(
