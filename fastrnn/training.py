@@ -48,6 +48,7 @@ from .coco_utils import decode_captions, read_captioning_directory
 from .decoding import sample
 from .files import read_sealed, remove_unfinished, write_json, write_sealed, write_text
 from .metrics import CaptionScorer, read_references
+from .reference import checks
 from .rewards import CiderReward
 
 SCHEDULES = ("constant", "step", "exponential", "cosine")
@@ -199,15 +200,11 @@ class TrainConfig:
                 if value not in _CHOICES[name]:
                     raise ValueError(f"{name} is {value!r}; expected one of {_CHOICES[name]}")
             elif field.type == "int":
-                if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-                    raise TypeError(f"{name} is {value!r}; expected an integer")
-                value = int(value)
+                value = checks.as_int(name, value)
                 if value < _LEAST.get(name, 1):
                     raise ValueError(f"{name} is {value}; expected at least {_LEAST.get(name, 1)}")
             else:
-                if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-                    raise TypeError(f"{name} is {value!r}; expected a number")
-                value = float(value)
+                value = checks.as_number(name, value)
                 self._check_number(name, value)
             # Plain Python values, so that the settings of a run can be written as JSON.
             object.__setattr__(self, name, value)
