@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fastrnn
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -24,3 +26,11 @@ def shared_data() -> Path:
 def rng() -> np.random.Generator:
     """A generator with a fixed seed, private to the test."""
     return np.random.default_rng(231)
+
+
+@pytest.fixture(autouse=True)
+def threads_afterwards():
+    """The number of threads is after each test what it was before."""
+    before = fastrnn.get_num_threads()
+    yield
+    fastrnn.set_num_threads(before)

@@ -180,6 +180,11 @@ MODELS = [
 ]
 
 
+def vocabulary(V: int) -> dict[str, int]:
+    """V words, at least 4."""
+    return {"<NULL>": 0, "<START>": 1, "<END>": 2, "<UNK>": 3, **{f"w{i}": i for i in range(4, V)}}
+
+
 def draw_captions(sizes: dict[str, int], rng) -> np.ndarray:
     """Captions (N, T + 1) with <NULL> = 0 behind most, amid some, and all over others."""
     N, T = sizes["N"], sizes["T"]
@@ -191,12 +196,9 @@ def draw_captions(sizes: dict[str, int], rng) -> np.ndarray:
 
 def draw_model(module, sizes: dict[str, int], cell_type: str, dtype) -> tuple:
     """A captioner with its features, and the generator for more, the same for every module."""
-    V = sizes["V"]
-    names = ["<NULL>", "<START>", "<END>", *map(str, range(3, V))]
-    words = {word: i for i, word in enumerate(names)}
     np.random.seed(231)
     model = module.CaptioningRNN(
-        words,
+        vocabulary(sizes["V"]),
         input_dim=sizes["D"],
         wordvec_dim=sizes["W"],
         hidden_dim=sizes["H"],
@@ -207,6 +209,13 @@ def draw_model(module, sizes: dict[str, int], cell_type: str, dtype) -> tuple:
     for param in model.params.values():
         param[...] = 0.5 * rng.standard_normal(param.shape) / len(param) ** 0.5
     return model, rng.standard_normal((sizes["N"], sizes["D"])).astype(dtype), rng
+
+
+def draw_pair(sizes: dict[str, int], cell_type: str, dtype) -> tuple:
+    """The same captioner twice, compiled and in NumPy, with features and captions."""
+    model, features, rng = draw_model(classifier, sizes, cell_type, dtype)
+    twin, _, _ = draw_model(fastrnn.reference, sizes, cell_type, dtype)
+    return model, twin, features, draw_captions(sizes, rng)
 
 
 def run_model(module, sizes: dict[str, int], cell_type: str, dtype) -> list:

@@ -372,14 +372,6 @@ SOME_ROWS = {"N": 37, "T": 1, "D": 270, "H": 130, "V": 2001, "M": 603}
 ONE_ROW_LONG = {"N": 1, "T": 90, "D": 130, "H": 67, "V": 609, "M": 311}
 
 
-@pytest.fixture
-def threads():
-    """Set the number of threads; the number before is put back."""
-    before = fastrnn.get_num_threads()
-    yield fastrnn.set_num_threads
-    fastrnn.set_num_threads(before)
-
-
 @EVERY_OP
 @DTYPES
 @pytest.mark.parametrize(
@@ -387,16 +379,16 @@ def threads():
     [LARGE, FEW_ROWS, SOME_ROWS, ONE_ROW_LONG],
     ids=["large", "few rows", "some rows", "one long row"],
 )
-def test_threads_do_not_change_a_bit(name, dtype, sizes, threads):
+def test_threads_do_not_change_a_bit(name, dtype, sizes):
     ragged = [False, True] if name in ("rnn", "lstm") and sizes["T"] > 1 else [False]
     for lengths in ragged:
         arguments, gradients = draw(name, sizes, dtype, np.random.default_rng(5), lengths)
         expected = run(twin, name, copies(arguments), gradients)
-        threads(1)
+        fastrnn.set_num_threads(1)
         alone = run(compiled, name, copies(arguments), gradients)
         assert_equal(alone, expected)
         for count in (1, 2, 3, 2):
-            threads(count)
+            fastrnn.set_num_threads(count)
             for a, b in zip(run(compiled, name, copies(arguments), gradients), alone, strict=True):
                 assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), f"{count} threads"
 
@@ -407,11 +399,11 @@ def copies(arguments):
 
 @DTYPES
 @pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
-def test_threads_do_not_change_a_bit_of_the_captioner(cell_type, dtype, threads):
-    threads(1)
+def test_threads_do_not_change_a_bit_of_the_captioner(cell_type, dtype):
+    fastrnn.set_num_threads(1)
     alone = run_model(classifier, MODELS[-1], cell_type, dtype)
     for count in (1, 2, 3, 2):
-        threads(count)
+        fastrnn.set_num_threads(count)
         for a, b in zip(run_model(classifier, MODELS[-1], cell_type, dtype), alone, strict=True):
             assert a.tobytes() == b.tobytes(), f"{count} threads"
 

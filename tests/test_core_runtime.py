@@ -34,11 +34,8 @@ FORK = pytest.mark.skipif(
 
 @pytest.fixture
 def two_threads():
-    """Run with two threads; the number before is put back."""
-    before = fastrnn.get_num_threads()
+    """Run with two threads."""
     fastrnn.set_num_threads(2)
-    yield
-    fastrnn.set_num_threads(before)
 
 
 VARIABLES = ("FASTRNN_NUM_THREADS", "OMP_NUM_THREADS", "FASTRNN_MAX_ISA")

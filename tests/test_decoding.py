@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from equivalence import vocabulary
 
 import fastrnn
 from fastrnn import decoding
@@ -23,17 +24,6 @@ SIZES = {  # N, T, V, D, W, H
 }
 CELLS = pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
 EVERY_SIZE = pytest.mark.parametrize("size", SIZES)
-
-
-@pytest.fixture(autouse=True)
-def threads_afterwards():
-    before = fastrnn.get_num_threads()
-    yield
-    fastrnn.set_num_threads(before)
-
-
-def vocabulary(V):
-    return {"<NULL>": 0, "<START>": 1, "<END>": 2, "<UNK>": 3, **{f"w{i}": i for i in range(4, V)}}
 
 
 def draw_model(size, cell_type, dtype=np.float64, scale=3.0, seed=1):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from equivalence import draw_pair
 
 import fastrnn
 from fastrnn import optim, reference
-from fastrnn.classifiers.rnn import CaptioningRNN, CaptioningWorkspace, Regularisation
+from fastrnn.classifiers.rnn import CaptioningWorkspace, Regularisation
 from fastrnn.reference import random
 
 SETTINGS = {
@@ -22,43 +23,20 @@ SETTINGS = {
         "scheduled_sampling": 0.25,
     },
 }
-SIZES = {  # N, T, V, D, W, H
-    "small": (5, 7, 11, 6, 4, 5),
-    "ragged": (60, 12, 150, 40, 36, 48),
-    "empty batch": (0, 3, 5, 2, 2, 3),
-    "no steps": (4, 0, 5, 2, 2, 3),
+SIZES = {
+    "small": {"N": 5, "T": 7, "V": 11, "D": 6, "W": 4, "H": 5},
+    "ragged": {"N": 60, "T": 12, "V": 150, "D": 40, "W": 36, "H": 48},
+    "empty batch": {"N": 0, "T": 3, "V": 5, "D": 2, "W": 2, "H": 3},
+    "no steps": {"N": 4, "T": 0, "V": 5, "D": 2, "W": 2, "H": 3},
 }
-
-
-@pytest.fixture(autouse=True)
-def threads_afterwards():
-    before = fastrnn.get_num_threads()
-    yield
-    fastrnn.set_num_threads(before)
-
-
-def pair(size, cell_type, dtype, rng):
-    """The same model twice, compiled and in NumPy, with a batch that has NULLs everywhere."""
-    N, T, V, D, W, H = SIZES[size]
-    words = {"<NULL>": 0, "<START>": 1, "<END>": 2, **{f"w{i}": i for i in range(3, V)}}
-    models = []
-    for make in (CaptioningRNN, reference.CaptioningRNN):
-        np.random.seed(1)
-        models.append(make(words, D, W, H, cell_type, dtype))
-        models[-1].params["W_embed"] *= 30
-    captions = rng.integers(0, V, (N, T + 1))
-    for row in captions:
-        row[rng.integers(0, T + 2) :] = 0
-    captions[rng.random(captions.shape) < 0.05] = 0
-    return *models, rng.standard_normal((N, D)).astype(dtype), captions
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("size", SIZES)
-def test_the_regularised_loss_is_the_twins(size, setting, cell_type, dtype, rng):
-    model, twin, features, captions = pair(size, cell_type, dtype, rng)
+def test_the_regularised_loss_is_the_twins(size, setting, cell_type, dtype):
+    model, twin, features, captions = draw_pair(SIZES[size], cell_type, dtype)
     how = Regularisation(**SETTINGS[setting], seed=12345678901234567)
     tolerance = 1e-12 if dtype == np.float64 else 1e-5
     wanted_loss, wanted = twin.loss(features, captions, regularisation=how)
@@ -79,7 +57,7 @@ def test_the_regularised_loss_is_the_twins(size, setting, cell_type, dtype, rng)
 
 
 def test_numeric_gradients_prove_the_twin(rng):
-    _, twin, features, captions = pair("small", "lstm", np.float64, rng)
+    _, twin, features, captions = draw_pair(SIZES["small"], "lstm", np.float64)
     how = {
         "weights": np.array([1, -0.5, 2, 0, 1]),
         "regularisation": Regularisation(
@@ -103,7 +81,7 @@ def test_numeric_gradients_prove_the_twin(rng):
 @pytest.mark.parametrize("setting", [{}, SETTINGS["smoothing"], SETTINGS["all"]])
 @pytest.mark.parametrize("size", SIZES)
 def test_weighted_captions_are_the_twins(size, setting, cell_type, dtype, rng):
-    model, twin, features, captions = pair(size, cell_type, dtype, rng)
+    model, twin, features, captions = draw_pair(SIZES[size], cell_type, dtype)
     weights = rng.standard_normal(len(captions)).astype(np.float32)
     weights[::7] = 0
     how = Regularisation(**setting, seed=9)
@@ -120,7 +98,7 @@ def test_weighted_captions_are_the_twins(size, setting, cell_type, dtype, rng):
 
 
 def test_a_weight_is_a_caption_so_many_times(rng):
-    model, twin, features, captions = pair("small", "lstm", np.float64, rng)
+    model, twin, features, captions = draw_pair(SIZES["small"], "lstm", np.float64)
     times = np.array([0, 1, 3, 2, 1])
     rows = np.repeat(np.arange(5), times)
     for network in (model, twin):
@@ -141,15 +119,14 @@ def test_a_weight_is_a_caption_so_many_times(rng):
     ],
 )
 def test_weights_are_checked(weights, error, message, rng):
-    model, twin, features, captions = pair("small", "lstm", np.float64, rng)
+    model, twin, features, captions = draw_pair(SIZES["small"], "lstm", np.float64)
     for network in (model, twin):
         with pytest.raises(error, match=message):
             network.loss(features, captions, weights=weights)
 
 
 def test_smoothing_is_that_of_the_definition(rng):
-    _, twin, features, captions = pair("small", "rnn", np.float64, rng)
-    model = pair("small", "rnn", np.float64, rng)[0]
+    model, twin, features, captions = draw_pair(SIZES["small"], "rnn", np.float64)
     captions = rng.integers(1, 11, captions.shape)
     # With no weights on the way to the vocabulary every score is a bias.
     for network in (model, twin):
@@ -184,8 +161,8 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
     assert abs(np.histogram(draws, 16, (0, 1))[0] / draws.size - 1 / 16).max() < 0.002
 
 
-def test_a_rate_of_zero_changes_no_bit(rng):
-    model, _, features, captions = pair("ragged", "lstm", np.float32, rng)
+def test_a_rate_of_zero_changes_no_bit():
+    model, _, features, captions = draw_pair(SIZES["ragged"], "lstm", np.float32)
     loss, grads = model.loss(features, captions)
     same_loss, same = model.loss(features, captions, regularisation=Regularisation(seed=7))
     assert loss == same_loss
@@ -195,8 +172,8 @@ def test_a_rate_of_zero_changes_no_bit(rng):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
 @pytest.mark.parametrize("size", ["small", "empty batch", "no steps"])
-def test_word_log_probs(size, cell_type, dtype, rng):
-    model, twin, features, captions = pair(size, cell_type, dtype, rng)
+def test_word_log_probs(size, cell_type, dtype):
+    model, twin, features, captions = draw_pair(SIZES[size], cell_type, dtype)
     found = model.word_log_probs(features, captions)
     tolerance = 1e-12 if dtype == np.float64 else 1e-5
     assert found.dtype == np.float64
@@ -229,8 +206,8 @@ def test_settings_are_checked_by_name(field, value, error):
         Regularisation(**{field: value})
 
 
-def test_a_seed_may_be_one_of_numpys(rng):
-    model, _, features, captions = pair("small", "rnn", np.float64, rng)
+def test_a_seed_may_be_one_of_numpys():
+    model, _, features, captions = draw_pair(SIZES["small"], "rnn", np.float64)
     losses = [
         model.loss(features, captions, regularisation=how)[0]
         for how in (
