@@ -29,13 +29,73 @@ cdef enum:
     BLOCK_ROWS = 98  # rows whose scores are computed at a time: seven tiles, and the scores stay in the cache
 
 
-# ---- Greedy decoding -------------------------------------------------------------------------------------------------
+# ---- The model -------------------------------------------------------------------------------------------------------
 
 cdef struct Decoder:
-    ptrdiff_t V, W, H, G, T, ldh, ldg, ldv
+    ptrdiff_t N, D, V, W, H, G, T, ldh, ldg, ldv
     bint lstm
-    ptrdiff_t start, end      # end: -1 to run on
+    ptrdiff_t start, end    # end: -1 to run on
+    const void* W_proj
+    const void* b_proj
+    const void* W_embed
+    const void* b
+    const void* b_vocab
+    # as they lie, or as pack_model() packs them
+    const void* Wx
+    const void* Wh
+    const void* W_vocab
+    void* h0                # (N, ldh) the first states
+    void* products          # (V, ldg) the input product of every word, or of those that have come up
 
+
+cdef cnp.ndarray describe(Decoder* d, tuple arrays, bint lstm):
+    """Fill in the dimensions and where the parameters lie; returns the features."""
+    cdef cnp.ndarray features, W_embed, W_proj, b_proj, Wx, Wh, b, W_vocab, b_vocab
+    features, W_embed, W_proj, b_proj, Wx, Wh, b, W_vocab, b_vocab = arrays
+    cdef size_t size = cnp.PyArray_ITEMSIZE(features)
+    d.N, d.D, d.H, d.V, d.W = dim(features, 0), dim(W_proj, 0), dim(W_proj, 1), dim(W_embed, 0), dim(W_embed, 1)
+    d.G = 4 * d.H if lstm else d.H
+    d.ldh, d.ldg, d.ldv = leading(d.H, size), leading(d.G, size), leading(d.V, size)
+    d.lstm = lstm
+    d.W_embed, d.W_proj, d.b_proj, d.Wx, d.Wh = data(W_embed), data(W_proj), data(b_proj), data(Wx), data(Wh)
+    d.b, d.W_vocab, d.b_vocab = data(b), data(W_vocab), data(b_vocab)
+    return features
+
+
+cdef size_t packed_room(const Decoder* d, bint every_word, size_t size) noexcept nogil:
+    """Bytes of scratchpad for pack_model()."""
+    return (room(d.N * d.ldh, size) + (room(d.V * d.ldg, size) if every_word else 0)
+            + room(packed_size(d.D, d.H, size), size) + room(packed_size(d.W, d.G, size), size)
+            + room(packed_size(d.H, d.G, size), size) + room(packed_size(d.H, d.V, size), size)
+            + room(max(tiles_size(d.N, d.D, size), tiles_size(d.V, d.W, size)), size))
+
+
+cdef void pack_model(Decoder* d, Workspace scratch, const floating* features, bint every_word, int threads) noexcept:
+    """Pack the weights and compute the first states, with every_word also the input product of every word."""
+    cdef size_t size = sizeof(floating)
+    cdef ptrdiff_t V = d.V, W = d.W, H = d.H, G = d.G
+    cdef floating* h0 = <floating*> scratch.take(room(d.N * d.ldh, size))
+    cdef floating* products = <floating*> scratch.take(room(V * d.ldg, size)) if every_word else NULL
+    cdef floating* W_proj = <floating*> scratch.take(room(packed_size(d.D, H, size), size))
+    cdef floating* Wx = <floating*> scratch.take(room(packed_size(W, G, size), size))
+    cdef floating* Wh = <floating*> scratch.take(room(packed_size(H, G, size), size))
+    cdef floating* W_vocab = <floating*> scratch.take(room(packed_size(H, V, size), size))
+    cdef floating* tiles = <floating*> scratch.take(room(max(tiles_size(d.N, d.D, size), tiles_size(V, W, size)), size))
+    cdef floating* nowhere = NULL
+    with nogil:
+        pack(W_proj, 0, nowhere, <const floating*> d.W_proj, NULL, H, 1, d.D, H, threads)
+        pack_tiles(tiles, features, NULL, d.D, NULL, 1, d.N, d.D, threads)
+        multiply(h0, d.ldh, tiles, W_proj, <const floating*> d.b_proj, d.N, H, d.D, False, threads)
+        pack(Wx, 0, nowhere, <const floating*> d.Wx, NULL, G, 1, W, G, threads)
+        if every_word:
+            pack_tiles(tiles, <const floating*> d.W_embed, NULL, W, NULL, 1, V, W, threads)
+            multiply(products, d.ldg, tiles, Wx, <const floating*> d.b, V, G, W, False, threads)
+        pack(Wh, 0, nowhere, <const floating*> d.Wh, NULL, G, 1, H, G, threads)
+        pack(W_vocab, 0, nowhere, <const floating*> d.W_vocab, NULL, V, 1, H, V, threads)
+    d.h0, d.products, d.Wx, d.Wh, d.W_vocab = h0, products, Wx, Wh, W_vocab
+
+
+# ---- Greedy decoding -------------------------------------------------------------------------------------------------
 
 cdef size_t decode_room(const Decoder* d, ptrdiff_t rows, size_t size) noexcept nogil:
     """Bytes of scratchpad for decode_block()."""
@@ -43,8 +103,7 @@ cdef size_t decode_room(const Decoder* d, ptrdiff_t rows, size_t size) noexcept 
             + room(tiles_size(rows, d.H, size) + 16 * d.H, size) + 2 * room(rows, sizeof(ptrdiff_t)))
 
 
-cdef void decode_block(const Decoder* d, int32_t* captions, const floating* h0, const floating* products,
-                       const floating* Wh, const floating* W_vocab, const floating* b_vocab, char* memory,
+cdef void decode_block(const Decoder* d, int32_t* captions, const floating* h0, char* memory,
                        ptrdiff_t rows) noexcept nogil:
     """Decode `rows` pictures from h0 (rows, ldh) into captions (rows, T); rows that end are dropped."""
     cdef size_t size = sizeof(floating)
@@ -53,6 +112,7 @@ cdef void decode_block(const Decoder* d, int32_t* captions, const floating* h0, 
     cdef floating* c = <floating*> (<char*> h + room(rows * d.ldh, size))
     cdef floating* scores = <floating*> (<char*> c + room(rows * d.ldh, size))
     cdef floating* tiles = <floating*> (<char*> scores + room(rows * d.ldv, size))
+    cdef const floating* products = <const floating*> d.products
     cdef ptrdiff_t* row = <ptrdiff_t*> (<char*> tiles + room(tiles_size(rows, d.H, size) + 16 * d.H, size))
     cdef ptrdiff_t* word = <ptrdiff_t*> (<char*> row + room(rows, sizeof(ptrdiff_t)))
     cdef ptrdiff_t t, i, kept, height, count, active = rows
@@ -71,8 +131,8 @@ cdef void decode_block(const Decoder* d, int32_t* captions, const floating* h0, 
         if not packed:
             kernels.gemm_pack_rows(tiles, height * d.H, <const floating*> h, NULL, d.ldh, NULL, 1, active, d.H, height,
                                    0, count)
-        kernels.gemm_tiles(gates, d.ldg, <const floating*> tiles, height, Wh, <const floating*> NULL, active, d.G, d.H,
-                           False)
+        kernels.gemm_tiles(gates, d.ldg, <const floating*> tiles, height, <const floating*> d.Wh,
+                           <const floating*> NULL, active, d.G, d.H, False)
         for i in range(active):
             if d.lstm:
                 kernels.lstm_gates_forward(gates + i * d.ldg, c + i * d.ldh, h + i * d.ldh, <floating*> NULL,
@@ -82,7 +142,8 @@ cdef void decode_block(const Decoder* d, int32_t* captions, const floating* h0, 
                                           products + word[i] * d.ldg, d.H)
         kernels.gemm_pack_rows(tiles, height * d.H, <const floating*> h, NULL, d.ldh, NULL, 1, active, d.H, height, 0,
                                count)
-        kernels.gemm_tiles(scores, d.ldv, <const floating*> tiles, height, W_vocab, b_vocab, active, d.V, d.H, False)
+        kernels.gemm_tiles(scores, d.ldv, <const floating*> tiles, height, <const floating*> d.W_vocab,
+                           <const floating*> d.b_vocab, active, d.V, d.H, False)
         packed = True
         kept = 0
         for i in range(active):
@@ -102,14 +163,12 @@ cdef void decode_block(const Decoder* d, int32_t* captions, const floating* h0, 
 
 
 cdef void decode_few(const Decoder* d, int32_t* captions, floating* h, floating* c, floating* gates, floating* scores,
-                     floating* x, floating* products, ptrdiff_t* word, ptrdiff_t* place, const floating* W_embed,
-                     const floating* Wx, const floating* Wh, const floating* b, const floating* W_vocab,
-                     const floating* b_vocab, ptrdiff_t rows, int threads) noexcept nogil:
+                     floating* x, floating* products, ptrdiff_t* word, ptrdiff_t* place, int threads) noexcept nogil:
     """Decode a few pictures: every step reads the weights once, and threads share out their columns.
 
     The input product of a word is kept from the first time that it comes up, at place[word] of products.
     """
-    cdef ptrdiff_t t, i, fresh, known = 0, running = rows
+    cdef ptrdiff_t t, i, fresh, known = 0, rows = d.N, running = rows
     cdef const floating* product
     cdef uint64_t mode = kernels.denormals_flush()
     for i in range(rows):
@@ -123,14 +182,14 @@ cdef void decode_few(const Decoder* d, int32_t* captions, floating* h, floating*
         for i in range(rows):
             if word[i] >= 0 and place[word[i]] < 0:
                 place[word[i]] = known + fresh
-                memcpy(x + fresh * d.W, W_embed + word[i] * d.W, d.W * sizeof(floating))
+                memcpy(x + fresh * d.W, <const floating*> d.W_embed + word[i] * d.W, d.W * sizeof(floating))
                 fresh += 1
         if fresh > 0:
-            columns_product(products + known * d.ldg, d.ldg, <const floating*> x, d.W, Wx, d.G, b, fresh, d.G, d.W,
-                            threads)
+            columns_product(products + known * d.ldg, d.ldg, <const floating*> x, d.W, <const floating*> d.Wx, d.G,
+                            <const floating*> d.b, fresh, d.G, d.W, threads)
             known += fresh
-        columns_product(gates, d.ldg, <const floating*> h, d.ldh, Wh, d.G, <const floating*> NULL, rows, d.G, d.H,
-                        threads)
+        columns_product(gates, d.ldg, <const floating*> h, d.ldh, <const floating*> d.Wh, d.G,
+                        <const floating*> NULL, rows, d.G, d.H, threads)
         for i in range(rows):
             if word[i] < 0:
                 continue
@@ -141,8 +200,8 @@ cdef void decode_few(const Decoder* d, int32_t* captions, floating* h, floating*
             else:
                 kernels.rnn_gates_forward(h + i * d.ldh, <floating*> NULL, <const floating*> gates + i * d.ldg, product,
                                           d.H)
-        columns_product(scores, d.ldv, <const floating*> h, d.ldh, W_vocab, d.V, b_vocab, rows, d.V, d.H,
-                        threads)
+        columns_product(scores, d.ldv, <const floating*> h, d.ldh, <const floating*> d.W_vocab, d.V,
+                        <const floating*> d.b_vocab, rows, d.V, d.H, threads)
         for i in range(rows):
             if word[i] < 0:
                 continue
@@ -154,104 +213,73 @@ cdef void decode_few(const Decoder* d, int32_t* captions, floating* h, floating*
     kernels.denormals_restore(mode)
 
 
-cdef int decode(Decoder* d, int32_t* captions, const floating* features, const floating** params, ptrdiff_t N,
-                ptrdiff_t D) except -1:
-    """Greedy captions (N, T) of features (N, D); places after the end of a row are left as they are."""
+cdef int decode(Decoder* d, int32_t* captions, const floating* features) except -1:
+    """Greedy captions (N, T); places after the end of a row are left as they are."""
     cdef size_t size = sizeof(floating), block_bytes
-    cdef ptrdiff_t blocks, q, rows, V = d.V, W = d.W, H = d.H, G = d.G
-    cdef int threads = threads_for(2.0 * N * d.T * H * (G + V))
+    cdef ptrdiff_t blocks, q, rows, N = d.N, words
+    cdef int threads = threads_for(2.0 * N * d.T * d.H * (d.G + d.V))
     cdef Workspace scratch = Workspace()
     cdef floating* h
     cdef floating* c
     cdef floating* gates
     cdef floating* scores
     cdef floating* x
-    cdef floating* tiles
     cdef floating* products
-    cdef floating* W_proj
-    cdef floating* Wx
-    cdef floating* Wh
-    cdef floating* W_vocab
     cdef ptrdiff_t* word
     cdef ptrdiff_t* place
     cdef char* memory
-    cdef floating* nowhere = NULL
-    d.ldh, d.ldg, d.ldv = leading(H, size), leading(G, size), leading(V, size)
     if N <= FEW:
-        scratch.reserve(2 * room(N * d.ldh, size) + room(N * d.ldg, size) + room(N * d.ldv, size) + room(N * W, size)
-                        + room(min(V, N * d.T) * d.ldg, size) + room(N, sizeof(ptrdiff_t)) + room(V, sizeof(ptrdiff_t)))
+        words = min(d.V, N * d.T)
+        scratch.reserve(2 * room(N * d.ldh, size) + room(N * d.ldg, size) + room(N * d.ldv, size)
+                        + room(N * d.W, size) + room(words * d.ldg, size) + room(N, sizeof(ptrdiff_t))
+                        + room(d.V, sizeof(ptrdiff_t)))
         h = <floating*> scratch.take(room(N * d.ldh, size))
         c = <floating*> scratch.take(room(N * d.ldh, size))
         gates = <floating*> scratch.take(room(N * d.ldg, size))
         scores = <floating*> scratch.take(room(N * d.ldv, size))
-        x = <floating*> scratch.take(room(N * W, size))
-        products = <floating*> scratch.take(room(min(V, N * d.T) * d.ldg, size))
+        x = <floating*> scratch.take(room(N * d.W, size))
+        products = <floating*> scratch.take(room(words * d.ldg, size))
         word = <ptrdiff_t*> scratch.take(room(N, sizeof(ptrdiff_t)))
-        place = <ptrdiff_t*> scratch.take(room(V, sizeof(ptrdiff_t)))
+        place = <ptrdiff_t*> scratch.take(room(d.V, sizeof(ptrdiff_t)))
         with nogil:
-            columns_product(h, d.ldh, features, D, params[1], H, params[2], N, H, D, threads)
+            columns_product(h, d.ldh, features, d.D, <const floating*> d.W_proj, d.H, <const floating*> d.b_proj, N,
+                            d.H, d.D, threads)
             memset(c, 0, N * d.ldh * size)
             # a step of a few rows is worth threads only where the weights are large
-            threads = threads_for(2.0 * N * H * (G + V))
-            decode_few(d, captions, h, c, gates, scores, x, products, word, place, params[0], params[3], params[4],
-                       params[5], params[6], params[7], N, threads)
+            threads = threads_for(2.0 * N * d.H * (d.G + d.V))
+            decode_few(d, captions, h, c, gates, scores, x, products, word, place, threads)
         return 0
     blocks = (N + BLOCK_ROWS * threads - 1) // (BLOCK_ROWS * threads) * threads
     rows = (N + blocks - 1) // blocks
     block_bytes = decode_room(d, rows, size)
-    scratch.reserve(room(N * d.ldh, size) + room(V * d.ldg, size) + room(packed_size(D, H, size), size)
-                    + room(packed_size(W, G, size), size) + room(packed_size(H, G, size), size)
-                    + room(packed_size(H, V, size), size)
-                    + room(max(tiles_size(N, D, size), tiles_size(V, W, size)), size) + threads * block_bytes)
-    h = <floating*> scratch.take(room(N * d.ldh, size))
-    products = <floating*> scratch.take(room(V * d.ldg, size))
-    W_proj = <floating*> scratch.take(room(packed_size(D, H, size), size))
-    Wx = <floating*> scratch.take(room(packed_size(W, G, size), size))
-    Wh = <floating*> scratch.take(room(packed_size(H, G, size), size))
-    W_vocab = <floating*> scratch.take(room(packed_size(H, V, size), size))
-    tiles = <floating*> scratch.take(room(max(tiles_size(N, D, size), tiles_size(V, W, size)), size))
+    scratch.reserve(packed_room(d, True, size) + threads * block_bytes)
+    pack_model(d, scratch, features, True, threads)
     memory = <char*> scratch.take(threads * block_bytes)
     with nogil:
-        pack(W_proj, 0, nowhere, params[1], NULL, H, 1, D, H, threads)
-        pack_tiles(tiles, features, NULL, D, NULL, 1, N, D, threads)
-        multiply(h, d.ldh, tiles, W_proj, params[2], N, H, D, False, threads)
-        # the input product of every word of the vocabulary
-        pack(Wx, 0, nowhere, params[3], NULL, G, 1, W, G, threads)
-        pack_tiles(tiles, params[0], NULL, W, NULL, 1, V, W, threads)
-        multiply(products, d.ldg, tiles, Wx, params[5], V, G, W, False, threads)
-        pack(Wh, 0, nowhere, params[4], NULL, G, 1, H, G, threads)
-        pack(W_vocab, 0, nowhere, params[6], NULL, V, 1, H, V, threads)
         for q in prange(blocks, num_threads=threads, schedule="static", chunksize=1):
             if N * (q + 1) // blocks > N * q // blocks:
-                decode_block(d, captions + N * q // blocks * d.T, <const floating*> h + N * q // blocks * d.ldh,
-                             <const floating*> products, <const floating*> Wh, <const floating*> W_vocab, params[7],
-                             memory + threadid() * block_bytes, N * (q + 1) // blocks - N * q // blocks)
+                decode_block(d, captions + N * q // blocks * d.T,
+                             <const floating*> d.h0 + N * q // blocks * d.ldh, memory + threadid() * block_bytes,
+                             N * (q + 1) // blocks - N * q // blocks)
     return 0
 
 
 def sample(params, features, start, end, cnp.ndarray captions, bint lstm):
     """Write greedy captions into `captions`, int32 (N, T); rows stop at the id `end`, or run on where it is None."""
     cdef tuple arrays = parameters(params, features, lstm)
-    cdef cnp.ndarray array, first = arrays[0], We = arrays[1], Wp = arrays[2]
     cdef Decoder d
-    cdef void* source[8]
-    cdef int k
-    d.V, d.W, d.H, d.T = dim(We, 0), dim(We, 1), dim(Wp, 1), dim(captions, 1)
-    d.G = 4 * d.H if lstm else d.H
-    d.lstm = lstm
+    cdef cnp.ndarray first = describe(&d, arrays, lstm)
+    d.T = dim(captions, 1)
     d.start = start + d.V if start < 0 else start
     if not 0 <= d.start < d.V:
         raise IndexError(f"<START> has the id {start}; expected an id in [{-d.V}, {d.V})")
     d.end = -1 if end is None else end
-    if dim(first, 0) == 0 or d.T == 0:
+    if d.N == 0 or d.T == 0:
         return
-    for k in range(8):
-        array = arrays[1 + k]
-        source[k] = data(array)
     if cnp.PyArray_TYPE(first) == cnp.NPY_FLOAT32:
-        decode(&d, <int32_t*> data(captions), <float*> data(first), <const float**> source, dim(first, 0), dim(Wp, 0))
+        decode(&d, <int32_t*> data(captions), <const float*> data(first))
     else:
-        decode(&d, <int32_t*> data(captions), <double*> data(first), <const double**> source, dim(first, 0), dim(Wp, 0))
+        decode(&d, <int32_t*> data(captions), <const double*> data(first))
 
 
 # ---- Beam search, and drawn captions ---------------------------------------------------------------------------------
@@ -277,17 +305,8 @@ cdef struct Task:
     double* word_log_probs
     double* log_probs
     double* scores
-    # the model, packed; or as it lies, where there are few rows
-    bint few
+    bint few                  # rows: the weights are read as they lie, and `threads` share out their columns
     int threads
-    const void* h0
-    void* products
-    const void* W_embed
-    const void* Wx
-    const void* Wh
-    const void* b
-    const void* W_vocab
-    const void* b_vocab
 
 
 cdef struct Hypotheses:
@@ -306,8 +325,7 @@ cdef struct Block:
     ptrdiff_t slots, rows
     ptrdiff_t* search     # (slots,) -1: free
     ptrdiff_t* steps      # (slots,) words so far
-    ptrdiff_t* live       # (slots, groups) hypotheses that go on, that have ended, and that are in the pool
-    ptrdiff_t* finished
+    ptrdiff_t* live       # (slots, groups) hypotheses that go on, and that are in the pool
     ptrdiff_t* pooled
     Hypotheses beams      # (slots, width)
     Hypotheses pool       # (slots, width) finished ones, best first in each group
@@ -368,7 +386,6 @@ cdef size_t block_at(Block* block, const Task* task, ptrdiff_t slots, char* memo
     block.search = <ptrdiff_t*> part(memory, &used, slots, index)
     block.steps = <ptrdiff_t*> part(memory, &used, slots, index)
     block.live = <ptrdiff_t*> part(memory, &used, slots * task.groups, index)
-    block.finished = <ptrdiff_t*> part(memory, &used, slots * task.groups, index)
     block.pooled = <ptrdiff_t*> part(memory, &used, slots * task.groups, index)
     hypotheses_at(&block.beams, rows, d.T, memory, &used)
     hypotheses_at(&block.pool, rows, d.T, memory, &used)
@@ -405,7 +422,7 @@ cdef void begin(const Task* task, Block* block, ptrdiff_t slot, ptrdiff_t search
     for g in range(task.groups):
         place = slot * task.width + g * task.share
         block.live[slot * task.groups + g] = 1
-        block.finished[slot * task.groups + g] = block.pooled[slot * task.groups + g] = 0
+        block.pooled[slot * task.groups + g] = 0
         block.beams.word[place], block.beams.parent[place] = task.model.start, -1
         block.beams.log_prob[place] = block.beams.rank[place] = 0
 
@@ -442,8 +459,7 @@ cdef ptrdiff_t arrange(const Task* task, Block* block, ptrdiff_t h0_at, size_t s
     return products
 
 
-cdef void input_products(const Task* task, Block* block, floating* products, const floating* W_embed,
-                         const floating* Wx, const floating* b) noexcept nogil:
+cdef void input_products(const Task* task, Block* block, floating* products) noexcept nogil:
     """Compute the input products of words that come up for the first time; few rows only."""
     cdef const Decoder* d = &task.model
     cdef floating* vectors = <floating*> block.vectors
@@ -452,15 +468,14 @@ cdef void input_products(const Task* task, Block* block, floating* products, con
         word = block.beams.word[block.place_of[i]]
         if block.known[word] < 0:
             block.known[word] = block.known_count + fresh
-            memcpy(vectors + fresh * d.W, W_embed + word * d.W, d.W * sizeof(floating))
+            memcpy(vectors + fresh * d.W, <const floating*> d.W_embed + word * d.W, d.W * sizeof(floating))
             fresh += 1
-    columns_product(products + block.known_count * d.ldg, d.ldg, <const floating*> vectors, d.W, Wx, d.G, b, fresh,
-                    d.G, d.W, task.threads)
+    columns_product(products + block.known_count * d.ldg, d.ldg, <const floating*> vectors, d.W,
+                    <const floating*> d.Wx, d.G, <const floating*> d.b, fresh, d.G, d.W, task.threads)
     block.known_count += fresh
 
 
-cdef void advance(const Task* task, Block* block, ptrdiff_t products, const floating* input,
-                  const floating* Wh, const floating* W_vocab, const floating* b_vocab) noexcept nogil:
+cdef void advance(const Task* task, Block* block, ptrdiff_t products, const floating* input) noexcept nogil:
     """Let the last word of every row go in: new states, and the scores of the words that may come next."""
     cdef const Decoder* d = &task.model
     cdef size_t size = sizeof(floating)
@@ -471,6 +486,9 @@ cdef void advance(const Task* task, Block* block, ptrdiff_t products, const floa
     cdef floating* tiles = <floating*> block.tiles
     cdef floating* scores = <floating*> block.scores
     cdef floating* vectors = <floating*> block.vectors
+    cdef const floating* Wh = <const floating*> d.Wh
+    cdef const floating* W_vocab = <const floating*> d.W_vocab
+    cdef const floating* b_vocab = <const floating*> d.b_vocab
     cdef floating* row
     cdef const floating* product
     cdef const floating* cell
@@ -630,7 +648,6 @@ cdef int choose(const Task* task, Block* block, floating* scores, ptrdiff_t slot
         if block.words[m] == d.end:
             if taken < share:
                 keep(task, block, slot, g, first + best, d.end, block.log_probs[m])
-                block.finished[group] += 1
         elif onward < share:
             extend(task, &block.onward, onward, &block.beams, first + best, steps, block.words[m], block.log_probs[m],
                    rank)
@@ -640,7 +657,7 @@ cdef int choose(const Task* task, Block* block, floating* scores, ptrdiff_t slot
     if taken == 0:  # nothing may follow: the captions end here
         for j in range(live):
             keep(task, block, slot, g, first + j, -1, 0)
-    if block.finished[group] >= task.share:
+    if block.pooled[group] == share:
         onward = 0
     for j in range(onward):
         copy(task, &block.beams, first + j, &block.onward, j)
@@ -753,10 +770,8 @@ cdef int run_searches(const Task* task, char* memory, ptrdiff_t slots, ptrdiff_t
         if block.rows == 0:
             break
         if task.few:
-            input_products(task, &block, <floating*> task.products, <const floating*> task.W_embed,
-                           <const floating*> task.Wx, <const floating*> task.b)
-        advance(task, &block, products, <const floating*> task.products, <const floating*> task.Wh,
-                <const floating*> task.W_vocab, <const floating*> task.b_vocab)
+            input_products(task, &block, <floating*> d.products)
+        advance(task, &block, products, <const floating*> d.products)
         scores = <floating*> block.scores
         row = 0
         for slot in range(slots):
@@ -789,88 +804,53 @@ cdef int run_searches(const Task* task, char* memory, ptrdiff_t slots, ptrdiff_t
     return failed
 
 
-cdef int decode_task(Task* task, const floating* features, const floating** params, ptrdiff_t N,
-                     ptrdiff_t D) except -1:
+cdef int decode_task(Task* task, const floating* features) except -1:
     cdef Decoder* d = &task.model
     cdef size_t size = sizeof(floating), block_bytes
-    cdef ptrdiff_t V = d.V, W = d.W, H = d.H, G = d.G, slots, q, parts
-    cdef ptrdiff_t searches = task.searches
+    cdef ptrdiff_t N = d.N, searches = task.searches, slots, q, parts, words
     cdef Workspace scratch = Workspace()
     cdef Block block
-    cdef floating* h0
-    cdef floating* tiles
-    cdef floating* products
-    cdef floating* W_proj
-    cdef floating* Wx
-    cdef floating* Wh
-    cdef floating* W_vocab
-    cdef floating* nowhere = NULL
     cdef char* memory
-    cdef int threads = threads_for(2.0 * searches * task.width * d.T * H * (G + V)), failed = 0
-    d.ldh, d.ldg, d.ldv = leading(H, size), leading(G, size), leading(V, size)
+    cdef int threads = threads_for(2.0 * searches * task.width * d.T * d.H * (d.G + d.V)), failed = 0
     task.few = searches * task.width <= FEW
     if task.few:
+        words = min(d.V, 1 + searches * task.width * d.T)
         block_bytes = block_at(&block, task, searches, NULL, size)
-        scratch.reserve(room(N * d.ldh, size) + room(min(V, 1 + searches * task.width * d.T) * d.ldg, size)
-                        + block_bytes)
-        h0 = <floating*> scratch.take(room(N * d.ldh, size))
-        task.products = scratch.take(room(min(V, 1 + searches * task.width * d.T) * d.ldg, size))
+        scratch.reserve(room(N * d.ldh, size) + room(words * d.ldg, size) + block_bytes)
+        d.h0 = scratch.take(room(N * d.ldh, size))
+        d.products = scratch.take(room(words * d.ldg, size))
         memory = <char*> scratch.take(block_bytes)
-        task.W_embed, task.Wx, task.Wh, task.b = params[0], params[3], params[4], params[5]
-        task.W_vocab, task.b_vocab = params[6], params[7]
         with nogil:
-            columns_product(h0, d.ldh, features, D, params[1], H, params[2], N, H, D, threads)
+            columns_product(<floating*> d.h0, d.ldh, features, d.D, <const floating*> d.W_proj, d.H,
+                            <const floating*> d.b_proj, N, d.H, d.D, threads)
             # a step of a few rows is worth threads only where the weights are large
-            task.threads = threads_for(2.0 * searches * task.width * H * (G + V))
-            failed = run_searches(task, memory, searches, 0, searches, <const floating*> h0)
+            task.threads = threads_for(2.0 * searches * task.width * d.H * (d.G + d.V))
+            failed = run_searches(task, memory, searches, 0, searches, <const floating*> d.h0)
         return failed
     parts = min(<ptrdiff_t> threads, searches)
     slots = max(<ptrdiff_t> 1, min(BLOCK_ROWS // task.width, (searches + parts - 1) // parts))
     block_bytes = block_at(&block, task, slots, NULL, size)
-    scratch.reserve(room(N * d.ldh, size) + room(V * d.ldg, size) + room(packed_size(D, H, size), size)
-                    + room(packed_size(W, G, size), size) + room(packed_size(H, G, size), size)
-                    + room(packed_size(H, V, size), size)
-                    + room(max(tiles_size(N, D, size), tiles_size(V, W, size)), size) + parts * block_bytes)
-    h0 = <floating*> scratch.take(room(N * d.ldh, size))
-    products = <floating*> scratch.take(room(V * d.ldg, size))
-    W_proj = <floating*> scratch.take(room(packed_size(D, H, size), size))
-    Wx = <floating*> scratch.take(room(packed_size(W, G, size), size))
-    Wh = <floating*> scratch.take(room(packed_size(H, G, size), size))
-    W_vocab = <floating*> scratch.take(room(packed_size(H, V, size), size))
-    tiles = <floating*> scratch.take(room(max(tiles_size(N, D, size), tiles_size(V, W, size)), size))
+    scratch.reserve(packed_room(d, True, size) + parts * block_bytes)
+    pack_model(d, scratch, features, True, threads)
     memory = <char*> scratch.take(parts * block_bytes)
-    task.products, task.Wh, task.W_vocab, task.b_vocab = products, Wh, W_vocab, params[7]
     with nogil:
-        pack(W_proj, 0, nowhere, params[1], NULL, H, 1, D, H, threads)
-        pack_tiles(tiles, features, NULL, D, NULL, 1, N, D, threads)
-        multiply(h0, d.ldh, tiles, W_proj, params[2], N, H, D, False, threads)
-        # the input product of every word of the vocabulary
-        pack(Wx, 0, nowhere, params[3], NULL, G, 1, W, G, threads)
-        pack_tiles(tiles, params[0], NULL, W, NULL, 1, V, W, threads)
-        multiply(products, d.ldg, tiles, Wx, params[5], V, G, W, False, threads)
-        pack(Wh, 0, nowhere, params[4], NULL, G, 1, H, G, threads)
-        pack(W_vocab, 0, nowhere, params[6], NULL, V, 1, H, V, threads)
         for q in prange(parts, num_threads=threads, schedule="static", chunksize=1):
             failed += run_searches(task, memory + q * block_bytes, slots, searches * q // parts,
-                                   searches * (q + 1) // parts, <const floating*> h0)
+                                   searches * (q + 1) // parts, <const floating*> d.h0)
     return failed
 
 
 cdef tuple decoded(Task* task, tuple arrays, bint lstm, start, end, ptrdiff_t null, ptrdiff_t T, suppress):
     """Run a task; what is missing in it is filled in."""
-    cdef cnp.ndarray array, first = arrays[0], We = arrays[1], Wp = arrays[2], ids, word_log_probs, log_probs, scores
-    cdef cnp.ndarray given = ids_of("suppress", suppress), ban = new(cnp.NPY_INTP, 1, dim(given, 0))
     cdef Decoder* d = &task.model
-    cdef ptrdiff_t N = dim(first, 0)
-    cdef void* source[8]
-    cdef int k, failed
-    d.V, d.W, d.H, d.T = dim(We, 0), dim(We, 1), dim(Wp, 1), T
-    d.G = 4 * d.H if lstm else d.H
-    d.lstm, d.start, d.end = lstm, start, end
+    cdef cnp.ndarray first = describe(d, arrays, lstm), ids, word_log_probs, log_probs, scores
+    cdef cnp.ndarray given = ids_of("suppress", suppress), ban = new(cnp.NPY_INTP, 1, dim(given, 0))
+    cdef int failed
+    d.T, d.start, d.end = T, start, end
     if not wrap_ids(<ptrdiff_t*> data(ban), <cnp.npy_intp*> data(given), dim(given, 0), d.V):
         checks.check_ids("suppress", given, d.V)
     task.ban, task.banned = <ptrdiff_t*> data(ban), dim(ban, 0)
-    task.searches = N * task.each
+    task.searches = d.N * task.each
     task.share = task.width // task.groups
     task.room_for_words = d.V if task.draws and (task.top_p < 1 or task.top_k > 0) else min(d.V, task.width + 1)
     shape = (task.searches, task.n_best, T)
@@ -878,15 +858,12 @@ cdef tuple decoded(Task* task, tuple arrays, bint lstm, start, end, ptrdiff_t nu
     log_probs, scores = np.full(shape[:2], -np.inf), np.full(shape[:2], -np.inf)
     task.ids, task.word_log_probs = <int32_t*> data(ids), <double*> data(word_log_probs)
     task.log_probs, task.scores = <double*> data(log_probs), <double*> data(scores)
-    for k in range(8):
-        array = arrays[1 + k]
-        source[k] = data(array)
     if task.searches == 0 or T == 0:
         return ids, word_log_probs, log_probs, scores
     if cnp.PyArray_TYPE(first) == cnp.NPY_FLOAT32:
-        failed = decode_task(task, <float*> data(first), <const float**> source, N, dim(Wp, 0))
+        failed = decode_task(task, <const float*> data(first))
     else:
-        failed = decode_task(task, <double*> data(first), <const double**> source, N, dim(Wp, 0))
+        failed = decode_task(task, <const double*> data(first))
     if failed:
         raise ValueError("the scores of the words are not finite: features or params hold NaN or infinity")
     return ids, word_log_probs, log_probs, scores
@@ -924,30 +901,29 @@ def draw(params, features, bint lstm, start, end, null, ptrdiff_t max_length, pt
 # ---- Scheduled sampling ----------------------------------------------------------------------------------------------
 
 cdef struct Mixer:
-    ptrdiff_t N, T, V, W, H, G, ldh, ldg, ldv
-    bint lstm
+    Decoder model
     double probability
     uint64_t seed
 
 
-cdef size_t mix_room(const Mixer* d, ptrdiff_t rows, size_t size) noexcept nogil:
+cdef size_t mix_room(const Decoder* d, ptrdiff_t rows, size_t size) noexcept nogil:
     """Bytes of scratchpad for mix_block()."""
     return (room(rows * d.ldg, size) + room(rows * d.ldh, size) + room(rows * d.ldv, size) + room(d.V, size)
             + room(rows * max(d.H, d.W) + 16 * max(d.H, d.W), size) + 4 * room(rows, sizeof(ptrdiff_t)))
 
 
-cdef inline bint drawn(const Mixer* d, ptrdiff_t row, ptrdiff_t t) noexcept nogil:
+cdef inline bint drawn(const Mixer* mixer, ptrdiff_t row, ptrdiff_t t) noexcept nogil:
     """Whether the input word at step t of a row is to be drawn."""
-    return t > 0 and uniform(random_key(d.seed, row, t), 0) < d.probability
+    return t > 0 and uniform(random_key(mixer.seed, row, t), 0) < mixer.probability
 
 
-cdef void mix_block(const Mixer* d, int32_t* inputs, floating* h, const floating* W_embed, const floating* Wx,
-                    const floating* Wh, const floating* b, const floating* W_vocab, const floating* b_vocab,
-                    const ptrdiff_t* steps, char* memory, ptrdiff_t first, ptrdiff_t last) noexcept nogil:
+cdef void mix_block(const Mixer* mixer, int32_t* inputs, floating* h, const ptrdiff_t* steps, char* memory,
+                    ptrdiff_t first, ptrdiff_t last) noexcept nogil:
     """Put drawn words into rows first to last of inputs (N, T).
 
     h (N, ldh) is the initial state and is written over; row n needs the states of its first steps[n] inputs.
     """
+    cdef const Decoder* d = &mixer.model
     cdef size_t size = sizeof(floating)
     cdef ptrdiff_t most = last - first, width = max(d.H, d.W)
     cdef floating* gates = <floating*> memory
@@ -977,11 +953,13 @@ cdef void mix_block(const Mixer* d, int32_t* inputs, floating* h, const floating
             break
         height = tile_height(rows, size)
         count = (rows + height - 1) // height
-        kernels.gemm_pack_rows(tiles, height * d.W, W_embed, vector_at, 0, NULL, 1, rows, d.W, height, 0, count)
-        kernels.gemm_tiles(gates, d.ldg, <const floating*> tiles, height, Wx, b, rows, d.G, d.W, False)
+        kernels.gemm_pack_rows(tiles, height * d.W, <const floating*> d.W_embed, vector_at, 0, NULL, 1, rows, d.W,
+                               height, 0, count)
+        kernels.gemm_tiles(gates, d.ldg, <const floating*> tiles, height, <const floating*> d.Wx,
+                           <const floating*> d.b, rows, d.G, d.W, False)
         kernels.gemm_pack_rows(tiles, height * d.H, <const floating*> h, h_at, 0, NULL, 1, rows, d.H, height, 0, count)
-        kernels.gemm_tiles(gates, d.ldg, <const floating*> tiles, height, Wh, <const floating*> NULL, rows, d.G, d.H,
-                           True)
+        kernels.gemm_tiles(gates, d.ldg, <const floating*> tiles, height, <const floating*> d.Wh,
+                           <const floating*> NULL, rows, d.G, d.H, True)
         wanted = 0
         for i in range(rows):
             n = row[i]
@@ -993,7 +971,7 @@ cdef void mix_block(const Mixer* d, int32_t* inputs, floating* h, const floating
             else:
                 kernels.rnn_gates_forward(state, <floating*> NULL, <const floating*> gates + i * d.ldg,
                                           <const floating*> NULL, d.H)
-            if drawn(d, n, t + 1):
+            if drawn(mixer, n, t + 1):
                 scored[wanted] = n
                 h_at[wanted] = n * d.ldh
                 wanted += 1
@@ -1003,70 +981,39 @@ cdef void mix_block(const Mixer* d, int32_t* inputs, floating* h, const floating
         count = (wanted + height - 1) // height
         kernels.gemm_pack_rows(tiles, height * d.H, <const floating*> h, h_at, 0, NULL, 1, wanted, d.H, height, 0,
                                count)
-        kernels.gemm_tiles(scores, d.ldv, <const floating*> tiles, height, W_vocab, b_vocab, wanted, d.V, d.H, False)
+        kernels.gemm_tiles(scores, d.ldv, <const floating*> tiles, height, <const floating*> d.W_vocab,
+                           <const floating*> d.b_vocab, wanted, d.V, d.H, False)
         for i in range(wanted):
             n = scored[i]
             total = kernels.word_weights(weight, <const floating*> scores + i * d.ldv, d.V, <floating> 1,
                                          <floating> -INFINITY, d.V)
             word = kernels.word_at(<const floating*> weight, d.V,
-                                   total * uniform(random_key(d.seed, n, t + 1), 1))
+                                   total * uniform(random_key(mixer.seed, n, t + 1), 1))
             if word >= 0:  # scores that are no numbers leave the caption's word
                 inputs[n * d.T + t + 1] = <int32_t> word
     kernels.denormals_restore(mode)
 
 
-cdef int mix_words(Mixer* d, int32_t* inputs, const floating* features, const floating** params,
-                   const ptrdiff_t* lengths, ptrdiff_t D) except -1:
+cdef int mix_words(Mixer* mixer, int32_t* inputs, const ptrdiff_t* steps, double work,
+                   const floating* features) except -1:
+    """Mix words in; `work` is the sum of steps (N,)."""
+    cdef Decoder* d = &mixer.model
     cdef size_t size = sizeof(floating), block_bytes
-    cdef ptrdiff_t N = d.N, V = d.V, W = d.W, H = d.H, G = d.G, n, t, q, blocks, rows, work = 0
+    cdef ptrdiff_t N = d.N, q, blocks, rows
     cdef Workspace scratch = Workspace()
-    cdef floating* h
-    cdef floating* W_proj
-    cdef floating* Wx
-    cdef floating* Wh
-    cdef floating* W_vocab
-    cdef floating* tiles
-    cdef ptrdiff_t* steps
     cdef char* memory
-    cdef floating* nowhere = NULL
-    cdef int threads
-    d.ldh, d.ldg, d.ldv = leading(H, size), leading(G, size), leading(V, size)
-    cdef cnp.ndarray steps_ = new(cnp.NPY_INTP, 1, N)
-    steps = <ptrdiff_t*> data(steps_)
-    for n in range(N):
-        steps[n] = 0
-        for t in range(1, lengths[n]):
-            if drawn(d, n, t):
-                steps[n] = t
-        work += steps[n]
-    if work == 0:
-        return 0
-    threads = threads_for(2.0 * work * H * (G + d.probability * V))
+    cdef int threads = threads_for(2.0 * work * d.H * (d.G + mixer.probability * d.V))
     blocks = (N + BLOCK_ROWS * threads - 1) // (BLOCK_ROWS * threads) * threads
     rows = (N + blocks - 1) // blocks
     block_bytes = mix_room(d, rows, size)
-    scratch.reserve(room(N * d.ldh, size) + room(packed_size(D, H, size), size) + room(packed_size(W, G, size), size)
-                    + room(packed_size(H, G, size), size) + room(packed_size(H, V, size), size)
-                    + room(tiles_size(N, D, size), size) + threads * block_bytes)
-    h = <floating*> scratch.take(room(N * d.ldh, size))
-    W_proj = <floating*> scratch.take(room(packed_size(D, H, size), size))
-    Wx = <floating*> scratch.take(room(packed_size(W, G, size), size))
-    Wh = <floating*> scratch.take(room(packed_size(H, G, size), size))
-    W_vocab = <floating*> scratch.take(room(packed_size(H, V, size), size))
-    tiles = <floating*> scratch.take(room(tiles_size(N, D, size), size))
+    scratch.reserve(packed_room(d, False, size) + threads * block_bytes)
+    pack_model(d, scratch, features, False, threads)
     memory = <char*> scratch.take(threads * block_bytes)
     with nogil:
-        pack(W_proj, 0, nowhere, params[1], NULL, H, 1, D, H, threads)
-        pack_tiles(tiles, features, NULL, D, NULL, 1, N, D, threads)
-        multiply(h, d.ldh, tiles, W_proj, params[2], N, H, D, False, threads)
-        pack(Wx, 0, nowhere, params[3], NULL, G, 1, W, G, threads)
-        pack(Wh, 0, nowhere, params[4], NULL, G, 1, H, G, threads)
-        pack(W_vocab, 0, nowhere, params[6], NULL, V, 1, H, V, threads)
         for q in prange(blocks, num_threads=threads, schedule="static", chunksize=1):
             if N * (q + 1) // blocks > N * q // blocks:
-                mix_block(d, inputs, h, params[0], <const floating*> Wx, <const floating*> Wh, params[5],
-                          <const floating*> W_vocab, params[7], <const ptrdiff_t*> steps,
-                          memory + threadid() * block_bytes, N * q // blocks, N * (q + 1) // blocks)
+                mix_block(mixer, inputs, <floating*> d.h0, steps, memory + threadid() * block_bytes,
+                          N * q // blocks, N * (q + 1) // blocks)
     return 0
 
 
@@ -1080,37 +1027,37 @@ def mix(params, features, captions, double probability, uint64_t seed, null, bin
 
     captions (N, T + 1) of integers; returns int32 (N, T), ids counted from the start.
     """
-    cdef cnp.ndarray captions_ = ids_of("captions", captions), wrapped, lengths, inputs
+    cdef cnp.ndarray captions_ = ids_of("captions", captions), wrapped, steps_, inputs
     cdef tuple arrays = parameters(params, features, lstm)
-    cdef cnp.ndarray array, first = arrays[0], We = arrays[1], Wp = arrays[2]
-    cdef Mixer d
-    cdef void* source[8]
-    cdef ptrdiff_t n, t, k, null_id = null
+    cdef Mixer mixer
+    cdef Decoder* d = &mixer.model
+    cdef cnp.ndarray first = describe(d, arrays, lstm)
+    cdef ptrdiff_t n, t, last, work = 0, null_id = null
     cdef const cnp.npy_intp* ids = <cnp.npy_intp*> data(captions_)
-    checks.match_shapes({"N": dim(first, 0)}, captions=(captions_, "N L"))
-    d.N, d.H, d.V, d.W = dim(first, 0), dim(Wp, 1), dim(We, 0), dim(We, 1)
+    cdef ptrdiff_t* steps
+    checks.match_shapes({"N": d.N}, captions=(captions_, "N L"))
     d.T = max(dim(captions_, 1) - 1, 0)
-    d.G = 4 * d.H if lstm else d.H
-    d.lstm, d.probability, d.seed = lstm, probability, seed
+    mixer.probability, mixer.seed = probability, seed
     wrapped = new(cnp.NPY_INTP, 2, d.N, dim(captions_, 1))
     if not wrap_ids(<ptrdiff_t*> data(wrapped), ids, d.N * dim(captions_, 1), d.V):
         checks.check_ids("captions", captions_, d.V)
     inputs = wrapped[:, :d.T].astype(np.int32, order="C")
-    if d.N == 0 or d.T == 0:
-        return inputs
-    lengths = new(cnp.NPY_INTP, 1, d.N)
+    steps_ = new(cnp.NPY_INTP, 1, d.N)
+    steps = <ptrdiff_t*> data(steps_)
     for n in range(d.N):
-        (<ptrdiff_t*> data(lengths))[n] = 0
+        last = steps[n] = 0
         for t in range(d.T):
             if ids[n * (d.T + 1) + t + 1] != null_id:
-                (<ptrdiff_t*> data(lengths))[n] = t + 1
-    for k in range(8):
-        array = arrays[1 + k]
-        source[k] = data(array)
+                last = t
+        # a row needs the states of the inputs before the last one that is drawn
+        for t in range(1, last + 1):
+            if drawn(&mixer, n, t):
+                steps[n] = t
+        work += steps[n]
+    if work == 0:
+        return inputs
     if cnp.PyArray_TYPE(first) == cnp.NPY_FLOAT32:
-        mix_words(&d, <int32_t*> data(inputs), <float*> data(first), <const float**> source,
-                  <ptrdiff_t*> data(lengths), dim(Wp, 0))
+        mix_words(&mixer, <int32_t*> data(inputs), steps, work, <const float*> data(first))
     else:
-        mix_words(&d, <int32_t*> data(inputs), <double*> data(first), <const double**> source,
-                  <ptrdiff_t*> data(lengths), dim(Wp, 0))
+        mix_words(&mixer, <int32_t*> data(inputs), steps, work, <const double*> data(first))
     return inputs
