@@ -98,6 +98,14 @@ def test_words_are_mixed_in_and_drawn_as_often_as_they_should_be(dtype):
     assert (again != inputs).any()
 
 
+def test_nothing_is_drawn_from_scores_that_are_no_numbers(rng):
+    model, features = draw_model("small", "rnn")
+    captions = draw_captions("small", rng)
+    model.params["b_vocab"][:] = np.nan
+    mixed = decoder.mix(model.params, features, captions, 1.0, 0, 0, False)
+    np.testing.assert_array_equal(mixed, captions[:, :-1] % 11)
+
+
 def test_captions_that_cannot_be_mixed_into():
     model, features = draw_model("small", "rnn")
     with pytest.raises(IndexError, match="captions holds the id 11"):
@@ -264,6 +272,13 @@ def test_equal_scores_go_to_the_better_hypothesis_and_the_lower_id():
         w[...] = 0
     found = decoding.beam_search(model, np.ones((2, 3)), 3, 2, n_best=3, suppress=["<END>"])
     assert found.ids.tolist() == [[[0, 0], [0, 1], [0, 3]]] * 2
+    apart = {"groups": 3, "diversity": 1.0, "suppress": ["<END>"]}
+    found = decoding.beam_search(model, np.ones((2, 3)), 3, 1, n_best=3, **apart)
+    assert found.ids.tolist() == [[[0], [1], [3]]] * 2
+    # three hypotheses end at once where there is room for two
+    model.params["b_vocab"][2] = 1
+    found = decoding.beam_search(model, np.ones((2, 3)), 3, 4, n_best=3, length_penalty=0)
+    assert found.ids[:, :, :2].tolist() == [[[2, 0], [0, 2], [1, 2]]] * 2
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

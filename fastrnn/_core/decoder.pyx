@@ -698,9 +698,6 @@ cdef int draw_word(const Task* task, Block* block, floating* scores, ptrdiff_t s
                 break
             m += 1
             if m == block.counts[0]:
-                if m < wanted:
-                    m -= 1
-                    break
                 wanted = min(4 * wanted, d.V)
                 kernels.top_words(values, block.words, block.counts, <const floating*> scores, d.V, wanted)
                 if m == block.counts[0]:
