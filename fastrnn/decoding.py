@@ -285,7 +285,7 @@ def sample(
     found = _core.draw(
         **_common(model, features, max_length, no_repeat_ngram, suppress_unk, suppress),
         count=count,
-        inverse_temperature=1 / max(temperature, 1e-30),  # within the range of float32
+        inverse_temperature=1 / min(max(temperature, 1e-30), 1e30),  # within the range of float32
         top_k=min(_integer("top_k", top_k, least=0), len(model.params["W_embed"])),
         top_p=top_p,
         seed=seed,

@@ -449,6 +449,15 @@ def test_a_temperature_near_zero_is_greedy():
             np.testing.assert_array_equal(found.ids, wanted.ids)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_high_temperature_draws_all_words_alike(dtype):
+    model, features = draw_model("odd", "lstm", dtype)
+    wanted = decoding.sample(model, features, 8, temperature=1e20, suppress=["w9"])
+    assert len(np.unique(wanted.ids)) == 39
+    found = decoding.sample(model, features, 8, temperature=1e300, suppress=["w9"])
+    np.testing.assert_array_equal(found.ids, wanted.ids)
+
+
 # ---- What comes back -----------------------------------------------------------------------------
 
 
