@@ -24,8 +24,6 @@ def _stepped(step: Callable[..., Any], w: np.ndarray, dw: np.ndarray, **states: 
     zeros.
     """
     w, dw = _checks.as_weights(w, dw)
-    if not w.flags.writeable:
-        raise ValueError("w is read-only; expected an array that can be changed in place")
     arrays = []
     for name, state in states.items():
         state = np.zeros_like(w, order="C") if state is None else np.asarray(state, dtype=w.dtype)

@@ -294,3 +294,5 @@ def test_what_cannot_be_clipped_or_averaged(module):
         module.clip_by_value(grads, 1)
     with pytest.raises(ValueError, match=r"w has shape \(2,\); expected the shape of mean"):
         module.average(np.ones(3), np.ones(2), 0.5)
+    with pytest.raises(ValueError, match="mean is read-only"):
+        module.average(grads["W"], np.ones(3), 0.5)

@@ -155,7 +155,7 @@ def as_weights(
     TypeError
         If `w` is no float32 or float64 array, or `dw` is not numeric.
     ValueError
-        If the shapes differ.
+        If the shapes differ, or `w` is read-only.
     """
     name, other = names
     if not isinstance(w, np.ndarray):
@@ -169,6 +169,8 @@ def as_weights(
         raise TypeError(f"{other} has dtype {dw.dtype}; expected float32 or float64")
     if dw.shape != w.shape:
         raise ValueError(f"{other} has shape {dw.shape}; expected the shape of {name}, {w.shape}")
+    if not w.flags.writeable:
+        raise ValueError(f"{name} is read-only; expected an array that can be changed in place")
     return w, dw.astype(w.dtype, copy=False)
 
 
