@@ -124,6 +124,7 @@ _RENAMED = {"learning_rate": "--lr", "count": "--threads"}
 _RUN_FILES = (
     SETTINGS_FILE, MODEL_FILE, HISTORY_FILE, "metrics.json", "loss.png", "report.html",
 )  # fmt: skip
+_NO_WORDS = "(no words)"
 _EVENTS = "tensorboard"
 """What --tensorboard writes is in this directory of the run."""
 
@@ -136,22 +137,36 @@ def _flag(name: str) -> str:
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Refuse what is unknown at once: here the options are known that may have been meant."""
+        arguments, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            from difflib import get_close_matches
+
+            message = f"unrecognized arguments: {' '.join(unknown)}"
+            option = next((word for word in unknown if word.startswith("-")), "").partition("=")[0]
+            for meant in get_close_matches(option, self._option_string_actions, 1):
+                message += f"; did you mean {meant}?"
+            self.error(message)
+        return arguments, unknown
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"fastrnn: error: {message} (see {self.prog} --help)\n")
 
 
 def _number(kind: Callable[[str], Any], least: float = -math.inf) -> Callable[[str], Any]:
     """Make a parser of numbers that are at least `least`."""
+    most = 2.0**63 if kind is int else math.inf
 
     def parse(text: str) -> Any:
-        wanted = "an integer" if kind is int else "a number"
+        wanted = "a 64-bit integer" if kind is int else "a number"
         if least > -math.inf:
             wanted += f" of at least {least:g}"
         try:
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not math.isfinite(value) or value < least:
+        if value is None or not abs(value) < most or value < least:
             raise argparse.ArgumentTypeError(f"was {text!r}, must be {wanted}")
         return value
 
@@ -180,9 +195,8 @@ def _add_training_options(parser: argparse.ArgumentParser, group: Any, title: st
         text = f"{text} {_default(name, otherwise)}"
         if kind == "bool":
             group.add_argument(
-                _flag(name), dest=name, action=argparse.BooleanOptionalAction, default=None,
-                help=f"{text.rpartition(' (')[0]} (default: {'yes' if otherwise else 'no'})",
-            )  # fmt: skip
+                _flag(name), dest=name, action=argparse.BooleanOptionalAction, help=text
+            )
         elif kind == "str":
             choices = SCHEDULES if name == "schedule" else MONITORS
             group.add_argument(_flag(name), dest=name, choices=choices, help=text)
@@ -427,6 +441,15 @@ def _train(arguments: argparse.Namespace) -> int:
             listener.close()
     _report(trainer, directory, began, page=not arguments.no_report)
     return 0
+
+
+def _check_file(option: str, file: str | None) -> None:
+    """Refuse a place that no file can be written to, before any work is done for it."""
+    if file is None:
+        return
+    path = Path(file)
+    if file.endswith(os.sep) or path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"{option} {file}: must be a file in a directory that exists")
 
 
 def _tell(listeners: Sequence[Any], what: str, *event: Any) -> None:
@@ -720,7 +743,8 @@ def _report(trainer: Trainer, directory: Path, began: float, *, page: bool = Tru
     for name, value in figures.items():
         print(f"  {name:<24}{value}")
     for row, caption in enumerate(captions[:3]):
-        print(f"  says: {caption}" + ("" if marks is None or marks[row] else "  (false)"))
+        false = "" if marks is None or marks[row] else "  (false)"
+        print(f"  says: {caption or _NO_WORDS}{false}")
     written = [name for name in _RUN_FILES if (out / name).exists()]
     print(f"best of {len(epochs)} epochs: {metrics['epoch']}")
     print(f"written to {out}: {', '.join(written)}, checkpoints")
@@ -789,10 +813,8 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    for option in ("json", "results"):
-        file = getattr(arguments, option)
-        if file is not None and (Path(file).is_dir() or not Path(file).parent.is_dir()):
-            raise ValueError(f"--{option} {file}: must be a file in a directory that exists")
+    _check_file("--json", arguments.json)
+    _check_file("--results", arguments.results)
     if arguments.threads is not None:
         fastrnn.set_num_threads(arguments.threads)
     model, directory, data = _evaluated(arguments)
@@ -840,7 +862,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     print(f"{'distinct':<12}{varied['distinct_captions']:,} of {count:,} captions")
     print(f"{'words used':<12}{varied['vocabulary_used']:,} of {len(model.word_to_idx):,}")
     print(f"{'length':<12}{varied['mean_length']:.1f} words")
-    print(f"{'most often':<12}{varied['most_common']} ({varied['most_common_share']:.1%})")
+    often = varied["most_common"] or _NO_WORDS
+    print(f"{'most often':<12}{often} ({varied['most_common_share']:.1%})")
     for note in notes:
         print(f"note: {note}")
     for warning in caught:
@@ -932,6 +955,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
     if not (arguments.safetensors or arguments.onnx):
         raise ValueError("export needs --safetensors FILE or --onnx DIR (or both)")
+    _check_file("--safetensors", arguments.safetensors)
     model = load_model(arguments.run_or_model)
     if arguments.safetensors:
         save_safetensors(arguments.safetensors, model)
@@ -974,9 +998,13 @@ def _add_report(commands: Any) -> None:
         help="how many of them are shown as pictures, at most (default: %(default)s)",
     )  # fmt: skip
     report.add_argument(
-        "--watch", type=_number(float, 0.1), metavar="SECONDS", nargs="?", const=5.0,
-        help="write it again whenever the run has grown, looking every SECONDS (5 if left out), "
-        "until the training is finished; the open page follows (default: write it once)",
+        "--watch", action="store_true",
+        help="write it again whenever the run has grown, until the training is finished; the open "
+        "page follows (default: write it once)",
+    )  # fmt: skip
+    report.add_argument(
+        "--every", type=_number(float, 0.1), metavar="SECONDS",
+        help="with --watch, the time from one look at the run to the next (default: 5)",
     )  # fmt: skip
     report.add_argument(
         "--threads", type=integer, metavar="N",
@@ -988,6 +1016,9 @@ def _add_report(commands: Any) -> None:
 def _write_report(arguments: argparse.Namespace) -> int:
     from .report import watch_report, write_report
 
+    _check_file("--out", arguments.out)
+    if arguments.every is not None and not arguments.watch:
+        raise ValueError("--every goes with --watch")
     if arguments.threads is not None:
         fastrnn.set_num_threads(arguments.threads)
     options = {
@@ -996,15 +1027,16 @@ def _write_report(arguments: argparse.Namespace) -> int:
         "pictures": arguments.pictures,
         "beam": arguments.beam,
     }
-    if arguments.watch is None:
+    if not arguments.watch:
         out = write_report(arguments.of_run, arguments.out, **options)
-        print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+        print(f"{out}: {out.stat().st_size / 1e3:,.0f} kB")
         return 0
 
     def say(out: Path, status: str) -> None:
         print(f"{time.strftime('%H:%M:%S')}  {out}  {status}", flush=True)
 
-    watch_report(arguments.of_run, arguments.out, seconds=arguments.watch, on_write=say, **options)
+    seconds = arguments.every or 5.0
+    watch_report(arguments.of_run, arguments.out, seconds=seconds, on_write=say, **options)
     return 0
 
 

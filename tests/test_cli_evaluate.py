@@ -189,6 +189,10 @@ def test_a_model_that_says_one_thing(trained, out: Path, capsys: pytest.CaptureF
     said = capsys.readouterr()
     assert "fastrnn: warning: the model says one thing for every image: 'cat cat'" in said.err
     assert f"1 of {IMAGES} captions" in said.out
+    model.params["b_vocab"][WORDS.index("<END>")] = 2
+    save_model(out / "model.npz", model)
+    assert run(out / "model.npz", "--data", data_dir, *options) == 0
+    assert re.search(r"^most often +\(no words\) \(100", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_without_the_extra(

@@ -535,6 +535,10 @@ def test_command_refuses(run_directory, tmp_path, capsys, monkeypatch):
         ([tmp_path, "--onnx", "x"], f"no such model file: {tmp_path / 'model.npz'}"),
         ([run_directory, "--onnx", "x"], f"export to ONNX {install('onnx', 'onnx')}"),
         ([run_directory, "--safetensors", "x"], f"a safetensors file {weights}"),
+        (
+            [run_directory, "--safetensors", tmp_path, "--onnx", "x"],
+            f"--safetensors {tmp_path}: must be a file in a directory that exists",
+        ),
     ]:
         assert command(capsys, *arguments) == (2, "", f"fastrnn: error: {message}\n")
 

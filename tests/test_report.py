@@ -466,9 +466,12 @@ def test_arguments_that_are_refused(data_dir: Path, tmp_path: Path, capsys):
         ([run, "--beam", 0], "--beam"),
         ([run, "--images", "some"], "--images"),
         ([run, "--pictures", -1], "--pictures"),
-        ([run, "--watch", 0], "--watch"),
+        ([run, "--watch", "--every", 0], "--every"),
+        ([run, "--every", 2], "--every goes with --watch"),
         ([run, "--data", "nowhere"], "nowhere"),
         ([run, "--out", tmp_path / "no" / "page.html"], "page.html"),
+        ([run, "--out", tmp_path], f"--out {tmp_path}: must be a file"),
+        ([run, "--out", f"{tmp_path}/pages/"], f"--out {tmp_path}/pages/: must be a file"),
         ([], "RUN"),
     ):
         assert run_command("report", *arguments) == 2
@@ -531,10 +534,18 @@ def test_watch_follows_a_training_to_its_end(data_dir: Path, tmp_path: Path):
     assert reloads[-1] is None
 
 
+def test_watch_before_and_after_the_run(data_dir: Path, tmp_path: Path, capsys):
+    run = make_run(tmp_path / "run", data_dir)
+    (run / "metrics.json").write_text("{}")
+    for arguments in (["--watch", run], [run, "--watch"], ["--watch", "--every", 2, run]):
+        assert run_command("report", *arguments) == 0
+        assert "Finished after 2 of 2 epochs." in capsys.readouterr().out
+
+
 def test_watch_ends_with_an_interrupt(data_dir: Path, tmp_path: Path):
     run = make_run(tmp_path / "run", data_dir)
     process = subprocess.Popen(
-        [sys.executable, "-m", "fastrnn", "report", str(run), "--watch", "0.1"],
+        [sys.executable, "-m", "fastrnn", "report", str(run), "--watch", "--every", "0.1"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
