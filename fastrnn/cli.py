@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.metadata
-import json
 import math
 import os
 import platform
@@ -33,8 +32,8 @@ from .checkpoint import (
 )
 from .classifiers.rnn import CaptioningRNN
 from .coco_utils import read_captioning_directory
-from .files import is_unfinished, write_aside, write_json
-from .metrics import CaptionScorer, diversity, meteor, read_references
+from .files import is_unfinished, read_json, write_aside, write_json
+from .metrics import METRIC_NAMES, CaptionScorer, diversity, meteor, read_references
 from .training import (
     HARMLESS,
     MONITORS,
@@ -567,7 +566,7 @@ def _free_directory(arguments: argparse.Namespace, cell: str) -> Path:
 
 def _is_run(out: Path) -> bool:
     try:
-        return "fastrnn" in json.loads((out / SETTINGS_FILE).read_text("utf-8"))
+        return "fastrnn" in read_json(out / SETTINGS_FILE)
     except (OSError, ValueError, TypeError):
         return False
 
@@ -721,9 +720,9 @@ def _report(trainer: Trainer, directory: Path, began: float, *, page: bool = Tru
     metrics["captions_per_second"] = float(np.average(speeds, weights=seconds))
 
     figures = {}
-    for name, title in (("bleu_1", "BLEU-1"), ("bleu_4", "BLEU-4"), ("cider", "CIDEr")):
+    for name in ("bleu_1", "bleu_4", "cider"):
         if metrics[name] is not None:
-            figures[title] = f"{100 * metrics[name]:.1f}"
+            figures[METRIC_NAMES[name]] = f"{100 * metrics[name]:.1f}"
     if scenes is not None:
         figures["true captions"] = f"{metrics['true_share']:.1%}"
     if val_loss is not None:
@@ -854,7 +853,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     for name, line in lines.items():
         print(f"{name:<12}{line}")
     print()
-    for name, label in _METRICS.items():
+    for name, label in METRIC_NAMES.items():
         value = figures[name]
         if value is not None:
             print(f"{label:<12}{100 * value:5.1f}")
@@ -886,12 +885,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         ]
         write_json(arguments.results, rows)
     return 0
-
-
-_METRICS = {
-    "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4",
-    "rouge_l": "ROUGE-L", "cider": "CIDEr", "meteor": "METEOR",
-}  # fmt: skip
 
 
 def _evaluated(arguments: argparse.Namespace) -> tuple[CaptioningRNN, Path, dict[str, Any]]:

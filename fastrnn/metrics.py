@@ -9,7 +9,6 @@ assignment's.
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import warnings
@@ -22,7 +21,13 @@ import numpy as np
 
 from .caption_tokens import caption_tokens
 from .coco_utils import decode_captions, sample_coco_minibatch
+from .files import read_json
 
+METRIC_NAMES = {
+    "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4",
+    "rouge_l": "ROUGE-L", "cider": "CIDEr", "meteor": "METEOR",
+}  # fmt: skip
+"""How each metric is written for people, in the order in which they are shown."""
 BLEU_NAMES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 _ORDERS = 4
 _CIDER_SIGMA = 6.0
@@ -394,10 +399,7 @@ def read_references(path: str | os.PathLike[str], urls: Sequence[str]) -> list[l
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "no such file of references", str(path))
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from None
+    found = read_json(path)
     if isinstance(found, list):
         if len(found) != len(urls):
             raise ValueError(

@@ -16,6 +16,7 @@ import pytest
 from fastrnn import files
 from fastrnn.files import (
     checksum,
+    read_json,
     read_npz,
     read_sealed,
     remove_unfinished,
@@ -124,6 +125,19 @@ write_aside({str(tmp_path / "a")!r}, lambda file: os.kill(os.getpid(), signal.SI
     assert len(list(tmp_path.iterdir())) == 2
     remove_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".mine"]
+
+
+def test_json_that_is_none(tmp_path):
+    path = tmp_path / "a.json"
+    for content in (b"{", b"", b'"\xff"'):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"^{path}: not a JSON file \("):
+            read_json(path)
+    write_json(path, {"é": [1, None]})
+    assert read_json(path) == {"é": [1, None]}
+    with pytest.raises(FileNotFoundError) as caught:
+        read_json(tmp_path / "b.json")
+    assert caught.value.filename == str(tmp_path / "b.json")
 
 
 def test_no_objects_in_npz(tmp_path):

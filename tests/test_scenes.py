@@ -311,6 +311,11 @@ def test_pca_refuses_what_it_cannot_fit(tmp_path):
     (tmp_path / "pca.npz").write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match=r"pca\.npz"):
         PCA.load(tmp_path / "pca.npz")
+    np.savez(tmp_path / "pca.npz", mean=np.zeros(4))
+    with pytest.raises(ValueError, match=r"pca\.npz: has no 'components'"):
+        PCA.load(tmp_path / "pca.npz")
+    with pytest.raises(FileNotFoundError):
+        PCA.load(tmp_path / "none.npz")
 
 
 def test_the_directory_reads_back(directory):
@@ -347,9 +352,10 @@ def test_threads_do_not_change_the_data(directory, tmp_path):
 
 def test_scenes_that_cannot_be_read(tmp_path):
     assert read_scenes(tmp_path) is None
-    (tmp_path / "val_scenes.json").write_text('[[{"kind": "circle"}]]')
-    with pytest.raises(ValueError, match=r"val_scenes\.json"):
-        read_scenes(tmp_path)
+    for content in ('[[{"kind": "circle"}]]', "{", "3", "[[3]]"):
+        (tmp_path / "val_scenes.json").write_text(content)
+        with pytest.raises(ValueError, match=r"val_scenes\.json"):
+            read_scenes(tmp_path)
 
 
 def test_an_empty_set_is_refused():

@@ -16,11 +16,10 @@ that form and place do not depend on size. `PCA` makes the features of these.
 from __future__ import annotations
 
 import os
-import zipfile
 
 import numpy as np
 
-from ..files import write_npz
+from ..files import read_npz, write_npz
 
 _HUES = 8
 _SIZE = _HUES * 13 + 1
@@ -174,11 +173,11 @@ class PCA:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PCA:
         """Read what `save` wrote."""
+        arrays = read_npz(path)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return cls(file["mean"], file["components"])
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{os.fspath(path)}: no mean and components there ({error})") from None
+            return cls(arrays["mean"], arrays["components"])
+        except KeyError as error:
+            raise ValueError(f"{os.fspath(path)}: has no {error}; no components there") from None
 
 
 def features_of(images: np.ndarray, pca: PCA) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..files import write_json
+from ..files import read_json, write_json
 from .features import PCA, describe_pictures
 from .layout import write_captioning_directory
 from .scene_language import caption_is_true, describe, words_of_the_language
@@ -135,9 +134,10 @@ def read_scenes(directory: str | os.PathLike[str], split: str = "val") -> list[S
     path = Path(directory) / SCENES_FILE.format(split=split)
     if not path.is_file():
         return None
+    found = read_json(path)
     try:
-        return [Scene.from_json(shapes) for shapes in json.loads(path.read_text("utf-8"))]
-    except (ValueError, TypeError) as error:
+        return [Scene.from_json(shapes) for shapes in found]
+    except TypeError as error:
         raise ValueError(f"{path}: does not hold scenes ({error})") from None
 
 
