@@ -7,7 +7,6 @@ parts are in ``page/``; this module gathers what they show.
 from __future__ import annotations
 
 import base64
-import errno
 import hashlib
 import html
 import importlib.resources
@@ -26,18 +25,23 @@ import numpy as np
 from PIL import Image
 
 from . import __version__
-from .checkpoint import MODEL_FILE, load_model
+from .checkpoint import (
+    HISTORY_FILE,
+    MODEL_FILE,
+    SETTINGS_FILE,
+    describe_mismatch,
+    load_model,
+)
 from .classifiers.rnn import CaptioningRNN
-from .coco_utils import read_captioning_directory
 from .data.scene_data import read_scenes
 from .data.scene_language import caption_is_true
 from .decoding import Decoded, beam_search, greedy
-from .files import write_text
-from .metrics import CaptionScorer, read_references
-from .training import references_of
+from .files import read_json, write_text
+from .metrics import METRIC_NAMES, CaptionScorer
+from .training import Run, read_run, references_of
 
 PAGE_FILE = "report.html"
-_SETTINGS_FILE, _HISTORY_FILE, _METRICS_FILE = "settings.json", "history.jsonl", "metrics.json"
+_METRICS_FILE = "metrics.json"
 _THEMES = {
     "light": {"paper": "#ffffff", "ink": "#1f2430", "soft": "#697386", "line": "#e3e6ec",
               "train": "#3557a5", "val": "#d1603d"},
@@ -48,10 +52,6 @@ _MOST_PIXELS = 320
 """Pictures larger than this are scaled down for the page."""
 _MOST_POINTS = 800
 """Points of one curve; more of them are averaged in groups."""
-_METRIC_NAMES = {
-    "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4",
-    "rouge_l": "ROUGE-L", "cider": "CIDEr",
-}  # fmt: skip
 
 
 def draw_loss(history: Sequence[Mapping[str, Any]], theme: str = "light") -> bytes:
@@ -164,10 +164,7 @@ def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: no JSON file ({error})") from None
+    found = read_json(path)
     if not isinstance(found, dict):
         raise ValueError(f"{path}: holds a {type(found).__name__}; expected a JSON object")
     return found
@@ -185,8 +182,8 @@ class Report:
         curves alone, and says so.
     data : mapping, optional
         The data set as `fastrnn.coco_utils.load_coco_data` returns it, where it has been read
-        already. References are its ``val_references``, a list of captions for each image, else
-        those of ``val_references.json`` beside it, else the captions of the layout.
+        already. References are its ``val_references``, a list of captions for each image, where it
+        has them, else the captions of the layout.
     images : int, optional
         Validation images on the page, at most, evenly spread over all of them.
     pictures : int, optional
@@ -217,15 +214,11 @@ class Report:
             if value < least:
                 raise ValueError(f"{name} is {value}; expected at least {least}")
         self.run = Path(run)
-        if not self.run.is_dir():
-            raise FileNotFoundError(errno.ENOENT, "no such run directory", str(run))
-        if not (self.run / _SETTINGS_FILE).is_file():
-            raise ValueError(f"{run} is no run: it has no {_SETTINGS_FILE}")
+        self._made_of: Run = read_run(run)
         self._directory = None if directory is None else Path(directory)
         self._data = data
         self._most_images, self._most_pictures, self._beam = images, pictures, beam
         self._seen: dict[str, tuple[int, int, int] | None] = {}
-        self._settings: dict[str, Any] = {}
         self._history: list[dict[str, Any]] = []
         self._metrics: dict[str, Any] = {}
         self._gallery = _Gallery()
@@ -233,7 +226,7 @@ class Report:
     @property
     def finished(self) -> bool:
         """Whether the training has come to its end, as its metrics tell that it writes last."""
-        metrics, history = self._seen.get(_METRICS_FILE), self._seen.get(_HISTORY_FILE)
+        metrics, history = self._seen.get(_METRICS_FILE), self._seen.get(HISTORY_FILE)
         return metrics is not None and (history is None or metrics[0] >= history[0])
 
     def read(self) -> bool:
@@ -244,17 +237,15 @@ class Report:
         OSError, ValueError
             A file of the run or of the data is damaged, or they do not fit one another.
         """
-        names = (_SETTINGS_FILE, _HISTORY_FILE, _METRICS_FILE, MODEL_FILE)
+        names = (SETTINGS_FILE, HISTORY_FILE, _METRICS_FILE, MODEL_FILE)
         found = {name: _stamp(self.run / name) for name in names}
         if found == self._seen:
             return False
         changed = {name for name in names if found[name] != self._seen.get(name, ())}
-        if _SETTINGS_FILE in changed:
-            self._settings = _read_object(self.run / _SETTINGS_FILE)
-            if "fastrnn" not in self._settings:
-                raise ValueError(f"{self.run} is no run: its {_SETTINGS_FILE} is something else's")
-        if _HISTORY_FILE in changed:
-            self._history = read_history(self.run / _HISTORY_FILE)
+        if SETTINGS_FILE in changed:
+            self._made_of = read_run(self.run)
+        if HISTORY_FILE in changed:
+            self._history = read_history(self.run / HISTORY_FILE)
         if _METRICS_FILE in changed:
             path = self.run / _METRICS_FILE
             self._metrics = _read_object(path) if found[_METRICS_FILE] else {}
@@ -266,20 +257,20 @@ class Report:
         return True
 
     def _read_gallery(self) -> _Gallery:
-        directory = self._directory
-        if directory is None and self._settings.get("data"):
-            directory = Path(self._settings["data"])
-            if not directory.is_dir() and (self.run / "data").is_dir():
-                directory = self.run / "data"  # drawn scenes, in a run that was moved
+        directory = self._directory or self._made_of.data_directory
         if self._data is None:
             if directory is None or (self._directory is None and not directory.is_dir()):
-                return _Gallery([f"The data of this run is not at {directory}: no captions here. "
+                lost = "does not say where its data is" if directory is None else (
+                    f"has its data no longer at {directory}"
+                )  # fmt: skip
+                return _Gallery([f"This run {lost}: no captions here. "
                                  "fastrnn report --data DIR says where it is."])  # fmt: skip
-            self._data = read_captioning_directory(
-                directory, pca_features=not self._settings.get("raw_features", False)
-            )
+            self._data = self._made_of.read_data(directory)
+        model = load_model(self.run)
+        if not all(np.isfinite(w).all() for w in model.params.values()):
+            return _Gallery(["The model's weights are not finite: it has no captions to show."])
         return _gallery(
-            load_model(self.run), self._data, directory or self.run,
+            model, self._data, directory or self.run,
             self._most_images, self._most_pictures, self._beam,
         )  # fmt: skip
 
@@ -296,14 +287,14 @@ class Report:
         style, script, frame = (
             parts.joinpath(f"report.{kind}").read_text("utf-8") for kind in ("css", "js", "html")
         )
-        gallery = self._gallery
+        gallery, settings = self._gallery, self._made_of.settings
         title = self.run.resolve().name
         shown = {
             "status": self.status,
             "notes": gallery.notes,
             "figures": self._figures(),
             "curves": _curves(self._history),
-            "tables": [*gallery.tables, *_tables(self._history, self._metrics, self._settings)],
+            "tables": [*gallery.tables, *_tables(self._history, self._metrics, settings)],
             "methods": gallery.methods,
             "images": gallery.images,
             "reload": reload,
@@ -325,7 +316,7 @@ class Report:
         return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], frame)
 
     def _about(self) -> str:
-        settings = self._settings
+        settings = self._made_of.settings
         parts = [str(settings.get("cell", "")).upper()]
         parts += [
             f"{name} {settings[key]}"
@@ -340,9 +331,7 @@ class Report:
     def status(self) -> str:
         """How far the training is, in a sentence."""
         done = sum("val_loss" in record for record in self._history)
-        wanted = self._settings.get("epochs", "?")
-        if self._settings.get("reward_epochs"):
-            wanted += self._settings["reward_epochs"]
+        wanted = self._made_of.config.all_epochs
         if self.finished:
             best = self._metrics.get("epoch")
             model = f"; the model is that of epoch {best}" if best else ""
@@ -583,7 +572,9 @@ def _gallery(
     beam: int,
 ) -> _Gallery:
     """Caption validation images, and hold the captions against the references."""
-    _check_fit(model, data)
+    mismatch = describe_mismatch(model, data)
+    if mismatch:
+        raise ValueError(f"{directory}: {mismatch}")
     gallery = _Gallery()
     total = len(data["val_features"])
     # Evenly spread, and all of them where they are few.
@@ -593,13 +584,7 @@ def _gallery(
         return gallery
     features = data["val_features"][rows]
     urls = [str(data["val_urls"][row]) for row in rows]
-    known = data.get("val_references")
-    if known is None:
-        beside = directory / "val_references.json"
-        if beside.is_file():
-            known = read_references(beside, [str(url) for url in data["val_urls"][:total]])
-        else:
-            known = references_of(data)
+    known = references_of(data)
     references = [list(dict.fromkeys(known[row])) for row in rows]
     scenes = read_scenes(directory)
     scenes = None if scenes is None or len(scenes) != total else [scenes[row] for row in rows]
@@ -623,21 +608,6 @@ def _gallery(
     ]
     _show_pictures(gallery, [find_picture(url, directory) for url in urls], most_pictures)
     return gallery
-
-
-def _check_fit(model: CaptioningRNN, data: Mapping[str, Any]) -> None:
-    """Refuse data that the model was not made for, before it says nonsense."""
-    width = model.params["W_proj"].shape[0]
-    if data["val_features"].shape[1] != width:
-        raise ValueError(
-            f"val_features has shape {data['val_features'].shape}; the model reads features of "
-            f"width {width}"
-        )
-    if dict(data["word_to_idx"]) != dict(model.word_to_idx):
-        raise ValueError(
-            f"the vocabulary of the data ({len(data['word_to_idx'])} words) is not the one of "
-            f"the model ({len(model.word_to_idx)} words)"
-        )
 
 
 def _captions(
@@ -687,7 +657,7 @@ def _measure(
         for number, value in zip(judged, scorer.cider(texts)[1].tolist(), strict=True):
             captions[number]["cider"] = round(value, 4)
     rows = []
-    for name, label in _METRIC_NAMES.items():
+    for name, label in METRIC_NAMES.items():
         values = [value for f in gallery.figures.values() if (value := f.get(name)) is not None]
         if len(values) == len(gallery.methods):
             rows.append([label, *(f"{100 * value:.1f}" for value in values)])

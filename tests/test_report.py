@@ -372,6 +372,9 @@ def test_run_whose_data_is_elsewhere(data_dir: Path, tmp_path: Path):
     assert report["images"] == []
     assert str(data_dir) in " ".join(report["notes"])
     assert len(shown(write_report(run, directory=tmp_path / "moved"))["images"]) == 5
+    (run / "settings.json").write_text('{"fastrnn": "0"}')
+    assert "does not say where its data is" in " ".join(shown(write_report(run))["notes"])
+    (run / "settings.json").write_text(json.dumps({"fastrnn": "0", "data": str(data_dir)}))
     with pytest.raises(FileNotFoundError):
         write_report(run, directory=tmp_path / "nowhere")
     (tmp_path / "moved").rename(run / "data")
@@ -391,6 +394,26 @@ def test_data_without_references_or_images(data_dir: Path, tmp_path: Path):
     none = {**data, "val_features": data["val_features"][:0], "val_urls": data["val_urls"][:0],
             "val_references": []}  # fmt: skip
     assert shown(write_report(run, data=none))["images"] == []
+
+
+def test_whole_references_beside_the_data(data_dir: Path, tmp_path: Path):
+    run = make_run(tmp_path / "run", data_dir)
+    written = {"val3.png": ["Two dogs, on a mat.", "a sofa"], "val0.png": ["a cat"]}
+    (data_dir / "val_references.json").write_text(json.dumps(written))
+    images = shown(write_report(run))["images"]
+    assert [image["references"] for image in images] == [["a cat"], [], [], written["val3.png"], []]
+
+
+def test_weights_that_are_not_finite(data_dir: Path, tmp_path: Path):
+    """Such is the model of a training that went wrong, and its curves are what to look at."""
+    run = make_run(tmp_path / "run", data_dir)
+    model = load_model(run)
+    model.params["Wh"][1, 2] = np.nan
+    save_model(run / "model.npz", model)
+    report = shown(write_report(run))
+    assert report["images"] == []
+    assert "not finite" in " ".join(report["notes"])
+    assert report["curves"][0]["lines"][0]["points"]
 
 
 def test_finished_is_what_has_its_metrics(data_dir: Path, tmp_path: Path):
@@ -435,7 +458,7 @@ def test_command(data_dir: Path, tmp_path: Path, capsys):
         (lambda run, data: (run / "history.jsonl").write_text("no\n"), "history.jsonl: line 1"),
         (lambda run, data: (run / "metrics.json").write_text("no"), "metrics.json"),
         (lambda run, data: (run / "model.npz").write_bytes(b"PK"), "model.npz"),
-        (lambda run, data: hostile(data), "vocabulary"),
+        (lambda run, data: hostile(data), "data: word_to_idx has 'dog' as None; the model knows"),
         (lambda run, data: (data / "coco2014_captions.h5").unlink(), "coco2014_captions.h5"),
     ],
 )
@@ -454,8 +477,7 @@ def test_features_of_another_width(data_dir: Path, tmp_path: Path, capsys):
     run = make_run(tmp_path / "run", data_dir, raw_features=True)
     assert run_command("report", run) == 2
     said = capsys.readouterr().err
-    assert "width 7" in said
-    assert "(5, 10)" in said
+    assert "train_features has shape (12, 10); expected (images, 7)" in said
 
 
 def test_arguments_that_are_refused(data_dir: Path, tmp_path: Path, capsys):
