@@ -106,18 +106,7 @@ class CaptionScorer:
         if not len(references):
             raise ValueError("references is empty; expected a list of captions for each image")
         self._tokenized = tokenized
-        self._references: list[list[str]] = []
-        for image, known in enumerate(references):
-            if isinstance(known, str):
-                raise TypeError(f"references[{image}] is {known!r}; expected a list of strings")
-            if not len(known):
-                raise ValueError(f"references[{image}] is empty; expected at least one caption")
-            self._references.append(
-                [
-                    _text(reference, f"references[{image}][{number}]", tokenized, _UNKNOWN)
-                    for number, reference in enumerate(known)
-                ]
-            )
+        self._references = _reference_texts(references, tokenized)
         self.missing: str | None = None
         self._bleu: Any = None
         self._rouge: Any = None
@@ -164,7 +153,7 @@ class CaptionScorer:
         ValueError
             There are not as many candidates as images.
         """
-        texts = self._texts(candidates)
+        texts = _candidate_texts(candidates, len(self), self._tokenized)
         metrics: dict[str, float | None] = dict.fromkeys(BLEU_NAMES)
         metrics.update(rouge_l=None, cider=None)
         if self._bleu is None:
@@ -209,24 +198,11 @@ class CaptionScorer:
         ImportError
             The extra ``eval`` is missing.
         """
-        texts = self._texts(candidates)
+        texts = _candidate_texts(candidates, len(self), self._tokenized)
         if self._bleu is None:
             raise ImportError(f"CIDEr needs pycocoevalcap: {_INSTALL}")
         scores = self._cider_scores(texts)
         return float(scores.mean()), scores
-
-    def _texts(self, candidates: Sequence[str]) -> list[str]:
-        if isinstance(candidates, str):
-            raise TypeError(f"candidates is {candidates!r}; expected a list of strings")
-        if len(candidates) != len(self._references):
-            raise ValueError(
-                f"candidates has {len(candidates)} entries, references {len(self._references)}; "
-                "expected one candidate for each list of references"
-            )
-        return [
-            _text(candidate, f"candidates[{image}]", self._tokenized)
-            for image, candidate in enumerate(candidates)
-        ]
 
     def _cider_scores(self, texts: Sequence[str]) -> np.ndarray:
         scorer = self._cider.CiderScorer(n=_ORDERS, sigma=_CIDER_SIGMA)
@@ -234,6 +210,38 @@ class CaptionScorer:
         scorer.ctest = [self._cider.cook_test(text, _ORDERS) for text in texts]
         scorer.document_frequency = self._documents
         return np.array(scorer.compute_cider())
+
+
+def _reference_texts(references: Sequence[Sequence[str]], tokenized: bool) -> list[list[str]]:
+    """Check references and make tokens of them."""
+    texts = []
+    for image, known in enumerate(references):
+        if isinstance(known, str):
+            raise TypeError(f"references[{image}] is {known!r}; expected a list of strings")
+        if not len(known):
+            raise ValueError(f"references[{image}] is empty; expected at least one caption")
+        texts.append(
+            [
+                _text(reference, f"references[{image}][{number}]", tokenized, _UNKNOWN)
+                for number, reference in enumerate(known)
+            ]
+        )
+    return texts
+
+
+def _candidate_texts(candidates: Sequence[str], images: int, tokenized: bool) -> list[str]:
+    """Check a candidate for each image and make tokens of it."""
+    if isinstance(candidates, str):
+        raise TypeError(f"candidates is {candidates!r}; expected a list of strings")
+    if len(candidates) != images:
+        raise ValueError(
+            f"candidates has {len(candidates)} entries, references {images}; "
+            "expected one candidate for each list of references"
+        )
+    return [
+        _text(candidate, f"candidates[{image}]", tokenized)
+        for image, candidate in enumerate(candidates)
+    ]
 
 
 def _text(caption: str, name: str, tokenized: bool, unknown: str = "<unk>") -> str:
@@ -290,8 +298,10 @@ def bleu_1(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> fl
 
     Raises
     ------
+    TypeError
+        A caption is no string, or `references` holds strings where lists of strings should be.
     ValueError
-        If the numbers of candidates and references differ, or an image has no reference.
+        The numbers of candidates and references differ, or an image has no reference.
 
     References
     ----------
@@ -299,15 +309,9 @@ def bleu_1(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> fl
     translation", 2002, section 2.3, with N = 1; the reference length is the closest one, the
     shorter of two as close.
     """
-    if len(candidates) != len(references):
-        raise ValueError(
-            f"candidates has {len(candidates)} entries, references {len(references)}; "
-            "expected one list of references for each candidate"
-        )
+    texts = _candidate_texts(candidates, len(references), tokenized=True)
     matched = spoken = wanted = 0
-    for row, (candidate, known) in enumerate(zip(candidates, references, strict=True)):
-        if not known:
-            raise ValueError(f"references[{row}] is empty; expected at least one caption")
+    for candidate, known in zip(texts, _reference_texts(references, tokenized=True), strict=True):
         words = candidate.split()
         most: Counter[str] = Counter()
         for reference in known:
@@ -357,18 +361,15 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> fl
         raise LookupError(
             "METEOR needs NLTK's WordNet: python -m nltk.downloader wordnet"
         ) from None
-    if len(candidates) != len(references) or not len(candidates):
-        raise ValueError(
-            f"candidates has {len(candidates)} entries, references {len(references)}; "
-            "expected as many, and at least one"
-        )
+    texts = _candidate_texts(candidates, len(references), tokenized=False)
+    if not texts:
+        raise ValueError("candidates is empty; expected at least one")
     total = 0.0
-    for image, (candidate, known) in enumerate(zip(candidates, references, strict=True)):
-        if not len(known):
-            raise ValueError(f"references[{image}] is empty; expected at least one caption")
-        split = [caption_tokens(reference) for reference in known]
-        total += meteor_score(split, caption_tokens(candidate), wordnet=wordnet)
-    return total / len(candidates)
+    for text, known in zip(texts, _reference_texts(references, tokenized=False), strict=True):
+        # NLTK puts words into lower case, where the unknown one would match: it is told apart here.
+        split = [reference.replace(_UNKNOWN, "<nothing>").split() for reference in known]
+        total += meteor_score(split, text.split(), wordnet=wordnet)
+    return total / len(texts)
 
 
 def read_references(path: str | os.PathLike[str], urls: Sequence[str]) -> list[list[str]]:

@@ -208,6 +208,14 @@ def test_meteor_of_banerjee_and_lavie(monkeypatch: pytest.MonkeyPatch):
     known = ["the dog quickly runs home", "nothing like it"]
     assert metrics.meteor(["The dog running home."], [known]) == pytest.approx(mean)
     assert metrics.meteor(["The dog running home.", "x"], [known, ["y"]]) == pytest.approx(mean / 2)
+    # <UNK> stands for no particular word, so it matches nothing, and costs as another word does.
+    others = metrics.meteor(["a this runs"], [["a that runs"]])
+    assert metrics.meteor(["a <UNK> runs"], [["a <UNK> runs"]]) == pytest.approx(others)
+    assert metrics.meteor(["<UNK>"], [["<UNK>"]]) == 0
+    with pytest.raises(TypeError, match=r"references\[0\] is 'a cat'; expected a list of strings"):
+        metrics.meteor(["a cat"], ["a cat"])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="candidates is empty"):
+        metrics.meteor([], [])
     with pytest.raises(ValueError, match=r"references\[0\] is empty"):
         metrics.meteor(["a"], [[]])
     with pytest.raises(ValueError, match="candidates has 1 entries, references 0"):
@@ -315,3 +323,5 @@ def test_bad_input():
         bleu_1(["a"], [])
     with pytest.raises(ValueError, match=r"references\[1\] is empty"):
         bleu_1(["a", "b"], [["a"], []])
+    with pytest.raises(TypeError, match=r"references\[0\] is 'a cat'; expected a list of strings"):
+        bleu_1(["a cat"], ["a cat"])  # type: ignore[list-item]
