@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.metadata
 import math
 import os
 import platform
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from tqdm import tqdm
 
 import fastrnn
 
@@ -634,8 +632,10 @@ class _Progress:
         self._began = self._spoke = time.perf_counter()
         self._start = self._seen = round(captions * trainer.step / trainer.steps_per_epoch)
         self._kind, self._value = "loss", math.nan
-        self._bar = None
+        self._bar: Any = None
         if sys.stderr.isatty():
+            from tqdm import tqdm  # a tenth of the start of every command, were it up there
+
             form = (
                 "{desc} {percentage:3.0f}%|{bar}| {rate_fmt}, {elapsed} gone, {remaining} left"
                 "{postfix}"
@@ -1037,6 +1037,8 @@ def _write_report(arguments: argparse.Namespace) -> int:
 
 
 def _info(arguments: argparse.Namespace) -> int:
+    import importlib.metadata  # here, since no other command has use for it
+
     blas = np.show_config(mode="dicts")["Build Dependencies"].get("blas", {})
     facts = {
         "fastrnn": fastrnn.__version__,

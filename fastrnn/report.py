@@ -42,26 +42,24 @@ from .training import Run, read_run, references_of
 
 PAGE_FILE = "report.html"
 _METRICS_FILE = "metrics.json"
-_THEMES = {
-    "light": {"paper": "#ffffff", "ink": "#1f2430", "soft": "#697386", "line": "#e3e6ec",
-              "train": "#3557a5", "val": "#d1603d"},
-    "dark": {"paper": "#1b1f27", "ink": "#e8eaf0", "soft": "#98a1b3", "line": "#303644",
-             "train": "#8fb0f5", "val": "#f0936f"},
+_COLORS = {
+    "paper": "#ffffff", "ink": "#1f2430", "soft": "#697386", "line": "#e3e6ec",
+    "train": "#3557a5", "val": "#d1603d",
 }  # fmt: skip
+"""Of the plot."""
 _MOST_PIXELS = 320
 """Pictures larger than this are scaled down for the page."""
 _MOST_POINTS = 800
 """Points of one curve; more of them are averaged in groups."""
 
 
-def draw_loss(history: Sequence[Mapping[str, Any]], theme: str = "light") -> bytes:
+def draw_loss(history: Sequence[Mapping[str, Any]]) -> bytes:
     """Draw the loss over the epochs.
 
     Parameters
     ----------
     history : sequence of dict
         As `fastrnn.training.Trainer.history`.
-    theme : {'light', 'dark'}, optional
 
     Returns
     -------
@@ -73,31 +71,30 @@ def draw_loss(history: Sequence[Mapping[str, Any]], theme: str = "light") -> byt
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    color = _THEMES[theme]
     epochs = [record for record in history if "val_loss" in record]
     steps = [record for record in history if "val_loss" not in record]
-    figure = Figure(figsize=(8, 4), dpi=150, layout="constrained", facecolor=color["paper"])
+    figure = Figure(figsize=(8, 4), dpi=150, layout="constrained", facecolor=_COLORS["paper"])
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(facecolor=color["paper"])
+    axes = figure.add_subplot(facecolor=_COLORS["paper"])
     taught = [r for r in steps if r["loss"] is not None]
     at, loss = [r["epoch"] for r in taught], [r["loss"] for r in taught]
-    axes.plot(at, loss, color=color["train"], lw=1.5, label="training")
+    axes.plot(at, loss, color=_COLORS["train"], lw=1.5, label="training")
     known = [r for r in epochs if r["val_loss"] is not None]
     if known:
         at, loss = [r["epoch"] for r in known], [r["val_loss"] for r in known]
-        axes.plot(at, loss, color=color["val"], lw=1.5, marker="o", ms=4, label="validation")
-    axes.set_xlabel("epoch", color=color["ink"])
-    axes.set_ylabel("loss, nats per word", color=color["ink"])
+        axes.plot(at, loss, color=_COLORS["val"], lw=1.5, marker="o", ms=4, label="validation")
+    axes.set_xlabel("epoch", color=_COLORS["ink"])
+    axes.set_ylabel("loss, nats per word", color=_COLORS["ink"])
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(axis="y", color=color["line"], lw=0.8)
+    axes.grid(axis="y", color=_COLORS["line"], lw=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=color["soft"], length=0)
+    axes.tick_params(colors=_COLORS["soft"], length=0)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
-        spine.set_color(color["soft"])
-    axes.legend(frameon=False, labelcolor=color["ink"])
+        spine.set_color(_COLORS["soft"])
+    axes.legend(frameon=False, labelcolor=_COLORS["ink"])
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()

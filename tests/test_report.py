@@ -102,13 +102,9 @@ def opened(uri: str) -> Image.Image:
 
 @pytest.mark.parametrize("history", [HISTORY, HISTORY[:2], HISTORY[2:3], []])
 def test_plot_is_a_picture_with_something_on_it(history):
-    light, dark = (
-        np.asarray(Image.open(io.BytesIO(draw_loss(history, theme))).convert("L"), float)
-        for theme in ("light", "dark")
-    )
+    light = np.asarray(Image.open(io.BytesIO(draw_loss(history))).convert("L"), float)
     assert light.shape == (600, 1200)
     assert light.mean() > 220
-    assert dark.mean() < 60
     assert light.std() > 5
 
 

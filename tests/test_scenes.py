@@ -9,7 +9,7 @@ import pytest
 from fastrnn.coco_utils import decode_captions, read_captioning_directory
 from fastrnn.data.features import PCA, describe_pictures, features_of
 from fastrnn.data.layout import SPECIAL_WORDS, encode_captions
-from fastrnn.data.scene_data import make_scenes, read_scenes, share_true, write_scenes
+from fastrnn.data.scene_data import make_scenes, read_scenes, write_scenes
 from fastrnn.data.scene_language import (
     Count,
     Listing,
@@ -192,7 +192,7 @@ def test_captions_of_one_scene_are_rarely_true_of_another(rng):
     said = [describe(scene, rng) for scene in scenes]
     wrong = [c for captions in said[1:] for c in captions]
     others = [s for s in scenes[:-1] for _ in range(5)]
-    assert share_true(wrong, others) < 0.15
+    assert np.mean([*map(caption_is_true, wrong, others)]) < 0.15
 
 
 def test_things_are_apart_and_inside(rng):
@@ -203,12 +203,6 @@ def test_things_are_apart_and_inside(rng):
             assert 1.2 * a.radius <= min(a.x, a.y, SIDE - a.x, SIDE - a.y)
             for b in shapes[:i]:
                 assert np.hypot(a.x - b.x, a.y - b.y) > 1.2 * (a.radius + b.radius)
-
-
-@pytest.mark.parametrize("number", [0, 5])
-def test_an_impossible_number_of_shapes_is_refused(rng, number):
-    with pytest.raises(ValueError, match="max_shapes"):
-        make_scene(rng, number)
 
 
 def test_a_shape_is_drawn_where_it_is_said_to_be(rng):
@@ -329,7 +323,9 @@ def test_the_directory_reads_back(directory):
         " ".join(word for word in text.split() if word not in ("<START>", "<END>"))
         for text in decode_captions(data["val_captions"], data["idx_to_word"])
     ]
-    assert share_true(texts, [scenes[i] for i in data["val_image_idxs"]]) == 1
+    told = [scenes[i] for i in data["val_image_idxs"]]
+    assert len(texts) == 100
+    assert all(map(caption_is_true, texts, told))
     assert all((directory / url).is_file() for url in data["val_urls"])
     assert read_captioning_directory(directory, pca_features=False)["val_features"].shape[1] == 105
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image
 from ..files import read_json, write_json
 from .features import PCA, describe_pictures
 from .layout import write_captioning_directory
-from .scene_language import caption_is_true, describe, words_of_the_language
+from .scene_language import describe, words_of_the_language
 from .scenes import Scene, draw_scenes, make_scene
 
 SCENES_FILE = "{split}_scenes.json"
@@ -30,9 +29,7 @@ class SceneSet:
     captions: list[list[str]]
 
 
-def make_scenes(
-    num_train: int, num_val: int, seed: int, max_shapes: int = 3
-) -> dict[str, SceneSet]:
+def make_scenes(num_train: int, num_val: int, seed: int) -> dict[str, SceneSet]:
     """Make a training and a validation set.
 
     Parameters
@@ -41,8 +38,6 @@ def make_scenes(
         Scenes in each, at least 1.
     seed : int
         The same seed gives the same sets.
-    max_shapes : int, optional
-        The most shapes in a scene, 1 to 4.
 
     Returns
     -------
@@ -60,7 +55,7 @@ def make_scenes(
     for split, number in (("train", num_train), ("val", num_val)):
         if number < 1:
             raise ValueError(f"num_{split} is {number}; expected at least 1")
-        scenes = [make_scene(rng, max_shapes) for _ in range(number)]
+        scenes = [make_scene(rng) for _ in range(number)]
         captions = [describe(scene, rng) for scene in scenes]
         # A few at a time stay in the cache while they are drawn.
         images = [draw_scenes(scenes[i : i + 50], rng) for i in range(0, number, 50)]
@@ -70,8 +65,8 @@ def make_scenes(
 
 def write_scenes(
     directory: str | os.PathLike[str],
-    num_train: int = 12000,
-    num_val: int = 1000,
+    num_train: int,
+    num_val: int,
     seed: int = 0,
     size: int = 40,
     threads: int = 1,
@@ -82,7 +77,7 @@ def write_scenes(
     ----------
     directory : path
         Made if it is not there.
-    num_train, num_val, seed : int, optional
+    num_train, num_val, seed : int
         As for `make_scenes`.
     size : int, optional
         Number of principal components.
@@ -139,8 +134,3 @@ def read_scenes(directory: str | os.PathLike[str], split: str = "val") -> list[S
         return [Scene.from_json(shapes) for shapes in found]
     except TypeError as error:
         raise ValueError(f"{path}: does not hold scenes ({error})") from None
-
-
-def share_true(captions: Sequence[str], scenes: Sequence[Scene]) -> float:
-    """The share of captions that are grammatical and true of their scenes."""
-    return float(np.mean([caption_is_true(c, s) for c, s in zip(captions, scenes, strict=True)]))

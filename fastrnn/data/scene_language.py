@@ -384,8 +384,7 @@ class _Speaker:
             kind = name if by_kind else _ANY
             words = [NUMBERS[number - 1], *([] if by_kind else [name])]
             phrases.append(" ".join([*words, kind if number == 1 else _PLURAL[kind]]))
-        first = next(iter(sorted(groups.values(), reverse=True)))
-        return f"there {'is' if first == 1 else 'are'} " + " and ".join(phrases)
+        return f"there {'is' if max(groups.values()) == 1 else 'are'} " + " and ".join(phrases)
 
     def naming(self) -> str | None:
         for shape in self.shuffled():

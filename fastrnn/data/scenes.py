@@ -71,28 +71,9 @@ class Scene:
         return cls(tuple(Shape(**shape) for shape in shapes))
 
 
-def make_scene(rng: np.random.Generator, max_shapes: int = 3) -> Scene:
-    """Draw one to `max_shapes` shapes that do not touch each other or the border.
-
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-    max_shapes : int
-        At most 4, so that there is room for them.
-
-    Returns
-    -------
-    Scene
-
-    Raises
-    ------
-    ValueError
-        If `max_shapes` is not in 1 to 4.
-    """
-    if not 1 <= max_shapes <= 4:
-        raise ValueError(f"max_shapes is {max_shapes}; it should be 1 to 4")
-    chances = np.array([0.25, 0.5, 0.25, 0.2][:max_shapes])
-    wanted = 1 + rng.choice(max_shapes, p=chances / chances.sum())
+def make_scene(rng: np.random.Generator) -> Scene:
+    """Draw one to three shapes that do not touch each other or the border."""
+    wanted = 1 + rng.choice(3, p=[0.25, 0.5, 0.25])
     palette = rng.permutation(COLORS).tolist()
     placed: list[Shape] = []
     attempts = 0

@@ -413,7 +413,7 @@
     const given = new URLSearchParams(text);
     Object.assign(state, usual);
     for (const name of Object.keys(usual)) if (given.has(name)) state[name] = given.get(name);
-    const valid = (id, value) => [...at(id).options].some((o) => o.value === value && !o.hidden);
+    const valid = (id, value) => [...at(id).options].some((o) => o.value === value);
     for (const name of ["sort", "by", "only"]) {
       if (!valid(name, state[name])) state[name] = usual[name];
     }
