@@ -1,13 +1,22 @@
-"""A model written and read back, and files that are no model."""
+"""A model and a checkpoint written and read back, and files that are neither."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from fastrnn.checkpoint import load_model, save_model
+from fastrnn.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    checkpoint_steps,
+    load_model,
+    read_checkpoint,
+    remove_checkpoints,
+    save_model,
+    write_checkpoint,
+)
 from fastrnn.classifiers.rnn import CaptioningRNN
-from fastrnn.files import write_sealed
+from fastrnn.files import read_sealed, write_sealed
 
 WORDS = {"<NULL>": 0, "<START>": 1, "<END>": 2, "été": 3, "dog": 7}
 
@@ -97,3 +106,84 @@ def test_failure_leaves_the_old_model(tmp_path):
         save_model(tmp_path / "model.npz", model)
     assert (tmp_path / "model.npz").read_bytes() == whole
     assert [p.name for p in tmp_path.iterdir()] == ["model.npz"]
+
+
+def drawn_checkpoint(rng: np.random.Generator, averaged: bool) -> Checkpoint:
+    """A checkpoint as a training has it: all but the projection of the features is the model's."""
+    model = CaptioningRNN(WORDS, 5, 4, 3, "lstm")
+
+    def like(shared: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+        return {
+            name: w.copy() if shared and name not in ("W_proj", "b_proj")
+            else rng.standard_normal(w.shape).astype(w.dtype)
+            for name, w in model.params.items()
+        }  # fmt: skip
+
+    derived = like(model.params)
+    weights, average = (like(), derived) if averaged else (derived, None)
+    moments = {name: {"m": rng.random(w.shape), "v": rng.random(w.shape)}
+               for name, w in model.params.items()}  # fmt: skip
+    return Checkpoint(model, weights, average, moments, {"step": 7, "history": [{"loss": 0.1}]})
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_checkpoint_round_trip(tmp_path, rng, averaged):
+    path = tmp_path / "step.npz"
+    written = drawn_checkpoint(rng, averaged)
+    write_checkpoint(path, written)
+    again = read_checkpoint(path)
+    pairs = [(again.model.params, written.model.params), (again.weights, written.weights)]
+    if averaged:
+        pairs.append((again.average, written.average))
+    else:
+        assert again.average is None
+    for name, moments in written.moments.items():
+        pairs.append((again.moments[name], moments))
+    for found, expected in pairs:
+        assert found.keys() == expected.keys()
+        for name, w in expected.items():
+            np.testing.assert_array_equal(found[name], w, strict=True)
+    assert again.about == {"format": 1, **written.about}
+    # What is trained is changed in place, so that it lies in no memory of the others.
+    sets = [again.model.params, again.weights, *([again.average] if averaged else [])]
+    for number, one in enumerate(sets):
+        for other in sets[:number]:
+            assert not any(np.shares_memory(one[name], other[name]) for name in one)
+    # A checkpoint can be loaded as a model, too.
+    np.testing.assert_array_equal(load_model(path).params["W_proj"], written.model.params["W_proj"])
+
+
+def test_what_is_no_checkpoint(tmp_path, rng):
+    path = tmp_path / "step.npz"
+    save_model(path, CaptioningRNN(WORDS, 5, 4, 3, "lstm"))
+    with pytest.raises(ValueError, match=r"step\.npz: holds a model, but no state of its training"):
+        read_checkpoint(path)
+    checkpoint = drawn_checkpoint(rng, averaged=False)
+    write_checkpoint(path, checkpoint)
+    arrays = read_sealed(path)
+    del arrays["training/m/Wh"]
+    write_sealed(path, arrays)
+    with pytest.raises(ValueError, match=r"step\.npz: holds no 'training/m/Wh'; not a checkpoint"):
+        read_checkpoint(path)
+    checkpoint.about["format"] = 99
+    write_checkpoint(path, checkpoint)
+    with pytest.raises(ValueError, match=r"step\.npz: format is 99; this fastrnn reads format 1"):
+        read_checkpoint(path)
+    with pytest.raises(FileNotFoundError):
+        read_checkpoint(tmp_path / "none.npz")
+
+
+def test_checkpoints_of_a_run(tmp_path):
+    assert checkpoint_steps(tmp_path) == []
+    (tmp_path / "checkpoints").mkdir()
+    for step in (3, 123456789, 20):
+        checkpoint_path(tmp_path, step).write_bytes(b"")
+    others = [
+        tmp_path / "checkpoints" / name for name in ("step-5.npz", "best.npz", "step-20.npz~")
+    ]
+    for other in others:
+        other.write_bytes(b"")
+    assert checkpoint_steps(tmp_path) == [3, 20, 123456789]
+    remove_checkpoints(tmp_path, keep=[20, 4])
+    assert checkpoint_steps(tmp_path) == [20]
+    assert all(other.exists() for other in others)

@@ -129,7 +129,11 @@ def test_forms_of_references(trained, out: Path, capsys: pytest.CaptureFixture[s
         "names": {**dict(zip(names, captions, strict=True)), "other.jpg": ["else"]},
         "coco": {
             "images": [
-                {"id": 70 + i, "file_name": f"{i}.jpg", "flickr_url": f"http://x.org/y/{name}"}
+                {
+                    "id": 70 + i,
+                    "file_name": f"{i}.jpg",
+                    ("flickr_url", "coco_url")[i % 2]: f"http://x.org/y/{name}",
+                }
                 for i, name in enumerate(names)
             ],
             "annotations": [

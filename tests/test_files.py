@@ -52,6 +52,35 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_an_interrupt_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def write(file):
+        file.write(b"half of the n")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_aside(path, write)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_it_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    flushed = []
+
+    def fsync(handle: int) -> None:
+        flushed.append((os.path.samestat(os.fstat(handle), tmp_path.stat()), path.exists(),
+                        os.fstat(handle).st_size))  # fmt: skip
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    write_text(path, "all of it")
+    content, directory = flushed
+    assert content == (False, False, 9)
+    assert directory[:2] == (True, True)
+
+
 @pytest.mark.parametrize("write", [write_text, write_json])
 def test_readable_as_any_new_file(tmp_path, write):
     (tmp_path / "plain").write_text("")

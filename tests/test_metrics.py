@@ -135,13 +135,15 @@ def hide(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
 
 
 def test_bleu_by_nltk_without_pycocoevalcap(
-    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator, recwarn: pytest.WarningsRecorder
 ):
     corpus_bleu = pytest.importorskip("nltk.translate.bleu_score").corpus_bleu
     candidates, references = draw(rng, 30)
     hide(monkeypatch, "pycocoevalcap")
     scorer = CaptionScorer(references, tokenized=True)
     found = scorer.evaluate(candidates)
+    assert CaptionScorer([["a cat"]]).evaluate(["a dog"])["bleu_4"] == pytest.approx(0)
+    assert not recwarn.list
     split = [[reference.split() for reference in known] for known in references]
     said = [candidate.split() for candidate in candidates]
     for order in range(1, 5):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import math
@@ -290,6 +291,11 @@ def test_scenes_have_marks(tmp_path: Path):
             caption_is_true(text, scenes[row])
             for text, row in zip(texts(report, method), rows, strict=True)
         ]
+    # Scenes that are not those of the images say nothing about them.
+    path = tmp_path / "data" / "val_scenes.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[1:]))
+    images = shown(write_report(tmp_path / "run"))["images"]
+    assert {said["true"] for image in images for said in image["said"]} == {None}
 
 
 class Reader(HTMLParser):
@@ -343,7 +349,16 @@ def test_page_fetches_nothing(data_dir: Path, tmp_path: Path):
         for name in ("src", "srcset", "href"):
             assert attrs.get(name, "data:").startswith("data:"), tag
     assert not re.search(r"url\(|@import|\bfetch\(|XMLHttpRequest|WebSocket", text)
-    assert "default-src 'none'" in text
+    policy = next(attrs["content"] for _, attrs in Reader(text).tags if "http-equiv" in attrs)
+    sources = {}
+    for kind in ("style", "script"):
+        (inline,) = re.findall(rf"<{kind}>(.*?)</{kind}>", text, re.S)
+        digest = base64.b64encode(hashlib.sha256(inline.encode("utf-8")).digest()).decode()
+        sources[f"{kind}-src"] = f"'sha256-{digest}'"
+    assert dict(part.split(" ", 1) for part in policy.split("; ")) == {
+        "default-src": "'none'", "img-src": "data:", "base-uri": "'none'", "form-action": "'none'",
+        **sources,
+    }  # fmt: skip
 
 
 # -- runs that are on their way, or no runs

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import math
 import struct
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +15,7 @@ import pytest
 from coco_layout import write_layout
 
 pytest.importorskip("tensorboardX")
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from fastrnn import cli
 from fastrnn.tensorboard import TensorBoardLogger
@@ -41,21 +43,30 @@ def log(directory: Path, history: list[dict], **options: int) -> None:
                 logger.on_step(trainer, {"step": record["step"], "loss": 99.0})
 
 
-def read(directory: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[str, str]]:
-    """Return the scalars and the texts of all event files."""
-    scalars, texts = defaultdict(list), {}
+def events(directory: Path) -> Iterator[Event]:
+    """Read all event files."""
     for file in sorted(directory.iterdir()):
         data, place = file.read_bytes(), 0
         while place < len(data):
             # A record is its length, a checksum of that, the event, a checksum of that.
             (length,) = struct.unpack_from("<Q", data, place)
-            event = Event.FromString(data[place + 12 : place + 12 + length])
+            yield Event.FromString(data[place + 12 : place + 12 + length])
             place += 16 + length
-            for value in event.summary.value:
-                if value.HasField("tensor"):
-                    texts[value.tag] = value.tensor.string_val[0].decode("utf-8")
-                else:
-                    scalars[value.tag].append((event.step, value.simple_value))
+
+
+def says(event: Event) -> bool:
+    return any(value.HasField("tensor") for value in event.summary.value)
+
+
+def read(directory: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[str, str]]:
+    """Return the scalars and the texts of all event files."""
+    scalars, texts = defaultdict(list), {}
+    for event in events(directory):
+        for value in event.summary.value:
+            if value.HasField("tensor"):
+                texts[value.tag] = value.tensor.string_val[0].decode("utf-8")
+            else:
+                scalars[value.tag].append((event.step, value.simple_value))
     return dict(scalars), texts
 
 
@@ -81,11 +92,30 @@ def test_history_and_captions(tmp_path: Path):
     ]  # fmt: skip
 
 
+def test_what_is_not_finite_or_was_not_said_is_left_out(tmp_path: Path):
+    trainer = SimpleNamespace(history=[{**HISTORY[0], "loss": math.inf}])
+    with TensorBoardLogger(tmp_path) as logger:
+        logger.on_step(trainer, {})
+        trainer.history += [HISTORY[1], {**HISTORY[2], "val_loss": math.nan}]
+        logger.on_validation(trainer, {}, CAPTIONS)
+        logger.on_epoch(trainer, trainer.history[-1])
+        # No validation, no captions: those of the epoch before are not said again.
+        trainer.history.append({**HISTORY[2], "step": 20})
+        logger.on_epoch(trainer, trainer.history[-1])
+    scalars, _ = read(tmp_path)
+    assert scalars["loss/training"] == [(10, 2.0)]
+    assert scalars["loss/validation"] == [(20, 2.25)]
+    assert [event.step for event in events(tmp_path) if says(event)] == [10]
+
+
 def test_resumed_training_writes_what_is_new(tmp_path: Path):
     log(tmp_path, HISTORY[:1])
     log(tmp_path, HISTORY, first_step=5)
     scalars, _ = read(tmp_path)
     assert scalars == WANTED
+    # TensorBoard hides what an earlier file has from the step on at which a later one starts.
+    starts = [e.step for e in events(tmp_path) if e.session_log.status == SessionLog.START]
+    assert starts == [6]
 
 
 def test_command(tmp_path: Path, capsys):
