@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -28,7 +29,7 @@ from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.data.scene_data import read_scenes
 from fastrnn.data.scene_language import caption_is_true
 from fastrnn.metrics import CaptionScorer, bleu_1
-from fastrnn.training import RECIPES, TrainConfig, caption_images, read_run, references_of
+from fastrnn.training import RECIPES, TrainConfig, Trainer, caption_images, read_run, references_of
 
 RUN_FILES = {
     "settings.json", "model.npz", "history.jsonl", "metrics.json", "loss.png", "report.html",
@@ -117,6 +118,11 @@ def test_small_world(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(cli, "SCENES", {**cli.SCENES, "num_train": 60, "num_val": 20})
     assert run("train", "--cell", "rnn", "--out", "a", "--seed", 4, *SMALL) == 0
     metrics = checked(tmp_path / "a")
+    said = re.findall(r"^  says: (.*?)(  \(false\))?$", capsys.readouterr().out, re.M)
+    scenes = read_scenes("a/data")[:3]
+    assert [not false for _, false in said] == [
+        caption_is_true(caption, scene) for (caption, _), scene in zip(said, scenes, strict=True)
+    ]
     # What was drawn is a data set like any other.
     assert run("train", "--data", "a/data", "--out", "b", "--cell", "rnn", "--seed", 4, *SMALL) == 0
     assert checked(tmp_path / "b")["images"] == metrics["images"] == 20
@@ -196,6 +202,22 @@ def test_plain_lines_where_there_is_no_terminal(data_dir: Path, capsys):
             r"(  BLEU-4 [\d.]+)?(  CIDEr [\d.]+)?  [\d,]+ captions/s  0:\d\d left",
             line,
         )
+
+
+def test_what_is_left_of_a_training(monkeypatch, capsys):
+    """A run that goes on after one of its two epochs: what was done before counts for no speed."""
+    clock = [100.0]
+    monkeypatch.setattr(cli.time, "perf_counter", lambda: clock[-1])
+    trainer = SimpleNamespace(
+        data={"train_captions": [0] * 600}, config=SimpleNamespace(epochs=2), step=6,
+        steps_per_epoch=6,
+    )  # fmt: skip
+    progress = cli._Progress(trainer)
+    for now, seen in ((120.0, 700), (140.0, 800), (150.0, 900)):
+        clock.append(now)
+        progress.on_step(trainer, {"captions": seen, "loss": 2.0, "epoch": seen / 600})
+    # A line every half a minute: 200 captions took 40 seconds, and 400 are left.
+    assert capsys.readouterr().out == "epoch 1.33/2  loss 2.000  5 captions/s  1:20 left\n"
 
 
 def test_bar_on_a_terminal(data_dir: Path, monkeypatch):
@@ -292,9 +314,14 @@ def test_recipe(data_dir: Path, capsys):
         assert settings[name] == recipe[name]
     assert (settings["vocab_dropout"], settings["hidden_dim"]) == (0.1, 8)
     # What a recipe does not name is off, whatever holds without a recipe.
-    assert settings["feature_noise"] == recipe.get("feature_noise", 0.0)
+    recipe = RECIPES["coco"]
+    assert "feature_noise" not in recipe and cli.DATA_DEFAULTS["feature_noise"] > 0
+    assert recipe["lr_decay"] != 1
+    assert run("train", *small, "--out", "c", "--recipe", "coco") == 0
+    assert settings_of("c")["feature_noise"] == 0
+    assert settings_of("c")["lr_decay"] == recipe["lr_decay"]
     # Another schedule than the recipe's does without its factor.
-    arguments = ["--recipe", "flickr8k", "--schedule", "cosine"]
+    arguments = ["--recipe", "coco", "--schedule", "cosine"]
     assert run("train", *small, "--out", "s", *arguments) == 0
     assert (settings_of("s")["schedule"], settings_of("s")["lr_decay"]) == ("cosine", 1.0)
 
@@ -327,6 +354,31 @@ def test_resume(data_dir: Path, tmp_path: Path, capsys):
     assert settings_of("r")["data"] == str(tmp_path / "moved")
     assert settings_of("r")["threads"] == 1
     checked(tmp_path / "r")
+
+
+def test_nothing_of_the_end_or_of_another_run_is_there_while_it_trains(
+    data_dir: Path, tmp_path: Path, monkeypatch, capsys
+):
+    assert run("train", "--data", data_dir, "--out", "r", *SMALL) == 0
+    there: list[set[str]] = []
+
+    def fit(trainer: Trainer) -> None:
+        there.append({path.name for path in files(trainer.run)})
+        raise OSError("it ends here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "fit", fit)
+        assert run("train", "--resume", "r", "--epochs", 4) == 2
+        assert "metrics.json" not in there[-1]
+        assert {"model.npz", "history.jsonl", "step-00000008.npz"} <= there[-1]
+        assert run("train", "--data", data_dir, "--out", "r", "--force", *SMALL) == 2
+        assert there[-1] == {"settings.json"}
+    # The directory is known as a run all the time, so that --force may replace it again.
+    before = Path("r/settings.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "write_json", fit)
+        assert run("train", "--data", data_dir, "--out", "r", "--force", *SMALL) == 2
+    assert Path("r/settings.json").read_bytes() == before
 
 
 def test_resume_repairs_the_best_model(data_dir: Path, capsys):
@@ -471,6 +523,24 @@ def test_info(capsys):
     assert facts["numpy"] == np.__version__
     assert facts["h5py"] == h5py.__version__
     assert "NumPy's BLAS" in facts
+
+
+def test_output_that_nobody_reads():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrnn", "info"], stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_out_of_memory(monkeypatch, capsys):
+    def info(arguments: object) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(cli, "_info", info)
+    assert refused(capsys, "info") == "fastrnn: error: out of memory\n"
 
 
 def test_module_and_caps_on_the_instruction_set():

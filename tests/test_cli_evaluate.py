@@ -180,6 +180,14 @@ def test_model_file_with_raw_features(trained, out: Path, capsys: pytest.Capture
     assert run(out / "raw.npz", "--data", data_dir, "--raw-features", "--beam", 1) == 0
 
 
+def test_run_on_raw_features(trained, out: Path, capsys: pytest.CaptureFixture[str]):
+    _, data_dir = trained
+    small = ["--hidden-dim", "8", "--wordvec-dim", "4", "--epochs", "1", "--no-report"]
+    command = ["train", "--data", str(data_dir), "--raw-features", "--out", "raw", *small]
+    assert cli.main(command) == 0
+    assert run("raw", "--beam", 1) == 0  # it knows what it was trained on
+
+
 def test_a_model_that_says_one_thing(trained, out: Path, capsys: pytest.CaptureFixture[str]):
     folder, data_dir = trained
     model = load_model(folder)

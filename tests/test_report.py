@@ -25,7 +25,7 @@ import pytest
 from PIL import Image
 
 import fastrnn.reference.classifier as reference
-from fastrnn import cli, optim
+from fastrnn import cli, optim, report
 from fastrnn.checkpoint import blank_model, load_model, save_model
 from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.data.scene_data import read_scenes, write_scenes
@@ -567,6 +567,28 @@ def test_watch_follows_a_training_to_its_end(data_dir: Path, tmp_path: Path):
     assert reloads[-1] is None
 
 
+def test_captions_are_made_anew_for_a_new_model_alone(data_dir: Path, tmp_path: Path, monkeypatch):
+    run = make_run(tmp_path / "run", data_dir, HISTORY[:3])
+    read = []
+    monkeypatch.setattr(report, "load_model", lambda run: read.append(run) or load_model(run))
+    page = report.Report(run)
+    assert page.read() and not page.read()
+    write_history(run, HISTORY)
+    assert page.read()
+    assert len(read) == 1
+    os.utime(run / "model.npz", ns=(1, 1))
+    assert page.read()
+    assert len(read) == 2
+
+
+def test_watch_of_what_is_refused_leaves_no_page(data_dir: Path, tmp_path: Path):
+    run = make_run(tmp_path / "run", data_dir)
+    (run / "model.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"model\.npz"):
+        watch_report(run)
+    assert not (run / "report.html").exists()
+
+
 def test_watch_before_and_after_the_run(data_dir: Path, tmp_path: Path, capsys):
     run = make_run(tmp_path / "run", data_dir)
     (run / "metrics.json").write_text("{}")
@@ -769,6 +791,50 @@ def test_browser_filters(chromium, page):
     assert chromium.run(count) == "None of 60 pictures"
     chromium.open(page, "#only=pictures")
     assert cards(chromium) == [row for row in range(60) if images[row]["picture"]]
+
+
+def test_browser_takes_from_the_address_what_makes_sense(chromium, page):
+    chromium.look(1280, False)
+    chromium.open(page, "#show=-5&order=sideways&sort=nothing&by=9&only=what&find=")
+    assert len(cards(chromium)) == 24
+    chosen = "['sort', 'order', 'by', 'only'].map((id) => document.getElementById(id).value)"
+    assert chromium.run(chosen) == ["shown", "up", "1", "all"]
+    chromium.open(page, "#sort=length&order=sideways")
+    assert chromium.run(chosen) == ["length", "down", "1", "all"]
+    # Another address in the same page, as the button Back gives it.
+    chromium.run(
+        "new Promise((done) => { addEventListener('hashchange', () => setTimeout(done));"
+        "location.hash = '#sort=probability&order=up&show=30'; })"
+    )
+    assert chromium.run(chosen) == ["probability", "up", "1", "all"]
+    assert len(cards(chromium)) == 30
+    # What is usual is not said.
+    choose(chromium, "order", "down")
+    assert chromium.run("location.hash") == "#sort=probability"
+
+
+def test_browser_shows_best_and_worst(chromium, page):
+    images = shown(page)["images"]
+    measure = "cider" if images[0]["said"][0]["cider"] is not None else "probability"
+    chromium.look(1280, False)
+    for by in (0, 1):
+        chromium.open(page, f"#by={by}")
+        ranked = sorted(range(60), key=lambda row: (-images[row]["said"][by][measure], row))
+        for strip, rows in (("best", ranked[:4]), ("worst", ranked[:-5:-1])):
+            assert rows == chromium.run(
+                f"[...document.querySelectorAll('#{strip} .card')].map((c) => +c.dataset.row)"
+            )
+
+
+def test_browser_sorts_what_has_no_figure_behind_the_rest(chromium, data_dir, tmp_path):
+    pytest.importorskip("pycocoevalcap")
+    written = {"val1.png": ["a sofa on a mat"], "val3.png": ["the cat"], "val4.png": ["a dog"]}
+    (data_dir / "val_references.json").write_text(json.dumps(written))
+    page = write_report(make_run(tmp_path / "run", data_dir))
+    for order in ("up", "down"):
+        chromium.open(page, f"#sort=cider&order={order}")
+        assert set(cards(chromium)[:3]) == {1, 3, 4}
+        assert cards(chromium)[3:] == [0, 2]
 
 
 def test_browser_reads_words_and_curves_without_a_mouse(chromium, page):

@@ -133,6 +133,7 @@ def test_captions_of_twins(caption, true):
         "a red circle is left of",
         "a red circle is left of a blue square and",
         "a red circle is red",  # only "the" is told the colour of
+        "a circle is red",
         "the red circle is red",
         "there are one circle",
         "there is two circles",
@@ -150,6 +151,23 @@ def test_ungrammatical_captions_are_refused(caption):
     with pytest.raises(ValueError):
         parse_caption(caption)
     assert not caption_is_true(caption, THREE)
+
+
+def test_how_far_apart_and_how_far_from_the_middle():
+    def at(*places: tuple[float, float]) -> Scene:
+        kinds = ("circle", "square")
+        pairs = zip(kinds[: len(places)], places, strict=True)
+        return Scene(tuple(Shape(kind, "red", "big", x, y) for kind, (x, y) in pairs))
+
+    for gap, true in ((1.9, False), (2.1, True)):
+        scene = at((20, 20), (20 + gap, 20 + gap))
+        for relation in ("left of", "above"):
+            assert caption_is_true(f"a circle is {relation} a square", scene) is true
+        for relation in ("right of", "below"):
+            assert caption_is_true(f"a square is {relation} a circle", scene) is true
+    for away, true in ((SIDE / 6 - 0.1, True), (SIDE / 6 + 0.1, False)):
+        for place in ((SIDE / 2 + away, SIDE / 2), (SIDE / 2, SIDE / 2 - away)):
+            assert caption_is_true("a circle is in the middle", at(place)) is true
 
 
 def test_the_parse_names_what_is_claimed():
@@ -293,6 +311,15 @@ def test_pca_does_not_blow_up_what_is_constant():
     z = PCA.fit(x, 3).transform(x)
     assert np.isfinite(z).all()
     np.testing.assert_allclose(z[:, 1:], 0, atol=1e-3)
+
+
+def test_pca_of_what_is_next_to_nothing_and_its_signs(rng):
+    x = rng.standard_normal((500, 3)) * [1.0, 0.1, 1e-5]
+    pca = PCA.fit(x, 3)
+    # The last is divided by a hundredth of the largest deviation, not by its own.
+    np.testing.assert_allclose(pca.transform(x).std(axis=0), [1, 1, 1e-3], rtol=0.2)
+    for row in pca.components:
+        assert row[np.abs(row).argmax()] > 0
 
 
 def test_pca_refuses_what_it_cannot_fit(tmp_path):
