@@ -46,7 +46,7 @@ from .checkpoint import (
 from .classifiers.rnn import CaptioningRNN, CaptioningWorkspace, Regularisation
 from .coco_utils import decode_captions, read_captioning_directory
 from .decoding import sample
-from .files import read_sealed, remove_unfinished, write_json, write_sealed, write_text
+from .files import read_json, read_sealed, remove_unfinished, write_json, write_sealed, write_text
 from .metrics import CaptionScorer, read_references
 from .reference import checks
 from .rewards import CiderReward
@@ -124,8 +124,8 @@ class TrainConfig:
     reward_epochs : int
         After `epochs`, train for so many more on captions that the model itself draws, rewarded
         by CIDEr-D (self-critical training; Rennie et al. 2017). They begin with the weights that
-        the others ended with, averages where there are such, with Adam and the average started
-        anew, and without what is against overfitting.
+        the others ended with, averages where there are such, and with Adam started anew. What is
+        against overfitting is not in force there, and no average is kept.
     reward_captions : int
         How many captions are drawn for an image. Each one's reward counts as far as it is above
         the mean of the others' (Kool, van Hoof and Welling 2019).
@@ -176,7 +176,7 @@ class TrainConfig:
     weight_average: float = 0.0
     reward_epochs: int = 0
     reward_captions: int = 5
-    reward_rate: float = 5e-4
+    reward_rate: float = 2e-4
     bucket_by_length: bool = False
     patience: int = 0
     monitor: str = "cider"
@@ -257,7 +257,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "flickr8k": {
         "hidden_dim": 768,
         "wordvec_dim": 256,
-        "epochs": 8,
+        "epochs": 6,
         "batch_size": 100,
         "learning_rate": 1e-3,
         "schedule": "cosine",
@@ -266,7 +266,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "embed_dropout": 0.3,
         "vocab_dropout": 0.5,
         "weight_decay": 0.05,
+        "consensus": 1.0,
         "weight_average": 0.999,
+        "reward_epochs": 3,
         "val_images": 1000,
     },
     "coco": {
@@ -275,12 +277,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         "epochs": 10,
         "batch_size": 100,
         "learning_rate": 1e-3,
-        "schedule": "exponential",
-        "lr_decay": 0.75,
+        "schedule": "cosine",
         "clip_norm": 5.0,
         "embed_dropout": 0.3,
         "vocab_dropout": 0.5,
+        "consensus": 1.0,
         "weight_average": 0.999,
+        "reward_epochs": 3,
+        "val_images": 1000,
     },
 }
 """Good settings for known data: fields of `TrainConfig`, and sizes of the model."""
@@ -858,8 +862,7 @@ class Trainer:
 
     def _begin_rewards(self) -> None:
         if self._average is not None:
-            for name, w in self._average.items():
-                np.copyto(self._learner.params[name], w)
+            self._learner.params, self._average = self._average, None
         self._moments = {name: {} for name in self._moments}
 
     def _rewards(self) -> CiderReward:
@@ -946,7 +949,7 @@ class Trainer:
         if self._average is not None:
             # (1 - d) sum d^(t-i) w_i / (1 - d^t), without the sum: 1 at the first step.
             decay = config.weight_average
-            share = (1 - decay) / (1 - decay ** self._steps_of_adam(self.step + 1))
+            share = (1 - decay) / (1 - decay ** (self.step + 1))
             for name, w in self._learner.params.items():
                 optim.average(self._average[name], w, share)
 
@@ -1352,10 +1355,7 @@ def read_run(run: str | PathLike[str]) -> Run:
         raise FileNotFoundError(errno.ENOENT, "no such run directory", str(directory))
     if not path.is_file():
         raise ValueError(f"{directory}: is no run directory; it has no {SETTINGS_FILE}")
-    try:
-        settings = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from None
+    settings = read_json(path)
     if not isinstance(settings, dict) or "fastrnn" not in settings:
         raise ValueError(f"{directory}: is no run directory; {SETTINGS_FILE} is not fastrnn's")
     known = {field.name for field in fields(TrainConfig)}

@@ -79,8 +79,10 @@
   function chart(curve) {
     const lines = curve.lines.filter((line) => line.points.length);
     const last = (line) => line.points[line.points.length - 1];
+    const end = Math.max(...lines.map((line) => last(line)[0]));
     const summary = lines.map((line) => {
       let text = `${line.name} ${short(last(line)[1])}`;
+      if (end - last(line)[0] > 0.5) text += ` (epoch ${short(last(line)[0])})`;
       if (line.dots && curve.best && line.points.length > 1) {
         const better = curve.best === "most" ? (a, b) => b[1] > a[1] : (a, b) => b[1] < a[1];
         const best = line.points.reduce((a, b) => (better(a, b) ? b : a));
@@ -88,7 +90,7 @@
       }
       return text;
     }).join("; ");
-    const read = element("p", { class: "read" }, `at epoch ${short(last(lines[0])[0])}: ${summary}`);
+    const read = element("p", { class: "read" }, `at epoch ${short(end)}: ${summary}`);
     const keys = lines.length < 2 ? [] : lines.map((line, n) =>
       element("span", { class: n ? "key two" : "key" }, line.name));
     const svg = drawing("svg", {
@@ -168,7 +170,7 @@
 
     const rest = () => {
       point(-1);
-      read.textContent = `at epoch ${short(last(lines[0])[0])}: ${summary}`;
+      read.textContent = `at epoch ${short(end)}: ${summary}`;
     };
     const follow = (event) => {
       const x = event.clientX - svg.getBoundingClientRect().left;
