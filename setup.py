@@ -95,7 +95,10 @@ setup(
                 f"fastrnn._core.{name}",
                 [f"fastrnn/_core/{name}.pyx"],
                 include_dirs=["src_c", np.get_include()],
-                define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+                define_macros=[
+                    ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
+                    ("NPY_TARGET_VERSION", "NPY_1_22_API_VERSION"),
+                ],
                 depends=HEADERS,
             )
             for name in MODULES

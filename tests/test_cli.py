@@ -209,7 +209,7 @@ def test_what_is_left_of_a_training(monkeypatch, capsys):
     clock = [100.0]
     monkeypatch.setattr(cli.time, "perf_counter", lambda: clock[-1])
     trainer = SimpleNamespace(
-        data={"train_captions": [0] * 600}, config=SimpleNamespace(epochs=2), step=6,
+        data={"train_captions": [0] * 600}, config=SimpleNamespace(all_epochs=2), step=6,
         steps_per_epoch=6,
     )  # fmt: skip
     progress = cli._Progress(trainer)
@@ -304,7 +304,7 @@ def test_every_field_is_an_option(data_dir: Path, capsys):
     assert "BLEU-4" in capsys.readouterr().out
 
 
-def test_recipe(data_dir: Path, capsys):
+def test_recipe(data_dir: Path, capsys, monkeypatch):
     small = [*SMALL[:4], "--epochs", 1, "--no-report", "--data", data_dir]
     assert run("train", *small, "--out", "r", "--recipe", "flickr8k", "--vocab-dropout", 0.1) == 0
     settings, recipe = settings_of("r"), RECIPES["flickr8k"]
@@ -314,12 +314,12 @@ def test_recipe(data_dir: Path, capsys):
         assert settings[name] == recipe[name]
     assert (settings["vocab_dropout"], settings["hidden_dim"]) == (0.1, 8)
     # What a recipe does not name is off, whatever holds without a recipe.
-    recipe = RECIPES["coco"]
+    recipe = {**RECIPES["coco"], "schedule": "exponential", "lr_decay": 0.75}
+    monkeypatch.setitem(RECIPES, "coco", recipe)
     assert "feature_noise" not in recipe and cli.DATA_DEFAULTS["feature_noise"] > 0
-    assert recipe["lr_decay"] != 1
     assert run("train", *small, "--out", "c", "--recipe", "coco") == 0
     assert settings_of("c")["feature_noise"] == 0
-    assert settings_of("c")["lr_decay"] == recipe["lr_decay"]
+    assert settings_of("c")["lr_decay"] == 0.75
     # Another schedule than the recipe's does without its factor.
     arguments = ["--recipe", "coco", "--schedule", "cosine"]
     assert run("train", *small, "--out", "s", *arguments) == 0

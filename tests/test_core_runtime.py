@@ -22,6 +22,7 @@ import pytest
 from equivalence import OPS, compiled, draw, run
 
 import fastrnn
+from fastrnn import rnn_layers
 from fastrnn._core import kernels
 
 PACKAGE = Path(fastrnn.__file__).parent
@@ -181,6 +182,7 @@ def test_workers_sleep_soon_after_a_call():
 import time
 import numpy as np
 import fastrnn
+from fastrnn import rnn_layers
 from fastrnn.rnn_layers import lstm_forward
 
 fastrnn.set_num_threads(2)
@@ -368,3 +370,31 @@ def test_stub_names_what_the_module_has(stub):
 def test_every_compiled_module_has_a_stub():
     for source in PACKAGE.rglob("*.pyx"):
         assert source.with_suffix(".pyi").is_file()
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm"])
+def test_large_results_own_their_memory_and_use_it_again(cell, rng):
+    N, D, H = 64, 128, 256
+    k = 4 if cell == "lstm" else 1
+    x, h = rng.standard_normal((N, D)), rng.standard_normal((N, H))
+    state = (h, h) if cell == "lstm" else (h,)
+    weights = rng.standard_normal((D, k * H)), rng.standard_normal((H, k * H)), np.zeros(k * H)
+    forward = getattr(rnn_layers, f"{cell}_step_forward")
+    backward = getattr(rnn_layers, f"{cell}_step_backward")
+    cache = forward(x, *state, *weights)[-1]
+
+    first = backward(*state, cache)
+    kept = [grad.copy() for grad in first]
+    second = backward(*(2 * s for s in state), cache)
+    for grad, other, wanted in zip(first, second, kept, strict=True):
+        assert grad.flags.owndata
+        assert not np.shares_memory(grad, other)
+        np.testing.assert_array_equal(grad, wanted)
+    assert len({backward(*state, cache)[-2].ctypes.data for _ in range(20)}) < 4
+    # what NumPy does with memory that is its own
+    grown = second[-2]
+    before = grown.copy()
+    grown.resize((H + 5, k * H), refcheck=False)
+    np.testing.assert_array_equal(grown[:H], before)
+    assert not grown[H:].any()
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(before)), before)

@@ -8,6 +8,7 @@ cdef cnp.ndarray ids_of(str name, object ids)
 cdef int refuse(object twin, tuple arguments) except -1
 cdef bint wrap_ids(ptrdiff_t* wrapped, const cnp.npy_intp* ids, ptrdiff_t count, ptrdiff_t size) noexcept nogil
 cdef cnp.ndarray new(int typenum, int ndim, ptrdiff_t d0, ptrdiff_t d1=*, ptrdiff_t d2=*)
+cdef cnp.ndarray new_like(cnp.ndarray a)
 
 cdef inline bint has_shape(cnp.ndarray a, int ndim, ptrdiff_t d0, ptrdiff_t d1=-1, ptrdiff_t d2=-1) noexcept:
     cdef cnp.npy_intp* shape = cnp.PyArray_DIMS(a)

@@ -3,7 +3,11 @@
 import numpy as np
 
 cimport numpy as cnp
+from cpython.pycapsule cimport PyCapsule_New
 from libc.stddef cimport ptrdiff_t
+from libc.string cimport memcpy, memset
+
+from .kernels cimport block_alloc, block_free
 
 from ..reference import checks
 
@@ -55,8 +59,95 @@ cdef bint wrap_ids(ptrdiff_t* wrapped, const cnp.npy_intp* ids, ptrdiff_t count,
     return True
 
 
+# ---- New arrays ------------------------------------------------------------------------------------------------------
+#
+# Large results lie on blocks that are used again, so that a call made again and again does not fault their pages in
+# each time, which takes longer than many a call. The arrays own their data like any other: NumPy asks the handler that
+# was in force when an array was made to free it (NEP 49).
+
+cdef extern from "numpy/arrayobject.h":
+    ctypedef struct PyDataMemAllocator:
+        void* ctx
+        void* (*malloc)(void* ctx, size_t size) noexcept
+        void* (*calloc)(void* ctx, size_t count, size_t size) noexcept
+        void* (*realloc)(void* ctx, void* memory, size_t size) noexcept
+        void (*free)(void* ctx, void* memory, size_t size) noexcept
+    ctypedef struct PyDataMem_Handler:
+        char[127] name
+        unsigned char version
+        PyDataMemAllocator allocator
+    object PyDataMem_SetHandler(object handler)
+
+cdef enum:
+    LARGE = 128 << 10  # bytes from which the system's allocator takes fresh pages
+    HEADER = 64        # bytes before the data, with the size of the block
+
+
+cdef void* data_malloc(void* ctx, size_t size) noexcept:
+    cdef size_t got
+    cdef char* block = <char*> block_alloc(size + HEADER, &got) if size + HEADER > size else NULL
+    if block == NULL:
+        return NULL
+    (<size_t*> block)[0] = got
+    return block + HEADER
+
+
+cdef void* data_calloc(void* ctx, size_t count, size_t size) noexcept:
+    cdef void* memory = data_malloc(ctx, count * size)
+    if memory != NULL:
+        memset(memory, 0, count * size)
+    return memory
+
+
+cdef void data_free(void* ctx, void* memory, size_t size) noexcept:
+    cdef char* block = <char*> memory - HEADER
+    if memory != NULL:
+        block_free(block, (<size_t*> block)[0])
+
+
+cdef void* data_realloc(void* ctx, void* memory, size_t size) noexcept:
+    cdef void* grown = data_malloc(ctx, size)
+    cdef size_t old
+    if grown != NULL and memory != NULL:
+        old = (<size_t*> (<char*> memory - HEADER))[0] - HEADER
+        memcpy(grown, memory, min(size, old))
+        data_free(ctx, memory, old)
+    return grown
+
+
+cdef PyDataMem_Handler handler
+memcpy(handler.name, b"fastrnn\0", 8)
+handler.version = 1
+handler.allocator.malloc = data_malloc
+handler.allocator.calloc = data_calloc
+handler.allocator.realloc = data_realloc
+handler.allocator.free = data_free
+cdef object handler_capsule = PyCapsule_New(&handler, "mem_handler", NULL)
+
+
+cdef cnp.ndarray empty(int ndim, const cnp.npy_intp* shape, int typenum):
+    """An array that is not initialised, and owns its data."""
+    cdef size_t size = 8
+    cdef int i
+    cdef object before
+    for i in range(ndim):
+        size *= shape[i]
+    if size < LARGE:
+        return cnp.PyArray_EMPTY(ndim, shape, typenum, 0)
+    before = PyDataMem_SetHandler(handler_capsule)
+    try:
+        return cnp.PyArray_EMPTY(ndim, shape, typenum, 0)
+    finally:
+        PyDataMem_SetHandler(before)
+
+
 cdef cnp.ndarray new(int typenum, int ndim, ptrdiff_t d0, ptrdiff_t d1=0, ptrdiff_t d2=0):
-    """An array that is not initialised."""
+    """An array that is not initialised, of up to three axes."""
     cdef cnp.npy_intp[3] shape
     shape[0], shape[1], shape[2] = d0, d1, d2
-    return cnp.PyArray_EMPTY(ndim, shape, typenum, 0)
+    return empty(ndim, shape, typenum)
+
+
+cdef cnp.ndarray new_like(cnp.ndarray a):
+    """An array that is not initialised, of the shape and dtype of another, C-contiguous."""
+    return empty(cnp.PyArray_NDIM(a), cnp.PyArray_DIMS(a), cnp.PyArray_TYPE(a))

@@ -14,7 +14,7 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
 from . cimport kernels
-from .arrays cimport data, dim, floats, ids_of, new, wrap_ids
+from .arrays cimport data, dim, floats, ids_of, new, new_like, wrap_ids
 from .kernels cimport (Workspace, leading, multiply, pack, pack_tiles, packed_size, room, seconds, threads_for,
                        tile_height, tiles_size)
 from .layers cimport sort_by_word
@@ -459,7 +459,7 @@ cdef tuple step(object params, object features, object captions, object null, bi
         grads = None
     elif grads is None or any(grads[name].dtype != first.dtype or grads[name].shape != array.shape
                               for name, array in zip(NAMES, arrays[1:])):
-        grads = {name: np.empty_like(array) for name, array in zip(NAMES, arrays[1:])}
+        grads = {name: new_like(array) for name, array in zip(NAMES, arrays[1:])}
     for k in range(8):
         array = arrays[1 + k]
         source[k] = data(array)

@@ -82,6 +82,9 @@ cdef double seconds() noexcept nogil
 cdef int threads_for(double work) noexcept nogil
 
 
+cdef void* block_alloc(size_t size, size_t* got) noexcept
+cdef void block_free(void* memory, size_t size) noexcept
+
 cdef class Workspace:
     cdef char* memory
     cdef size_t capacity

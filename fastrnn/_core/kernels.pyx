@@ -481,46 +481,56 @@ cdef int threads_for(double work) noexcept nogil:
 
 # ---- Memory ----------------------------------------------------------------------------------------------------------
 
-# A few freed blocks are kept, so that a call made again and again does not fault its pages in each time.
+# Some freed blocks are kept, so that a call made again and again does not fault its pages in each time.
 cdef enum:
-    KEPT_BLOCKS = 12
+    KEPT_BLOCKS = 32
     KEPT_BYTES = 128 << 20
-cdef void* kept[KEPT_BLOCKS]
+cdef void* kept[KEPT_BLOCKS]  # the one that was freed first first
 cdef size_t kept_size[KEPT_BLOCKS]
+cdef int kept_count = 0
 cdef size_t kept_total = 0
 
 
+cdef void* take_kept(int place) noexcept:
+    """Take a block out of those that are kept."""
+    global kept_count, kept_total
+    cdef void* memory = kept[place]
+    cdef int i
+    kept_total -= kept_size[place]
+    kept_count -= 1
+    for i in range(place, kept_count):
+        kept[i], kept_size[i] = kept[i + 1], kept_size[i + 1]
+    return memory
+
+
 cdef void* block_alloc(size_t size, size_t* got) noexcept:
-    global kept_total
+    """A block of at least `size` bytes, `got` of them, or NULL. Needs the GIL, as block_free() does."""
     cdef int i, best = -1
-    cdef void* memory
-    for i in range(KEPT_BLOCKS):
-        if kept[i] != NULL and size <= kept_size[i] <= 2 * size + 4096:
+    for i in range(kept_count):
+        if size <= kept_size[i] <= 2 * size + 4096:
             if best < 0 or kept_size[i] < kept_size[best]:
                 best = i
     if best >= 0:
-        memory = kept[best]
-        kept[best] = NULL
         got[0] = kept_size[best]
-        kept_total -= got[0]
-        return memory
+        return take_kept(best)
     got[0] = size
     return frn_alloc(size)
 
 
 cdef void block_free(void* memory, size_t size) noexcept:
-    global kept_total
-    cdef int i
+    """Give back a block of `size` bytes, all that block_alloc() got; memory may be NULL."""
+    global kept_count, kept_total
     if memory == NULL:
         return
-    if kept_total + size <= KEPT_BYTES:
-        for i in range(KEPT_BLOCKS):
-            if kept[i] == NULL:
-                kept[i] = memory
-                kept_size[i] = size
-                kept_total += size
-                return
-    frn_free(memory)
+    if size > KEPT_BYTES:
+        frn_free(memory)
+        return
+    # what has lain about longest makes room
+    while kept_count == KEPT_BLOCKS or kept_total + size > KEPT_BYTES:
+        frn_free(take_kept(0))
+    kept[kept_count], kept_size[kept_count] = memory, size
+    kept_count += 1
+    kept_total += size
 
 
 cdef class Workspace:

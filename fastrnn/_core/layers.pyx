@@ -10,7 +10,7 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
 from . cimport kernels
-from .arrays cimport data, dim, floats, has_shape, ids_of, new, refuse, wrap_ids
+from .arrays cimport data, dim, floats, has_shape, ids_of, new, new_like, refuse, wrap_ids
 from .kernels cimport Workspace, packed_size, room, threads_for, tiles_size
 
 from ..reference import layers as twin_layers
@@ -146,7 +146,7 @@ cdef cnp.ndarray affine_of(cnp.ndarray x, cnp.ndarray w, cnp.ndarray b, cnp.ndar
 cdef tuple affine_gradients_of(cnp.ndarray dout, cnp.ndarray x, cnp.ndarray w, ptrdiff_t M):
     cdef int kind = cnp.PyArray_TYPE(x)
     cdef ptrdiff_t K = dim(w, 0), N = dim(w, 1)
-    cdef cnp.ndarray dx = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), kind, 0)
+    cdef cnp.ndarray dx = new_like(x)
     cdef cnp.ndarray dw = new(kind, 2, K, N), db = new(kind, 1, N)
     if kind == cnp.NPY_FLOAT32:
         affine_gradients(<float*> data(dx), <float*> data(dw), <float*> data(db), <float*> data(dout),
@@ -366,7 +366,7 @@ cdef object elementwise(str name, object x):
     """The function over all elements; of a single number a NumPy scalar, as NumPy's own functions give."""
     cdef cnp.ndarray x_, y
     (x_,) = floats(("x",), (x,))
-    y = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x_), cnp.PyArray_DIMS(x_), cnp.PyArray_TYPE(x_), 0)
+    y = new_like(x_)
     if cnp.PyArray_TYPE(x_) == cnp.NPY_FLOAT32:
         elementwise_rows(<float*> data(y), <float*> data(x_), cnp.PyArray_SIZE(x_), ord(name[0]))
     else:

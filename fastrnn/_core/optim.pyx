@@ -9,7 +9,7 @@ from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
 
 from . cimport kernels
-from .arrays cimport data
+from .arrays cimport data, new_like
 from .kernels cimport threads_for
 
 cnp.import_array()
@@ -89,7 +89,7 @@ cdef bint fits(object w, object dw, object a, object b) noexcept:
 
 
 cdef object like(cnp.ndarray w):
-    return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(w), cnp.PyArray_DIMS(w), cnp.PyArray_TYPE(w), 0)
+    return new_like(w)
 
 
 cdef int apply(const Step* step, cnp.ndarray w, cnp.ndarray new_a, cnp.ndarray new_b, cnp.ndarray a, cnp.ndarray b,

@@ -17,7 +17,7 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
 from . cimport kernels
-from .arrays cimport data, dim, floats, has_shape, new, refuse
+from .arrays cimport data, dim, floats, has_shape, new, new_like, refuse
 from .kernels cimport (
     Workspace, leading, packed_size, panel_width, room, threads_for, tile_height, tiles_size,
 )
@@ -605,7 +605,7 @@ cdef int forward_of(Sequence s, cnp.ndarray out, cnp.ndarray c_out, cnp.ndarray 
 cdef tuple backward_of(Sequence s, cnp.ndarray dh, cnp.ndarray dc, bint with_c):
     """dx, dh0, dc0 (None unless with_c), dWx, dWh, db."""
     cdef Batch* batch = &s.batch
-    cdef cnp.ndarray dx = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(s.x), cnp.PyArray_DIMS(s.x), s.kind, 0)
+    cdef cnp.ndarray dx = new_like(s.x)
     cdef cnp.ndarray dh0 = new(s.kind, 2, batch.N, batch.H), dWx = new(s.kind, 2, s.D, batch.gates)
     cdef cnp.ndarray dWh = new(s.kind, 2, batch.H, batch.gates), db = new(s.kind, 1, batch.gates)
     cdef cnp.ndarray dc0 = new(s.kind, 2, batch.N, batch.H) if with_c else None
