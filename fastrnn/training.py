@@ -269,6 +269,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "consensus": 1.0,
         "weight_average": 0.999,
         "reward_epochs": 3,
+        "val_captions": 500,
         "val_images": 1000,
     },
     "coco": {
@@ -284,6 +285,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "consensus": 1.0,
         "weight_average": 0.999,
         "reward_epochs": 3,
+        "val_captions": 500,
         "val_images": 1000,
     },
 }
@@ -558,6 +560,7 @@ class Trainer:
         self._saved_step = -1
         self._writer = ThreadPoolExecutor(1, "fastrnn checkpoint")
         self._saving: Future[None] | None = None
+        self._copies: dict[str, np.ndarray] = {}
         self._data_sums: dict[str, int] | None = None
 
     # -- going on
@@ -1151,7 +1154,15 @@ class Trainer:
             if "m" in state
         }
         state = Checkpoint(self.model, self._learner.params, self._average, moments, about)
-        arrays = {name: array.copy() for name, array in state.to_arrays().items()}
+        arrays = {}
+        for name, array in state.to_arrays().items():
+            # over the last copy where that fits: fresh pages would take longer than copying
+            copied = self._copies.get(name)
+            if copied is None or (copied.shape, copied.dtype) != (array.shape, array.dtype):
+                copied = np.empty_like(array)
+            np.copyto(copied, array)
+            arrays[name] = copied
+        self._copies = arrays
         model = {name: arrays[name] for name in self.model.to_arrays()}
         history = list(self.history)
         self._saved_step = step
@@ -1220,7 +1231,7 @@ class _Validation:
             longest = max(self._data["train_captions"].shape[1] - 1, 1)
             captions = caption_images(model, self._data["val_features"][self.images], longest)
             if self._scorer is not None:
-                metrics.update(self._scorer.evaluate(captions))
+                metrics.update(self._scorer.evaluate(captions, rouge=False))
         metrics["loss"] = loss
         metrics["perplexity"] = None if loss is None else math.exp(min(loss, 700.0))
         return metrics, captions

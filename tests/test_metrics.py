@@ -58,6 +58,7 @@ def test_figures_of_pycocoevalcap_on_tokens(rng: np.random.Generator, images: in
     found = scorer.evaluate(candidates)
     assert list(found) == KEYS
     assert found == pytest.approx(expected, abs=1e-9, rel=0)
+    assert scorer.evaluate(candidates, rouge=False) == {**found, "rouge_l": None}
     mean, scores = scorer.cider(candidates)
     assert mean == pytest.approx(expected["cider"], abs=1e-9, rel=0)
     np.testing.assert_allclose(scores, each, rtol=0, atol=1e-9)

@@ -478,7 +478,7 @@ def scored(monkeypatch: pytest.MonkeyPatch, scores: list[dict]) -> None:
     """Let validations have these scores, one after the other."""
     following = iter(scores)
 
-    def evaluate(self: CaptionScorer, captions: list[str]) -> dict:
+    def evaluate(self: CaptionScorer, captions: list[str], **_: bool) -> dict:
         return {"bleu_4": 0.1, **next(following)}
 
     monkeypatch.setattr(CaptionScorer, "evaluate", evaluate)
