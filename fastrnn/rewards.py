@@ -172,7 +172,8 @@ class CiderReward:
             )
             squares = np.bincount(strange[0], (times * self._log_images) ** 2, len(ids))
             mine = np.sqrt(_norms(weights) ** 2 + squares)
-            both = weights[row].minimum(references[against]).multiply(references[against])
+            theirs = references[against]
+            both = weights[row].minimum(theirs).multiply(theirs)
             norm = mine[row] * norms[against]
             dots = np.asarray(both.sum(axis=1)).ravel()
             scores += np.divide(dots, norm, out=np.zeros_like(dots), where=norm > 0)

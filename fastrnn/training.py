@@ -836,20 +836,17 @@ class Trainer:
             workspace=self._workspace,
             regularisation=self._regularisation(),
         )
-        self._check_finite("loss", float(loss))
+        self._check_finite(float(loss))
         return grads, float(loss) * len(rows), int(self._words[rows].sum())
 
     def _rewarded(self, images: np.ndarray) -> tuple[dict[str, np.ndarray], float, int]:
         """The gradients of what falls as drawn captions' rewards rise; rewards, and captions."""
-        if self._rewarding(self.step) and not self._rewarding(self.step - 1):
+        if not self._rewarding(self.step - 1):
             self._begin_rewards()
         count, model = self.config.reward_captions, self._learner
         features = self._standardised(self.data["train_features"][images])
-        seed = np.random.SeedSequence([self.config.seed, _DRAWS, self.step])
-        drawn = sample(
-            model, features, max(self.data["train_captions"].shape[1] - 1, 1), count=count,
-            seed=int(seed.generate_state(1, np.uint64)[0]),
-        )  # fmt: skip
+        longest = max(self.data["train_captions"].shape[1] - 1, 1)
+        drawn = sample(model, features, longest, count=count, seed=self._step_seed(_DRAWS))
         ids = drawn.ids.reshape(len(images) * count, -1)
         rewards = self._rewards()(ids, np.repeat(images, count)).reshape(-1, count)
         others = (rewards.sum(axis=1, keepdims=True) - rewards) / (count - 1)
@@ -860,7 +857,7 @@ class Trainer:
             weights=(rewards - others).ravel(),
             workspace=self._workspace,
         )
-        self._check_finite("loss", float(loss))
+        self._check_finite(float(loss))
         return grads, float(rewards.sum()), rewards.size
 
     def _begin_rewards(self) -> None:
@@ -878,11 +875,11 @@ class Trainer:
             )  # fmt: skip
         return self._reward
 
-    def _check_finite(self, name: str, value: float) -> None:
-        if not math.isfinite(value):
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
             rate = self.config.rate(self.step, self.steps_per_epoch)
             raise FloatingPointError(
-                f"the {name} is {value} at step {self.step + 1}: either the features are not "
+                f"the loss is {loss} at step {self.step + 1}: either the features are not "
                 f"finite or the learning rate, {rate:.3g}, is too high"
             )
 
@@ -926,14 +923,17 @@ class Trainer:
         ):
             return None
         last = config.epochs * self.steps_per_epoch - 1
-        seed = np.random.SeedSequence([config.seed, _MASKS, self.step])
         return Regularisation(
             embed_dropout=config.embed_dropout,
             vocab_dropout=config.vocab_dropout,
             label_smoothing=config.label_smoothing,
             scheduled_sampling=config.scheduled_sampling * self.step / max(last, 1),
-            seed=int(seed.generate_state(1, np.uint64)[0]),
+            seed=self._step_seed(_MASKS),
         )
+
+    def _step_seed(self, purpose: int) -> int:
+        seed = np.random.SeedSequence([self.config.seed, purpose, self.step])
+        return int(seed.generate_state(1, np.uint64)[0])
 
     def _update(self, grads: dict[str, np.ndarray], rate: float) -> None:
         config = self.config
