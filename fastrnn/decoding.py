@@ -19,6 +19,7 @@ import numpy as np
 from ._core import decoder as _core
 from .classifiers.rnn import CaptioningRNN
 from .coco_utils import decode_captions
+from .reference import checks
 
 LENGTH_RULES = ("power", "wu")
 
@@ -187,13 +188,15 @@ def beam_search(
         that the vocabulary lacks.
     TypeError
         A number of another kind, features that are not real numbers.
+    MemoryError
+        There is no memory for `width` hypotheses of `max_length` words.
 
     References
     ----------
     Wu et al., "Google's neural machine translation system", 2016. Vijayakumar et al., "Diverse beam
     search: decoding diverse solutions from neural sequence models", 2016.
     """
-    width = _integer("width", width, least=1)
+    width = _count("width", width, least=1)
     n_best = _integer("n_best", n_best, least=1)
     groups = _integer("groups", groups, least=1)
     if n_best > width:
@@ -203,7 +206,7 @@ def beam_search(
     diversity = _number("diversity", diversity)
     if diversity < 0:
         raise ValueError(f"diversity must be at least 0, was {diversity}")
-    max_length = _integer("max_length", max_length, least=0)
+    max_length = _count("max_length", max_length, least=0)
     lengths = np.arange(max_length + 1, dtype=np.float64)
     scale, reward = _length_scores(lengths, length_penalty, length_rule, word_reward)
     found = _core.beam_search(
@@ -215,7 +218,7 @@ def beam_search(
         scale=scale,
         reward=reward,
     )
-    return _decoded(len(features), n_best, max_length, found)
+    return _decoded(len(features), n_best, groups, max_length, found)
 
 
 def sample(
@@ -272,8 +275,8 @@ def sample(
     ----------
     Holtzman, Buys, Du, Forbes and Choi, "The curious case of neural text degeneration", 2020.
     """
-    count = _integer("count", count, least=1)
-    max_length = _integer("max_length", max_length, least=0)
+    count = _count("count", count, least=1)
+    max_length = _count("max_length", max_length, least=0)
     temperature, top_p = _number("temperature", temperature), _number("top_p", top_p)
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, was {temperature}")
@@ -290,7 +293,7 @@ def sample(
         top_p=top_p,
         seed=seed,
     )
-    return _decoded(len(features), count, max_length, found)
+    return _decoded(len(features), count, 1, max_length, found)
 
 
 # ---- Arguments -----------------------------------------------------------------------------------
@@ -302,6 +305,13 @@ def _integer(name: str, value: Any, least: int) -> int:
     if value < least:
         raise ValueError(f"{name} must be at least {least}, was {value}")
     return int(value)
+
+
+def _count(name: str, value: Any, least: int) -> int:
+    """An integer that memory has to be had for."""
+    value = _integer(name, value, least)
+    checks.check_count(name, value)
+    return value
 
 
 def _number(name: str, value: Any) -> float:
@@ -352,15 +362,16 @@ def _common(
         "end": word_to_idx["<END>"],
         "null": word_to_idx["<NULL>"],
         "max_length": max_length,
-        "no_repeat_ngram": _integer("no_repeat_ngram", no_repeat_ngram, least=0),
+        # no caption repeats what is longer than itself
+        "no_repeat_ngram": min(_integer("no_repeat_ngram", no_repeat_ngram, 0), max_length + 1),
         "suppress": np.array([word_to_idx[word] for _, word in never], dtype=np.intp),
     }
 
 
-def _decoded(N: int, K: int, T: int, found: tuple[np.ndarray, ...]) -> Decoded:
+def _decoded(N: int, K: int, groups: int, T: int, found: tuple[np.ndarray, ...]) -> Decoded:
     ids, word_log_probs, log_probs, scores = found
-    if T == 0:  # captions without a word are certain
-        log_probs[:, 0] = scores[:, 0] = 0
+    if T == 0:  # captions without a word are certain; each group of a search has one
+        log_probs[:, :groups] = scores[:, :groups] = 0
     return Decoded(
         ids.reshape(N, K, T),
         word_log_probs.reshape(N, K, T),

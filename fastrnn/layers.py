@@ -73,9 +73,10 @@ def affine_backward(dout: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndar
     Raises
     ------
     TypeError
-        If the common dtype of `dout` and the cache is neither float32 nor float64.
+        If the common dtype of `dout` and the cache is neither float32 nor float64, or `cache` is
+        no tuple.
     ValueError
-        If `dout` does not have the shape of the output.
+        If `dout` does not have the shape of the output, or `cache` is that of another function.
     """
     return _core.affine_backward(dout, cache)
 

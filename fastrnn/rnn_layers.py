@@ -242,9 +242,12 @@ def word_embedding_backward(dout: np.ndarray, cache: tuple) -> np.ndarray:
     Raises
     ------
     TypeError
-        If the common dtype of `dout` and the vectors is neither float32 nor float64.
+        If the common dtype of `dout` and the vectors is neither float32 nor float64, the ids of the
+        cache are not integer, or `cache` is no tuple.
     ValueError
-        If `dout` does not have the shape of the output.
+        If `dout` does not have the shape of the output, or `cache` is that of another function.
+    IndexError
+        If an id of the cache lies outside ``[-V, V)``.
     """
     return _layers.word_embedding_backward(dout, cache)
 
@@ -472,9 +475,10 @@ def temporal_affine_backward(
     Raises
     ------
     TypeError
-        If the common dtype of `dout` and the cache is neither float32 nor float64.
+        If the common dtype of `dout` and the cache is neither float32 nor float64, or `cache` is
+        no tuple.
     ValueError
-        If `dout` does not have the shape of the output.
+        If `dout` does not have the shape of the output, or `cache` is that of another function.
     """
     return _layers.temporal_affine_backward(dout, cache)
 

@@ -3,8 +3,6 @@
 /* Products are summed over blocks of about this many k, so that a tile of A and a panel of B stay near the core. */
 enum { BLOCK_K = 2048 };
 
-/* Where block q of `blocks` begins. */
-INLINE ptrdiff_t share(ptrdiff_t n, ptrdiff_t q, ptrdiff_t blocks) { return n * q / blocks; }
 INLINE ptrdiff_t blocks_of(ptrdiff_t n, ptrdiff_t most) { return (n + most - 1) / most; }
 
 #if defined(__GNUC__) && !defined(__clang__)
@@ -281,7 +279,7 @@ INLINE void product(REAL *C, ptrdiff_t ldc, const REAL *A, ptrdiff_t rs, ptrdiff
     /* K = 0 still writes the bias or zeros, as one empty block */
     const ptrdiff_t blocks = K > 0 ? blocks_of(K, BLOCK_K) : 1;
     for (ptrdiff_t q = 0; q < blocks; q++) {
-        const ptrdiff_t k0 = share(K, q, blocks), k1 = share(K, q + 1, blocks);
+        const ptrdiff_t k0 = frn_share(K, q, blocks, 1), k1 = frn_share(K, q + 1, blocks, 1);
         const int start = q > 0 || accumulate ? FROM_C : bias ? FROM_BIAS : FROM_ZERO;
         for (ptrdiff_t p = 0; p < panels; p++) {
             const ptrdiff_t n0 = p * PANEL_WIDTH, columns = N - n0 < PANEL_WIDTH ? N - n0 : PANEL_WIDTH;
@@ -293,8 +291,8 @@ INLINE void product(REAL *C, ptrdiff_t ldc, const REAL *A, ptrdiff_t rs, ptrdiff
             const char *next = (const char *)panel + 96 * row_bytes;
             const ptrdiff_t next_step = !is_packed ? 0 : tiles == 1 ? row_bytes : row_bytes / (tiles - 1);
             for (ptrdiff_t t = 0; t < tiles; t++) {
-                const ptrdiff_t i0 = tile_step ? t * height : share(M, t, tiles);
-                const ptrdiff_t i1 = !tile_step ? share(M, t + 1, tiles) : i0 + height < M ? i0 + height : M;
+                const ptrdiff_t i0 = tile_step ? t * height : frn_share(M, t, tiles, 1);
+                const ptrdiff_t i1 = !tile_step ? frn_share(M, t + 1, tiles, 1) : i0 + height < M ? i0 + height : M;
                 const REAL *from = tile_step ? A + t * tile_step : A + i0 * rs;
                 if (t > 0 && p + 1 < panels)
                     next = (const char *)(panel + panel_step) + (t - 1) * (k1 - k0) * next_step;

@@ -11,6 +11,7 @@
 #endif
 
 #include "random.h"
+#include "sizes.h"
 #include "vector.h"
 
 #define PASTE_(a, b) a##b

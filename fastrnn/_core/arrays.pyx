@@ -7,7 +7,7 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.stddef cimport ptrdiff_t
 from libc.string cimport memcpy, memset
 
-from .kernels cimport block_alloc, block_free
+from .kernels cimport TOO_LARGE, area, block_alloc, block_free
 
 from ..reference import checks
 
@@ -21,6 +21,8 @@ cdef tuple floats(tuple names, tuple arrays):
     for array in arrays:
         if type(array) is not np.ndarray:
             break
+        if has_large_axis(<cnp.ndarray> array):
+            break
         if first < 0:
             first = cnp.PyArray_TYPE(<cnp.ndarray> array)
         if cnp.PyArray_TYPE(<cnp.ndarray> array) != first or not cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> array):
@@ -29,15 +31,25 @@ cdef tuple floats(tuple names, tuple arrays):
         if first == cnp.NPY_FLOAT32 or first == cnp.NPY_FLOAT64:
             return arrays
     found = checks.as_floats(**dict(zip(names, arrays)))
+    for name, array in zip(names, found):
+        refuse_large(name, array)
     return tuple([np.require(array, requirements="CA") for array in found])
+
+
+cdef int refuse_large(str name, cnp.ndarray array) except -1:
+    if has_large_axis(array):
+        raise MemoryError(f"{name} has shape {np.shape(array)}; no memory holds results of such a shape")
+    return 0
 
 
 cdef cnp.ndarray ids_of(str name, object ids):
     """Word ids as a C-contiguous array of intp."""
     if (type(ids) is np.ndarray and cnp.PyArray_TYPE(<cnp.ndarray> ids) == cnp.NPY_INTP
-            and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> ids)):
+            and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> ids) and not has_large_axis(<cnp.ndarray> ids)):
         return ids
-    return np.require(checks.as_integers(**{name: ids})[0], requirements="CA")
+    found = checks.as_integers(**{name: ids})[0]
+    refuse_large(name, found)
+    return np.require(found, requirements="CA")
 
 
 cdef int refuse(object twin, tuple arguments) except -1:
@@ -85,7 +97,7 @@ cdef enum:
 
 cdef void* data_malloc(void* ctx, size_t size) noexcept:
     cdef size_t got
-    cdef char* block = <char*> block_alloc(size + HEADER, &got) if size + HEADER > size else NULL
+    cdef char* block = <char*> block_alloc(size + HEADER, &got) if size < <size_t> TOO_LARGE else NULL
     if block == NULL:
         return NULL
     (<size_t*> block)[0] = got
@@ -93,7 +105,7 @@ cdef void* data_malloc(void* ctx, size_t size) noexcept:
 
 
 cdef void* data_calloc(void* ctx, size_t count, size_t size) noexcept:
-    cdef void* memory = data_malloc(ctx, count * size)
+    cdef void* memory = data_malloc(ctx, area(count, size))
     if memory != NULL:
         memset(memory, 0, count * size)
     return memory
@@ -127,18 +139,20 @@ cdef object handler_capsule = PyCapsule_New(&handler, "mem_handler", NULL)
 
 cdef cnp.ndarray empty(int ndim, const cnp.npy_intp* shape, int typenum):
     """An array that is not initialised, and owns its data."""
-    cdef size_t size = 8
+    cdef ptrdiff_t size = 8
     cdef int i
-    cdef object before
+    cdef object before = None
     for i in range(ndim):
-        size *= shape[i]
-    if size < LARGE:
-        return cnp.PyArray_EMPTY(ndim, shape, typenum, 0)
-    before = PyDataMem_SetHandler(handler_capsule)
+        size = area(size, shape[i])
+    if size >= LARGE:
+        before = PyDataMem_SetHandler(handler_capsule)
     try:
         return cnp.PyArray_EMPTY(ndim, shape, typenum, 0)
+    except ValueError:  # more bytes than an integer counts, an empty array's other axes among them
+        raise MemoryError(f"no memory for an array of shape {tuple([shape[i] for i in range(ndim)])}") from None
     finally:
-        PyDataMem_SetHandler(before)
+        if before is not None:
+            PyDataMem_SetHandler(before)
 
 
 cdef cnp.ndarray new(int typenum, int ndim, ptrdiff_t d0, ptrdiff_t d1=0, ptrdiff_t d2=0):

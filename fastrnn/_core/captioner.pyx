@@ -14,11 +14,13 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
 from . cimport kernels
-from .arrays cimport data, dim, floats, ids_of, new, new_like, wrap_ids
-from .kernels cimport (Workspace, leading, multiply, pack, pack_tiles, packed_size, room, seconds, threads_for,
-                       tile_height, tiles_size)
+from .arrays cimport data, dim, floats, has_shape, ids_of, new, new_like, overlap, wrap_ids
+from .kernels cimport (
+    Workspace, area, leading, multiply, pack, pack_tiles, packed_size, room, seconds, share, threads_for,
+    tile_height, tiles_size,
+)
 from .layers cimport sort_by_word
-from .sequence cimport Batch, batch_room, batch_sort, before, steps_backward, steps_forward
+from .sequence cimport Batch, batch_size, batch_sort, before, steps_backward, steps_forward
 
 from ..reference import checks
 
@@ -35,7 +37,7 @@ cdef enum:
 cdef enum:
     PREPARE, INPUTS, FORWARD, VOCABULARY, BACKWARD, RECURRENT_GRADIENTS, INPUT_GRADIENTS, VOCABULARY_GRADIENTS, PHASES
 
-cdef double[PHASES] spent
+cdef double[PHASES] spent  # changed under the GIL alone
 PHASE_NAMES = ("prepare", "input product", "time loop forward", "vocabulary and softmax", "time loop backward",
                "dWh", "dWx and dW_embed", "dW_vocab")
 
@@ -46,12 +48,6 @@ def profile(bint reset=True):
     if reset:
         memset(spent, 0, sizeof(spent))
     return found
-
-
-cdef inline double charge(int phase, double since) noexcept nogil:
-    cdef double now = seconds()
-    spent[phase] += now - since
-    return now
 
 
 # ---- Parameters ------------------------------------------------------------------------------------------------------
@@ -75,6 +71,7 @@ cdef struct Task:
     ptrdiff_t N, T, V, D, W, H, G, scored, words, ldv, ldw
     # what regularises: rates of dropout on word vectors and on what the vocabulary reads, their seeds; smoothing
     double embed_rate, vocab_rate, smoothing
+    double[PHASES] spent
     uint64_t embed_seed, vocab_seed
     const double* weight  # (N,) of the captions in the loss; NULL for ones
     Batch batch
@@ -96,6 +93,12 @@ cdef struct Task:
     ptrdiff_t* start      # (words + 1,) of the tokens by word
     ptrdiff_t* by_word    # (tokens,) where their gates lie, or under dropout the gradients of their vectors
     ptrdiff_t* feature_at  # (N,) where the features of each row of the batch lie
+
+
+cdef inline double charge(Task* task, int phase, double since) noexcept nogil:
+    cdef double now = seconds()
+    task.spent[phase] = now - since
+    return now
 
 
 cdef void prepare(Task* task, ptrdiff_t* place, const ptrdiff_t* inputs, ptrdiff_t stride, const ptrdiff_t* targets,
@@ -157,7 +160,7 @@ cdef inline void drop(floating* y, const floating* x, ptrdiff_t n, uint64_t seed
 
 cdef size_t vocabulary_room(const Task* task, size_t size) noexcept nogil:
     """Bytes of scratchpad of one thread for vocabulary_block()."""
-    return room(tiles_size(BLOCK_ROWS, max(task.H, task.V), size) + 64 * max(task.H, task.V), size)
+    return room(tiles_size(BLOCK_ROWS, max(task.H, task.V), size) + area(64, max(task.H, task.V)), size)
 
 
 cdef void vocabulary_block(const Task* task, floating* dscores, double* losses, floating* dh, floating* h_read,
@@ -211,82 +214,81 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, double
     for n in range(N):
         most += lengths[n]
     words = most if task.embed_rate > 0 else min(V, most)
-    cdef double work = 6.0 * most * (H * (G + V)) + 6.0 * words * W * G
+    cdef double work = 6.0 * most * H * (G + V) + 6.0 * words * W * G
     cdef int threads = threads_for(work)
     cdef int across = <int> max(<ptrdiff_t> 1, min(<ptrdiff_t> threads, N))
-    cdef size_t places = room(most, sizeof(ptrdiff_t))
     cdef ptrdiff_t ldh = leading(H, size), ldg = leading(G, size)
     cdef size_t block_bytes
-    cdef size_t states = room((N + most) * ldh, size)
     task.ldv = leading(V, size)
     task.ldw = leading(W, size)
     block_bytes = vocabulary_room(task, size)
 
     workspace.reserve(
-        batch_room(N, T) + 11 * places + 2 * room(V + 1, sizeof(ptrdiff_t)) + room(N, sizeof(ptrdiff_t))
-        + room(most, sizeof(double)) + 2 * states + room((most + 1) * ldh, size)
-        + (room(most * ldh, size) if task.vocab_rate > 0 else 0)
-        + (room(most * task.ldw, size) if task.embed_rate > 0 else 0)
-        + room(most * ldg, size) + 2 * room(words * ldg, size) + room(most * task.ldv, size)
-        + 2 * room(N * ldh, size) + room(words * task.ldw, size)
+        room(batch_size(N, T), sizeof(ptrdiff_t)) + 11 * room(most, sizeof(ptrdiff_t))
+        + 2 * room(V + 1, sizeof(ptrdiff_t)) + room(N, sizeof(ptrdiff_t))
+        + room(most, sizeof(double)) + 2 * room(area(N + most, ldh), size) + room(area(most + 1, ldh), size)
+        + (room(area(most, ldh), size) if task.vocab_rate > 0 else 0)
+        + (room(area(most, task.ldw), size) if task.embed_rate > 0 else 0)
+        + room(area(most, ldg), size) + 2 * room(area(words, ldg), size) + room(area(most, task.ldv), size)
+        + 2 * room(area(N, ldh), size) + room(area(words, task.ldw), size)
         + room(tiles_size(N, D, size), size) + room(packed_size(D, H, size), size)
         + room(tiles_size(words, W, size), size) + room(packed_size(W, G, size), size)
         + room(packed_size(H, G, size), size) + room(packed_size(G, H, size), size)
         + room(packed_size(H, V, size), size) + room(packed_size(V, H, size), size)
-        + threads * block_bytes
+        + room(area(threads, block_bytes), 1)
         + room(tiles_size(H, most, size), size) + room(packed_size(most, max(G, V), size), size)
         + room(tiles_size(D, N, size), size) + room(packed_size(N, H, size), size)
         + room(tiles_size(W, words, size), size) + room(packed_size(words, G, size), size)
         + room(tiles_size(words, G, size), size) + room(packed_size(G, W, size), size))
-    cdef void* batch_memory = workspace.take(batch_room(N, T))
-    task.word = <ptrdiff_t*> workspace.take(places)
-    task.product_at = <ptrdiff_t*> workspace.take(places)
-    task.dh_at = <ptrdiff_t*> workspace.take(places)
-    task.h_at = <ptrdiff_t*> workspace.take(places)
-    task.scored_at = <ptrdiff_t*> workspace.take(places)
-    task.target = <ptrdiff_t*> workspace.take(places)
-    task.by_word = <ptrdiff_t*> workspace.take(places)
-    task.place = <ptrdiff_t*> workspace.take(places)
-    task.id = <ptrdiff_t*> workspace.take(places)
-    task.place_in = <ptrdiff_t*> workspace.take(places)
-    task.vector_at = <ptrdiff_t*> workspace.take(places)
-    task.start = <ptrdiff_t*> workspace.take(room(V + 1, sizeof(ptrdiff_t)))
-    cdef ptrdiff_t* place = <ptrdiff_t*> workspace.take(room(V + 1, sizeof(ptrdiff_t)))
-    task.feature_at = <ptrdiff_t*> workspace.take(room(N, sizeof(ptrdiff_t)))
-    cdef double* losses = <double*> workspace.take(room(most, sizeof(double)))
-    cdef floating* h = <floating*> workspace.take(states)
-    cdef floating* c = <floating*> workspace.take(states)
-    cdef floating* dh = <floating*> workspace.take(room((most + 1) * ldh, size))
+    cdef void* batch_memory = workspace.take(batch_size(N, T), sizeof(ptrdiff_t))
+    task.word = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
+    task.product_at = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
+    task.dh_at = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
+    task.h_at = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
+    task.scored_at = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
+    task.target = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
+    task.by_word = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
+    task.place = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
+    task.id = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
+    task.place_in = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
+    task.vector_at = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
+    task.start = <ptrdiff_t*> workspace.take(V + 1, sizeof(ptrdiff_t))
+    cdef ptrdiff_t* place = <ptrdiff_t*> workspace.take(V + 1, sizeof(ptrdiff_t))
+    task.feature_at = <ptrdiff_t*> workspace.take(N, sizeof(ptrdiff_t))
+    cdef double* losses = <double*> workspace.take(most, sizeof(double))
+    cdef floating* h = <floating*> workspace.take(area(N + most, ldh), size)
+    cdef floating* c = <floating*> workspace.take(area(N + most, ldh), size)
+    cdef floating* dh = <floating*> workspace.take(area(most + 1, ldh), size)
     cdef floating* h_read = NULL
     cdef floating* vectors = NULL
     if task.vocab_rate > 0:
-        h_read = <floating*> workspace.take(room(most * ldh, size))
+        h_read = <floating*> workspace.take(area(most, ldh), size)
     if task.embed_rate > 0:
-        vectors = <floating*> workspace.take(room(most * task.ldw, size))
-    cdef floating* gates = <floating*> workspace.take(room(most * ldg, size))
-    cdef floating* products = <floating*> workspace.take(room(words * ldg, size))
-    cdef floating* dproducts = <floating*> workspace.take(room(words * ldg, size))
-    cdef floating* dscores = <floating*> workspace.take(room(most * task.ldv, size))
-    cdef floating* dstate = <floating*> workspace.take(room(N * ldh, size))
-    cdef floating* dc = <floating*> workspace.take(room(N * ldh, size))
-    cdef floating* dvectors = <floating*> workspace.take(room(words * task.ldw, size))
-    cdef floating* feature_tiles = <floating*> workspace.take(room(tiles_size(N, D, size), size))
-    cdef floating* W_proj_packed = <floating*> workspace.take(room(packed_size(D, H, size), size))
-    cdef floating* word_tiles = <floating*> workspace.take(room(tiles_size(words, W, size), size))
-    cdef floating* Wx_packed = <floating*> workspace.take(room(packed_size(W, G, size), size))
-    cdef floating* Wh_packed = <floating*> workspace.take(room(packed_size(H, G, size), size))
-    cdef floating* Wh_transposed = <floating*> workspace.take(room(packed_size(G, H, size), size))
-    cdef floating* W_vocab_packed = <floating*> workspace.take(room(packed_size(H, V, size), size))
-    cdef floating* W_vocab_transposed = <floating*> workspace.take(room(packed_size(V, H, size), size))
-    cdef char* block_scratch = <char*> workspace.take(threads * block_bytes)
-    cdef floating* left = <floating*> workspace.take(room(tiles_size(H, most, size), size))
-    cdef floating* right = <floating*> workspace.take(room(packed_size(most, max(G, V), size), size))
-    cdef floating* features_left = <floating*> workspace.take(room(tiles_size(D, N, size), size))
-    cdef floating* dstate_right = <floating*> workspace.take(room(packed_size(N, H, size), size))
-    cdef floating* words_left = <floating*> workspace.take(room(tiles_size(W, words, size), size))
-    cdef floating* dproducts_right = <floating*> workspace.take(room(packed_size(words, G, size), size))
-    cdef floating* dproducts_tiles = <floating*> workspace.take(room(tiles_size(words, G, size), size))
-    cdef floating* Wx_transposed = <floating*> workspace.take(room(packed_size(G, W, size), size))
+        vectors = <floating*> workspace.take(area(most, task.ldw), size)
+    cdef floating* gates = <floating*> workspace.take(area(most, ldg), size)
+    cdef floating* products = <floating*> workspace.take(area(words, ldg), size)
+    cdef floating* dproducts = <floating*> workspace.take(area(words, ldg), size)
+    cdef floating* dscores = <floating*> workspace.take(area(most, task.ldv), size)
+    cdef floating* dstate = <floating*> workspace.take(area(N, ldh), size)
+    cdef floating* dc = <floating*> workspace.take(area(N, ldh), size)
+    cdef floating* dvectors = <floating*> workspace.take(area(words, task.ldw), size)
+    cdef floating* feature_tiles = <floating*> workspace.take(tiles_size(N, D, size), size)
+    cdef floating* W_proj_packed = <floating*> workspace.take(packed_size(D, H, size), size)
+    cdef floating* word_tiles = <floating*> workspace.take(tiles_size(words, W, size), size)
+    cdef floating* Wx_packed = <floating*> workspace.take(packed_size(W, G, size), size)
+    cdef floating* Wh_packed = <floating*> workspace.take(packed_size(H, G, size), size)
+    cdef floating* Wh_transposed = <floating*> workspace.take(packed_size(G, H, size), size)
+    cdef floating* W_vocab_packed = <floating*> workspace.take(packed_size(H, V, size), size)
+    cdef floating* W_vocab_transposed = <floating*> workspace.take(packed_size(V, H, size), size)
+    cdef char* block_scratch = <char*> workspace.take(area(threads, block_bytes), 1)
+    cdef floating* left = <floating*> workspace.take(tiles_size(H, most, size), size)
+    cdef floating* right = <floating*> workspace.take(packed_size(most, max(G, V), size), size)
+    cdef floating* features_left = <floating*> workspace.take(tiles_size(D, N, size), size)
+    cdef floating* dstate_right = <floating*> workspace.take(packed_size(N, H, size), size)
+    cdef floating* words_left = <floating*> workspace.take(tiles_size(W, words, size), size)
+    cdef floating* dproducts_right = <floating*> workspace.take(packed_size(words, G, size), size)
+    cdef floating* dproducts_tiles = <floating*> workspace.take(tiles_size(words, G, size), size)
+    cdef floating* Wx_transposed = <floating*> workspace.take(packed_size(G, W, size), size)
     cdef const floating* nothing = NULL
     cdef floating* nowhere = NULL
     cdef const floating* embedding = params[0] if vectors == NULL else <const floating*> vectors
@@ -300,7 +302,7 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, double
             for q in prange(words, num_threads=threads, schedule="static"):
                 drop(vectors + q * task.ldw, params[0] + task.id[q] * W, W, task.embed_seed, task.place_in[q], T,
                      task.embed_rate)
-        since = charge(PREPARE, since)
+        since = charge(task, PREPARE, since)
 
         # h0, and the input product of each distinct word
         pack(W_proj_packed, 0, nowhere, params[1], NULL, H, 1, D, H, threads)
@@ -310,12 +312,12 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, double
         pack(Wx_packed, 0, nowhere, params[3], NULL, G, 1, W, G, threads)
         pack_tiles(word_tiles, embedding, task.vector_at, 0, NULL, 1, words, W, threads)
         multiply(products, ldg, word_tiles, Wx_packed, params[5], words, G, W, False, threads)
-        since = charge(INPUTS, since)
+        since = charge(task, INPUTS, since)
 
         pack(Wh_packed, 0, nowhere, params[4], NULL, G, 1, H, G, threads)
         steps_forward(batch, gates, h, c, nowhere, NULL, <const floating*> products, task.product_at, 0, nothing,
                       <const floating*> Wh_packed, nowhere, across)
-        since = charge(FORWARD, since)
+        since = charge(task, FORWARD, since)
 
         pack(W_vocab_packed, 0, nowhere, params[6], NULL, V, 1, H, V, threads)
         if log_probs == NULL:
@@ -323,15 +325,15 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, double
         # as many blocks as give each thread the same number of them
         blocks = (task.scored + BLOCK_ROWS * threads - 1) // (BLOCK_ROWS * threads) * threads
         for q in prange(blocks, num_threads=threads, schedule="static", chunksize=1):
-            if task.scored * (q + 1) // blocks > task.scored * q // blocks:
+            if share(task.scored, q + 1, blocks, 1) > share(task.scored, q, blocks, 1):
                 vocabulary_block(task, dscores, losses, dh if log_probs == NULL else nowhere, h_read,
                                  <const floating*> h, <const floating*> W_vocab_packed,
                                  <const floating*> W_vocab_transposed, params[7],
                                  <floating*> (block_scratch + threadid() * block_bytes),
-                                 task.scored * q // blocks, task.scored * (q + 1) // blocks)
+                                 share(task.scored, q, blocks, 1), share(task.scored, q + 1, blocks, 1))
         for i in range(task.scored):
             loss += losses[i]
-        since = charge(VOCABULARY, since)
+        since = charge(task, VOCABULARY, since)
         if log_probs != NULL:
             for i in range(task.scored):
                 log_probs[task.place[i]] = -losses[i]
@@ -345,12 +347,12 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, double
         steps_backward(batch, gates, dstate, dc, nowhere, 0, 0, 0, <const floating*> dh, task.dh_at,
                        <const floating*> gates, <const floating*> h, <const floating*> c,
                        <const floating*> Wh_transposed, nothing, nowhere, across)
-        since = charge(BACKWARD, since)
+        since = charge(task, BACKWARD, since)
 
         pack(right, 0, grads[5], <const floating*> gates, NULL, ldg, 1, batch.tokens, G, threads)
         pack_tiles(left, <const floating*> h, NULL, 1, task.h_at, 0, H, batch.tokens, threads)
         multiply(grads[4], G, left, right, nothing, H, G, batch.tokens, False, threads)
-        since = charge(RECURRENT_GRADIENTS, since)
+        since = charge(task, RECURRENT_GRADIENTS, since)
 
         # through the input product: first the tokens of each word are added up, then one product for all words
         if task.embed_rate > 0:
@@ -379,7 +381,7 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, double
         pack(dstate_right, 0, grads[2], <const floating*> dstate, NULL, ldh, 1, N, H, threads)
         pack_tiles(features_left, features, NULL, 1, task.feature_at, 0, D, N, threads)
         multiply(grads[1], H, features_left, dstate_right, nothing, D, H, N, False, threads)
-        since = charge(INPUT_GRADIENTS, since)
+        since = charge(task, INPUT_GRADIENTS, since)
 
         pack(right, 0, grads[7], <const floating*> dscores, NULL, task.ldv, 1, task.scored, V, threads)
         if task.vocab_rate > 0:
@@ -387,7 +389,7 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, double
         else:
             pack_tiles(left, <const floating*> h, NULL, 1, task.scored_at, 0, H, task.scored, threads)
         multiply(grads[6], V, left, right, nothing, H, V, task.scored, False, threads)
-        charge(VOCABULARY_GRADIENTS, since)
+        charge(task, VOCABULARY_GRADIENTS, since)
     return loss / N if N > 0 else 0.0
 
 
@@ -397,8 +399,8 @@ def loss(params, features, captions, null, bint lstm, Workspace workspace=None, 
     """Return (loss, grads) of CaptioningRNN.loss.
 
     `workspace` holds what the step needs meanwhile, `grads` the arrays of an earlier call of the same model, to be
-    written over; each is new where it is None. `weights` (N,) are the captions' in the loss. `inputs` (N, T), int32 or
-    intp ids in [0, V), go in in place of captions[:, :-1].
+    written over; each is new where it is None or does not fit. `weights` (N,) are the captions' in the loss; one of
+    weight 0 takes no part. `inputs` (N, T), ids of words, go in in place of captions[:, :-1].
     """
     return step(params, features, captions, null, lstm, workspace, grads, weights, inputs, embed_dropout, embed_seed,
                 vocab_dropout, vocab_seed, label_smoothing, None)
@@ -412,10 +414,31 @@ def word_log_probs(params, features, captions, null, bint lstm, Workspace worksp
     return found
 
 
+cdef bint can_hold(object grads, tuple arrays):
+    """Whether gradients of features and parameters can be written over `grads`.
+
+    They are arrays of NumPy's own class with the dtypes and shapes of the parameters, lie as the core writes, and share
+    memory neither with one another nor with what is read.
+    """
+    cdef int k, other
+    cdef cnp.ndarray grad, array
+    if type(grads) is not dict or any(type(grads.get(name)) is not np.ndarray for name in NAMES):
+        return False
+    for k in range(8):
+        grad, array = grads[NAMES[k]], arrays[1 + k]
+        if (cnp.PyArray_TYPE(grad) != cnp.PyArray_TYPE(array) or not cnp.PyArray_ISCARRAY(grad)
+                or not cnp.PyArray_SAMESHAPE(grad, array)):
+            return False
+        for other in range(9):
+            if overlap(grad, arrays[other]) or (1 + k < other and overlap(grad, grads[NAMES[other - 1]])):
+                return False
+    return True
+
+
 cdef tuple step(object params, object features, object captions, object null, bint lstm, Workspace workspace,
                 object grads, object weights, object inputs, double embed_dropout, uint64_t embed_seed,
                 double vocab_dropout, uint64_t vocab_seed, double label_smoothing, cnp.ndarray log_probs):
-    cdef cnp.ndarray captions_ = ids_of("captions", captions), wrapped, lengths, masked, weights_, inputs_
+    cdef cnp.ndarray captions_ = ids_of("captions", captions), wrapped, lengths, masked, weights_, inputs_, fed_
     cdef ptrdiff_t* fed
     cdef ptrdiff_t stride
     cdef tuple arrays = parameters(params, features, lstm)
@@ -426,39 +449,47 @@ cdef tuple step(object params, object features, object captions, object null, bi
     cdef void* source[8]
     cdef double value
     cdef ptrdiff_t n, t, last, id, null_id = null
+    memset(task.spent, 0, sizeof(task.spent))
     task.weight = NULL
     task.N, task.D, task.H, task.V, task.W = dim(first, 0), dim(Wp, 0), dim(Wp, 1), dim(We, 0), dim(We, 1)
     task.T = dim(captions_, 1) - 1
     task.G = 4 * task.H if lstm else task.H
     task.embed_rate, task.vocab_rate, task.smoothing = embed_dropout, vocab_dropout, label_smoothing
     task.embed_seed, task.vocab_seed = embed_seed, vocab_seed
+    if not has_shape(captions_, 2, task.N, task.T + 1):
+        checks.match_shapes({"N": task.N}, captions=(captions_, "N L"))
     wrapped = new(cnp.NPY_INTP, 2, task.N, task.T + 1)
     if not wrap_ids(<ptrdiff_t*> data(wrapped), <cnp.npy_intp*> data(captions_), task.N * (task.T + 1), task.V):
         checks.check_ids("captions", captions_, task.V)
+    fed, stride = <ptrdiff_t*> data(wrapped), task.T + 1
+    if weights is not None:
+        weights_ = np.require(checks.as_caption_weights(weights, task.N), requirements="CA")
+        task.weight = <double*> data(weights_)
+    if inputs is not None:
+        inputs_ = ids_of("inputs", inputs)
+        fed_ = new(cnp.NPY_INTP, 2, task.N, task.T)
+        if (not has_shape(inputs_, 2, task.N, task.T)
+                or not wrap_ids(<ptrdiff_t*> data(fed_), <cnp.npy_intp*> data(inputs_), task.N * task.T, task.V)):
+            raise ValueError("inputs are not (N, T) ids of words")
+        fed, stride = <ptrdiff_t*> data(fed_), task.T
+    if task.N == 0:
+        task.T = 0  # nothing to go through, however long captions are
     lengths = new(cnp.NPY_INTP, 1, task.N)
     masked = new(cnp.NPY_BOOL, 2, task.N, task.T)
     cdef const cnp.npy_intp* ids = <cnp.npy_intp*> data(captions_)
     for n in range(task.N):
         last = 0
         for t in range(task.T):
-            id = ids[n * (task.T + 1) + t + 1]
+            id = null_id if task.weight != NULL and task.weight[n] == 0 else ids[n * (task.T + 1) + t + 1]
             (<char*> data(masked))[n * task.T + t] = id == null_id
             if id != null_id:
                 last = t + 1
         (<ptrdiff_t*> data(lengths))[n] = last
-    fed, stride = <ptrdiff_t*> data(wrapped), task.T + 1
-    if weights is not None:
-        weights_ = np.ascontiguousarray(weights, dtype=np.float64)
-        task.weight = <double*> data(weights_)
-    if inputs is not None:
-        inputs_ = np.ascontiguousarray(inputs, dtype=np.intp)
-        fed, stride = <ptrdiff_t*> data(inputs_), task.T
     if workspace is None:
         workspace = Workspace()
     if log_probs is not None:
         grads = None
-    elif grads is None or any(grads[name].dtype != first.dtype or grads[name].shape != array.shape
-                              for name, array in zip(NAMES, arrays[1:])):
+    elif not can_hold(grads, arrays):
         grads = {name: new_like(array) for name, array in zip(NAMES, arrays[1:])}
     for k in range(8):
         array = arrays[1 + k]
@@ -469,10 +500,16 @@ cdef tuple step(object params, object features, object captions, object null, bi
             to[k] = data(array)
     cdef double* words = NULL if log_probs is None else <double*> data(log_probs)
     cdef const ptrdiff_t* targets = <ptrdiff_t*> data(wrapped) + 1
-    if kind == cnp.NPY_FLOAT32:
-        value = train_step(&task, workspace, <float**> to, words, <float*> data(first), <const float**> source, fed,
-                           stride, targets, <char*> data(masked), <ptrdiff_t*> data(lengths), lstm)
-    else:
-        value = train_step(&task, workspace, <double**> to, words, <double*> data(first), <const double**> source, fed,
-                           stride, targets, <char*> data(masked), <ptrdiff_t*> data(lengths), lstm)
+    workspace.hold()
+    try:
+        if kind == cnp.NPY_FLOAT32:
+            value = train_step(&task, workspace, <float**> to, words, <float*> data(first), <const float**> source,
+                               fed, stride, targets, <char*> data(masked), <ptrdiff_t*> data(lengths), lstm)
+        else:
+            value = train_step(&task, workspace, <double**> to, words, <double*> data(first), <const double**> source,
+                               fed, stride, targets, <char*> data(masked), <ptrdiff_t*> data(lengths), lstm)
+    finally:
+        workspace.release()
+    for k in range(PHASES):
+        spent[k] += task.spent[k]
     return np.float64(value), grads

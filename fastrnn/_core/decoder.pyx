@@ -16,8 +16,10 @@ from libc.string cimport memcpy, memset
 from . cimport kernels
 from .arrays cimport data, dim, ids_of, new, wrap_ids
 from .captioner cimport parameters
-from .kernels cimport (Workspace, leading, multiply, pack, pack_tiles, packed_size, random_key, room, threads_for,
-                       tile_height, tiles_size, uniform)
+from .kernels cimport (
+    TOO_LARGE, Workspace, area, leading, multiply, pack, pack_tiles, packed_size, random_key, room, share,
+    threads_for, tile_height, tiles_size, uniform,
+)
 from .layers cimport columns_product
 
 from ..reference import checks
@@ -64,7 +66,7 @@ cdef cnp.ndarray describe(Decoder* d, tuple arrays, bint lstm):
 
 cdef size_t packed_room(const Decoder* d, bint every_word, size_t size) noexcept nogil:
     """Bytes of scratchpad for pack_model()."""
-    return (room(d.N * d.ldh, size) + (room(d.V * d.ldg, size) if every_word else 0)
+    return (room(area(d.N, d.ldh), size) + (room(area(d.V, d.ldg), size) if every_word else 0)
             + room(packed_size(d.D, d.H, size), size) + room(packed_size(d.W, d.G, size), size)
             + room(packed_size(d.H, d.G, size), size) + room(packed_size(d.H, d.V, size), size)
             + room(max(tiles_size(d.N, d.D, size), tiles_size(d.V, d.W, size)), size))
@@ -74,13 +76,13 @@ cdef void pack_model(Decoder* d, Workspace scratch, const floating* features, bi
     """Pack the weights and compute the first states, with every_word also the input product of every word."""
     cdef size_t size = sizeof(floating)
     cdef ptrdiff_t V = d.V, W = d.W, H = d.H, G = d.G
-    cdef floating* h0 = <floating*> scratch.take(room(d.N * d.ldh, size))
-    cdef floating* products = <floating*> scratch.take(room(V * d.ldg, size)) if every_word else NULL
-    cdef floating* W_proj = <floating*> scratch.take(room(packed_size(d.D, H, size), size))
-    cdef floating* Wx = <floating*> scratch.take(room(packed_size(W, G, size), size))
-    cdef floating* Wh = <floating*> scratch.take(room(packed_size(H, G, size), size))
-    cdef floating* W_vocab = <floating*> scratch.take(room(packed_size(H, V, size), size))
-    cdef floating* tiles = <floating*> scratch.take(room(max(tiles_size(d.N, d.D, size), tiles_size(V, W, size)), size))
+    cdef floating* h0 = <floating*> scratch.take(area(d.N, d.ldh), size)
+    cdef floating* products = <floating*> scratch.take(area(V, d.ldg), size) if every_word else NULL
+    cdef floating* W_proj = <floating*> scratch.take(packed_size(d.D, H, size), size)
+    cdef floating* Wx = <floating*> scratch.take(packed_size(W, G, size), size)
+    cdef floating* Wh = <floating*> scratch.take(packed_size(H, G, size), size)
+    cdef floating* W_vocab = <floating*> scratch.take(packed_size(H, V, size), size)
+    cdef floating* tiles = <floating*> scratch.take(max(tiles_size(d.N, d.D, size), tiles_size(V, W, size)), size)
     cdef floating* nowhere = NULL
     with nogil:
         pack(W_proj, 0, nowhere, <const floating*> d.W_proj, NULL, H, 1, d.D, H, threads)
@@ -99,7 +101,7 @@ cdef void pack_model(Decoder* d, Workspace scratch, const floating* features, bi
 
 cdef size_t decode_room(const Decoder* d, ptrdiff_t rows, size_t size) noexcept nogil:
     """Bytes of scratchpad for decode_block()."""
-    return (room(rows * d.ldg, size) + 2 * room(rows * d.ldh, size) + room(rows * d.ldv, size)
+    return (room(area(rows, d.ldg), size) + 2 * room(area(rows, d.ldh), size) + room(area(rows, d.ldv), size)
             + room(tiles_size(rows, d.H, size) + 16 * d.H, size) + 2 * room(rows, sizeof(ptrdiff_t)))
 
 
@@ -108,10 +110,10 @@ cdef void decode_block(const Decoder* d, int32_t* captions, const floating* h0, 
     """Decode `rows` pictures from h0 (rows, ldh) into captions (rows, T); rows that end are dropped."""
     cdef size_t size = sizeof(floating)
     cdef floating* gates = <floating*> memory
-    cdef floating* h = <floating*> (memory + room(rows * d.ldg, size))
-    cdef floating* c = <floating*> (<char*> h + room(rows * d.ldh, size))
-    cdef floating* scores = <floating*> (<char*> c + room(rows * d.ldh, size))
-    cdef floating* tiles = <floating*> (<char*> scores + room(rows * d.ldv, size))
+    cdef floating* h = <floating*> (memory + room(area(rows, d.ldg), size))
+    cdef floating* c = <floating*> (<char*> h + room(area(rows, d.ldh), size))
+    cdef floating* scores = <floating*> (<char*> c + room(area(rows, d.ldh), size))
+    cdef floating* tiles = <floating*> (<char*> scores + room(area(rows, d.ldv), size))
     cdef const floating* products = <const floating*> d.products
     cdef ptrdiff_t* row = <ptrdiff_t*> (<char*> tiles + room(tiles_size(rows, d.H, size) + 16 * d.H, size))
     cdef ptrdiff_t* word = <ptrdiff_t*> (<char*> row + room(rows, sizeof(ptrdiff_t)))
@@ -229,18 +231,19 @@ cdef int decode(Decoder* d, int32_t* captions, const floating* features) except 
     cdef ptrdiff_t* place
     cdef char* memory
     if N <= FEW:
-        words = min(d.V, N * d.T)
-        scratch.reserve(2 * room(N * d.ldh, size) + room(N * d.ldg, size) + room(N * d.ldv, size)
-                        + room(N * d.W, size) + room(words * d.ldg, size) + room(N, sizeof(ptrdiff_t))
+        words = min(d.V, area(N, d.T))
+        scratch.reserve(2 * room(area(N, d.ldh), size) + room(area(N, d.ldg), size)
+                        + room(area(N, d.ldv), size) + room(area(N, d.W), size)
+                        + room(area(words, d.ldg), size) + room(N, sizeof(ptrdiff_t))
                         + room(d.V, sizeof(ptrdiff_t)))
-        h = <floating*> scratch.take(room(N * d.ldh, size))
-        c = <floating*> scratch.take(room(N * d.ldh, size))
-        gates = <floating*> scratch.take(room(N * d.ldg, size))
-        scores = <floating*> scratch.take(room(N * d.ldv, size))
-        x = <floating*> scratch.take(room(N * d.W, size))
-        products = <floating*> scratch.take(room(words * d.ldg, size))
-        word = <ptrdiff_t*> scratch.take(room(N, sizeof(ptrdiff_t)))
-        place = <ptrdiff_t*> scratch.take(room(d.V, sizeof(ptrdiff_t)))
+        h = <floating*> scratch.take(area(N, d.ldh), size)
+        c = <floating*> scratch.take(area(N, d.ldh), size)
+        gates = <floating*> scratch.take(area(N, d.ldg), size)
+        scores = <floating*> scratch.take(area(N, d.ldv), size)
+        x = <floating*> scratch.take(area(N, d.W), size)
+        products = <floating*> scratch.take(area(words, d.ldg), size)
+        word = <ptrdiff_t*> scratch.take(N, sizeof(ptrdiff_t))
+        place = <ptrdiff_t*> scratch.take(d.V, sizeof(ptrdiff_t))
         with nogil:
             columns_product(h, d.ldh, features, d.D, <const floating*> d.W_proj, d.H, <const floating*> d.b_proj, N,
                             d.H, d.D, threads)
@@ -252,15 +255,15 @@ cdef int decode(Decoder* d, int32_t* captions, const floating* features) except 
     blocks = (N + BLOCK_ROWS * threads - 1) // (BLOCK_ROWS * threads) * threads
     rows = (N + blocks - 1) // blocks
     block_bytes = decode_room(d, rows, size)
-    scratch.reserve(packed_room(d, True, size) + threads * block_bytes)
+    scratch.reserve(packed_room(d, True, size) + room(area(threads, block_bytes), 1))
     pack_model(d, scratch, features, True, threads)
-    memory = <char*> scratch.take(threads * block_bytes)
+    memory = <char*> scratch.take(area(threads, block_bytes), 1)
     with nogil:
         for q in prange(blocks, num_threads=threads, schedule="static", chunksize=1):
-            if N * (q + 1) // blocks > N * q // blocks:
-                decode_block(d, captions + N * q // blocks * d.T,
-                             <const floating*> d.h0 + N * q // blocks * d.ldh, memory + threadid() * block_bytes,
-                             N * (q + 1) // blocks - N * q // blocks)
+            if share(N, q + 1, blocks, 1) > share(N, q, blocks, 1):
+                decode_block(d, captions + share(N, q, blocks, 1) * d.T,
+                             <const floating*> d.h0 + share(N, q, blocks, 1) * d.ldh,
+                             memory + threadid() * block_bytes, share(N, q + 1, blocks, 1) - share(N, q, blocks, 1))
     return 0
 
 
@@ -290,7 +293,7 @@ def sample(params, features, start, end, cnp.ndarray captions, bint lstm):
 cdef struct Task:
     Decoder model             # T: the most words
     ptrdiff_t searches, each  # `each` searches for every picture
-    ptrdiff_t width, groups, share, n_best  # share: the width of a group
+    ptrdiff_t width, groups, group_width, n_best
     ptrdiff_t no_repeat, banned, room_for_words
     double diversity
     const ptrdiff_t* ban      # (banned,) words that are never chosen
@@ -329,7 +332,7 @@ cdef struct Block:
     ptrdiff_t* pooled
     Hypotheses beams      # (slots, width)
     Hypotheses pool       # (slots, width) finished ones, best first in each group
-    Hypotheses onward     # (share,)
+    Hypotheses onward     # (group_width,)
     # (rows,): where a row's hypothesis is, and which product its gates come from
     ptrdiff_t* place_of
     ptrdiff_t* product_of
@@ -338,11 +341,11 @@ cdef struct Block:
     ptrdiff_t* h_at
     ptrdiff_t* product_from
     # continuations of the rows of a group
-    ptrdiff_t* counts     # (share,)
-    ptrdiff_t* heads      # (share,)
-    ptrdiff_t* words      # (share, room_for_words)
-    double* ranks         # (share, room_for_words)
-    double* log_probs     # (share, room_for_words)
+    ptrdiff_t* counts     # (group_width,)
+    ptrdiff_t* heads      # (group_width,)
+    ptrdiff_t* words      # (group_width, room_for_words)
+    double* ranks         # (group_width, room_for_words)
+    double* log_probs     # (group_width, room_for_words)
     ptrdiff_t* chosen     # (width,) words with which earlier groups go on
     ptrdiff_t* known      # (V,) where the input product of a word is; few rows only
     ptrdiff_t known_count
@@ -361,7 +364,7 @@ cdef struct Block:
 cdef inline void* part(char* memory, size_t* used, ptrdiff_t count, size_t size) noexcept nogil:
     """The next part of a block of memory; where that is NULL, only its size is counted."""
     cdef size_t at = used[0]
-    used[0] += room(count, size)
+    used[0] = min(used[0] + room(count, size), <size_t> TOO_LARGE)
     return NULL if memory == NULL else memory + at
 
 
@@ -372,47 +375,48 @@ cdef void hypotheses_at(Hypotheses* to, ptrdiff_t places, ptrdiff_t T, char* mem
     to.log_prob = <double*> part(memory, used, places, sizeof(double))
     to.rank = <double*> part(memory, used, places, sizeof(double))
     to.score = <double*> part(memory, used, places, sizeof(double))
-    to.ids = <int32_t*> part(memory, used, places * T, sizeof(int32_t))
-    to.word_log_probs = <double*> part(memory, used, places * T, sizeof(double))
+    to.ids = <int32_t*> part(memory, used, area(places, T), sizeof(int32_t))
+    to.word_log_probs = <double*> part(memory, used, area(places, T), sizeof(double))
 
 
 cdef size_t block_at(Block* block, const Task* task, ptrdiff_t slots, char* memory, size_t size) noexcept nogil:
     """Lay a block out in memory; returns the bytes that it takes."""
     cdef const Decoder* d = &task.model
-    cdef ptrdiff_t width = task.width, share = task.share, rows = slots * width, wide = max(d.H, d.W)
+    cdef ptrdiff_t width = task.width, group_width = task.group_width, rows = area(slots, width)
+    cdef ptrdiff_t wide = max(d.H, d.W)
     cdef size_t used = 0
     cdef size_t index = sizeof(ptrdiff_t)
     block.slots, block.rows = slots, 0
     block.search = <ptrdiff_t*> part(memory, &used, slots, index)
     block.steps = <ptrdiff_t*> part(memory, &used, slots, index)
-    block.live = <ptrdiff_t*> part(memory, &used, slots * task.groups, index)
-    block.pooled = <ptrdiff_t*> part(memory, &used, slots * task.groups, index)
+    block.live = <ptrdiff_t*> part(memory, &used, area(slots, task.groups), index)
+    block.pooled = <ptrdiff_t*> part(memory, &used, area(slots, task.groups), index)
     hypotheses_at(&block.beams, rows, d.T, memory, &used)
     hypotheses_at(&block.pool, rows, d.T, memory, &used)
-    hypotheses_at(&block.onward, share, d.T, memory, &used)
+    hypotheses_at(&block.onward, group_width, d.T, memory, &used)
     block.place_of = <ptrdiff_t*> part(memory, &used, rows, index)
     block.product_of = <ptrdiff_t*> part(memory, &used, rows, index)
     block.waiting = <ptrdiff_t*> part(memory, &used, rows, index)
     block.h_at = <ptrdiff_t*> part(memory, &used, rows, index)
     block.product_from = <ptrdiff_t*> part(memory, &used, rows, index)
-    block.counts = <ptrdiff_t*> part(memory, &used, share, index)
-    block.heads = <ptrdiff_t*> part(memory, &used, share, index)
-    block.words = <ptrdiff_t*> part(memory, &used, share * task.room_for_words, index)
-    block.ranks = <double*> part(memory, &used, share * task.room_for_words, sizeof(double))
-    block.log_probs = <double*> part(memory, &used, share * task.room_for_words, sizeof(double))
+    block.counts = <ptrdiff_t*> part(memory, &used, group_width, index)
+    block.heads = <ptrdiff_t*> part(memory, &used, group_width, index)
+    block.words = <ptrdiff_t*> part(memory, &used, area(group_width, task.room_for_words), index)
+    block.ranks = <double*> part(memory, &used, area(group_width, task.room_for_words), sizeof(double))
+    block.log_probs = <double*> part(memory, &used, area(group_width, task.room_for_words), sizeof(double))
     block.chosen = <ptrdiff_t*> part(memory, &used, width, index)
     block.known = <ptrdiff_t*> part(memory, &used, d.V if task.few else 0, index)
     block.known_count = 0
     block.values = part(memory, &used, task.room_for_words, size)
-    block.h = part(memory, &used, rows * d.ldh, size)
-    block.c = part(memory, &used, rows * d.ldh, size)
-    block.next_c = part(memory, &used, rows * d.ldh, size)
-    block.gates = part(memory, &used, (rows + 1) * d.ldg, size)
-    block.scores = part(memory, &used, rows * d.ldv, size)
+    block.h = part(memory, &used, area(rows, d.ldh), size)
+    block.c = part(memory, &used, area(rows, d.ldh), size)
+    block.next_c = part(memory, &used, area(rows, d.ldh), size)
+    block.gates = part(memory, &used, area(rows + 1, d.ldg), size)
+    block.scores = part(memory, &used, area(rows, d.ldv), size)
     block.tiles = part(memory, &used, tiles_size(rows, d.H, size) + 16 * d.H, size)
     block.nothing = part(memory, &used, d.H, size)
     block.weights = part(memory, &used, d.V if task.draws else 0, size)
-    block.vectors = part(memory, &used, rows * wide if task.few else 0, size)
+    block.vectors = part(memory, &used, area(rows, wide) if task.few else 0, size)
     return used
 
 
@@ -420,7 +424,7 @@ cdef void begin(const Task* task, Block* block, ptrdiff_t slot, ptrdiff_t search
     cdef ptrdiff_t g, place
     block.search[slot], block.steps[slot] = search, 0
     for g in range(task.groups):
-        place = slot * task.width + g * task.share
+        place = slot * task.width + g * task.group_width
         block.live[slot * task.groups + g] = 1
         block.pooled[slot * task.groups + g] = 0
         block.beams.word[place], block.beams.parent[place] = task.model.start, -1
@@ -437,8 +441,8 @@ cdef ptrdiff_t arrange(const Task* task, Block* block, ptrdiff_t h0_at, size_t s
             continue
         first = -1
         for g in range(task.groups):
-            for place in range(slot * task.width + g * task.share,
-                               slot * task.width + g * task.share + block.live[slot * task.groups + g]):
+            for place in range(slot * task.width + g * task.group_width,
+                               slot * task.width + g * task.group_width + block.live[slot * task.groups + g]):
                 parent = block.beams.parent[place]
                 product = first if parent < 0 else block.product_from[parent]
                 if product < 0:
@@ -581,15 +585,15 @@ cdef void copy(const Task* task, Hypotheses* to, ptrdiff_t at, const Hypotheses*
 
 cdef void keep(const Task* task, Block* block, ptrdiff_t slot, ptrdiff_t g, ptrdiff_t place, ptrdiff_t word,
                double log_prob) noexcept nogil:
-    """Put a hypothesis into the pool of its group, where the best `share` of them stay."""
-    cdef ptrdiff_t first = slot * task.width + g * task.share, group = slot * task.groups + g
+    """Put a hypothesis into the pool of its group, where the best `group_width` of them stay."""
+    cdef ptrdiff_t first = slot * task.width + g * task.group_width, group = slot * task.groups + g
     cdef ptrdiff_t steps = block.steps[slot], length = steps + (word >= 0), at
     cdef double score = block.beams.log_prob[place]
     if word >= 0:
         score += log_prob
     score = score * task.scale[length] + task.reward[length]
     at = block.pooled[group]
-    if at == task.share:
+    if at == task.group_width:
         if not score > block.pool.score[first + at - 1]:
             return
         at -= 1
@@ -608,8 +612,8 @@ cdef int choose(const Task* task, Block* block, floating* scores, ptrdiff_t slot
     Its rows begin at `row`; `others` words were chosen by earlier groups.
     """
     cdef const Decoder* d = &task.model
-    cdef ptrdiff_t share = task.share, room_for = task.room_for_words, group = slot * task.groups + g
-    cdef ptrdiff_t first = slot * task.width + g * share, steps = block.steps[slot], live = block.live[group]
+    cdef ptrdiff_t group_width = task.group_width, room_for = task.room_for_words, group = slot * task.groups + g
+    cdef ptrdiff_t first = slot * task.width + g * group_width, steps = block.steps[slot], live = block.live[group]
     cdef ptrdiff_t j, m, i, times, word, best, taken = 0, onward = 0
     cdef floating* values = <floating*> block.values
     cdef ptrdiff_t* words
@@ -636,7 +640,7 @@ cdef int choose(const Task* task, Block* block, floating* scores, ptrdiff_t slot
                 words[i], ranks[i], log_probs[i] = words[i - 1], ranks[i - 1], log_probs[i - 1]
                 i -= 1
             words[i], ranks[i], log_probs[i] = word, rank, log_prob
-    while taken < share or onward < share:
+    while taken < group_width or onward < group_width:
         best, rank = -1, -INFINITY
         for j in range(live):
             if block.heads[j] < block.counts[j] and (best < 0 or block.ranks[j * room_for + block.heads[j]] > rank):
@@ -646,9 +650,9 @@ cdef int choose(const Task* task, Block* block, floating* scores, ptrdiff_t slot
         m = best * room_for + block.heads[best]
         block.heads[best] += 1
         if block.words[m] == d.end:
-            if taken < share:
+            if taken < group_width:
                 keep(task, block, slot, g, first + best, d.end, block.log_probs[m])
-        elif onward < share:
+        elif onward < group_width:
             extend(task, &block.onward, onward, &block.beams, first + best, steps, block.words[m], block.log_probs[m],
                    rank)
             block.onward.parent[onward] = row + best
@@ -657,7 +661,7 @@ cdef int choose(const Task* task, Block* block, floating* scores, ptrdiff_t slot
     if taken == 0:  # nothing may follow: the captions end here
         for j in range(live):
             keep(task, block, slot, g, first + j, -1, 0)
-    if block.pooled[group] == share:
+    if block.pooled[group] == group_width:
         onward = 0
     for j in range(onward):
         copy(task, &block.beams, first + j, &block.onward, j)
@@ -727,7 +731,7 @@ cdef void finish(const Task* task, Block* block, ptrdiff_t slot) noexcept nogil:
         best = at = -1
         for g in range(task.groups):
             if heads[g] < block.pooled[slot * task.groups + g]:
-                to = slot * task.width + g * task.share + heads[g]
+                to = slot * task.width + g * task.group_width + heads[g]
                 if best < 0 or block.pool.score[to] > block.pool.score[at]:
                     best, at = g, to
         if best < 0:
@@ -786,14 +790,14 @@ cdef int run_searches(const Task* task, char* memory, ptrdiff_t slots, ptrdiff_t
                     failed |= choose(task, &block, scores + row * d.ldv, slot, g, row, others)
                 row += j
                 for j in range(block.live[group]):
-                    block.chosen[others] = block.beams.word[slot * task.width + g * task.share + j]
+                    block.chosen[others] = block.beams.word[slot * task.width + g * task.group_width + j]
                     others += 1
                 running += block.live[group]
             block.steps[slot] += 1
             if block.steps[slot] == d.T:
                 for g in range(task.groups):
                     for j in range(block.live[slot * task.groups + g]):
-                        keep(task, &block, slot, g, slot * task.width + g * task.share + j, -1, 0)
+                        keep(task, &block, slot, g, slot * task.width + g * task.group_width + j, -1, 0)
                 running = 0
             if running == 0:
                 finish(task, &block, slot)
@@ -809,14 +813,14 @@ cdef int decode_task(Task* task, const floating* features) except -1:
     cdef Block block
     cdef char* memory
     cdef int threads = threads_for(2.0 * searches * task.width * d.T * d.H * (d.G + d.V)), failed = 0
-    task.few = searches * task.width <= FEW
+    task.few = area(searches, task.width) <= FEW
     if task.few:
         words = min(d.V, 1 + searches * task.width * d.T)
         block_bytes = block_at(&block, task, searches, NULL, size)
-        scratch.reserve(room(N * d.ldh, size) + room(words * d.ldg, size) + block_bytes)
-        d.h0 = scratch.take(room(N * d.ldh, size))
-        d.products = scratch.take(room(words * d.ldg, size))
-        memory = <char*> scratch.take(block_bytes)
+        scratch.reserve(room(area(N, d.ldh), size) + room(area(words, d.ldg), size) + room(block_bytes, 1))
+        d.h0 = scratch.take(area(N, d.ldh), size)
+        d.products = scratch.take(area(words, d.ldg), size)
+        memory = <char*> scratch.take(block_bytes, 1)
         with nogil:
             columns_product(<floating*> d.h0, d.ldh, features, d.D, <const floating*> d.W_proj, d.H,
                             <const floating*> d.b_proj, N, d.H, d.D, threads)
@@ -827,13 +831,13 @@ cdef int decode_task(Task* task, const floating* features) except -1:
     parts = min(<ptrdiff_t> threads, searches)
     slots = max(<ptrdiff_t> 1, min(BLOCK_ROWS // task.width, (searches + parts - 1) // parts))
     block_bytes = block_at(&block, task, slots, NULL, size)
-    scratch.reserve(packed_room(d, True, size) + parts * block_bytes)
+    scratch.reserve(packed_room(d, True, size) + room(area(parts, block_bytes), 1))
     pack_model(d, scratch, features, True, threads)
-    memory = <char*> scratch.take(parts * block_bytes)
+    memory = <char*> scratch.take(area(parts, block_bytes), 1)
     with nogil:
         for q in prange(parts, num_threads=threads, schedule="static", chunksize=1):
-            failed += run_searches(task, memory + q * block_bytes, slots, searches * q // parts,
-                                   searches * (q + 1) // parts, <const floating*> d.h0)
+            failed += run_searches(task, memory + q * block_bytes, slots, share(searches, q, parts, 1),
+                                   share(searches, q + 1, parts, 1), <const floating*> d.h0)
     return failed
 
 
@@ -847,8 +851,8 @@ cdef tuple decoded(Task* task, tuple arrays, bint lstm, start, end, ptrdiff_t nu
     if not wrap_ids(<ptrdiff_t*> data(ban), <cnp.npy_intp*> data(given), dim(given, 0), d.V):
         checks.check_ids("suppress", given, d.V)
     task.ban, task.banned = <ptrdiff_t*> data(ban), dim(ban, 0)
-    task.searches = d.N * task.each
-    task.share = task.width // task.groups
+    task.searches = area(d.N, task.each)
+    task.group_width = task.width // task.groups
     task.room_for_words = d.V if task.draws and (task.top_p < 1 or task.top_k > 0) else min(d.V, task.width + 1)
     shape = (task.searches, task.n_best, T)
     ids, word_log_probs = np.full(shape, null, dtype=np.int32), np.zeros(shape)
@@ -905,8 +909,8 @@ cdef struct Mixer:
 
 cdef size_t mix_room(const Decoder* d, ptrdiff_t rows, size_t size) noexcept nogil:
     """Bytes of scratchpad for mix_block()."""
-    return (room(rows * d.ldg, size) + room(rows * d.ldh, size) + room(rows * d.ldv, size) + room(d.V, size)
-            + room(rows * max(d.H, d.W) + 16 * max(d.H, d.W), size) + 4 * room(rows, sizeof(ptrdiff_t)))
+    return (room(area(rows, d.ldg), size) + room(area(rows, d.ldh), size) + room(area(rows, d.ldv), size)
+            + room(d.V, size) + room(area(rows + 16, max(d.H, d.W)), size) + 4 * room(rows, sizeof(ptrdiff_t)))
 
 
 cdef inline bint drawn(const Mixer* mixer, ptrdiff_t row, ptrdiff_t t) noexcept nogil:
@@ -1003,14 +1007,14 @@ cdef int mix_words(Mixer* mixer, int32_t* inputs, const ptrdiff_t* steps, double
     blocks = (N + BLOCK_ROWS * threads - 1) // (BLOCK_ROWS * threads) * threads
     rows = (N + blocks - 1) // blocks
     block_bytes = mix_room(d, rows, size)
-    scratch.reserve(packed_room(d, False, size) + threads * block_bytes)
+    scratch.reserve(packed_room(d, False, size) + room(area(threads, block_bytes), 1))
     pack_model(d, scratch, features, False, threads)
-    memory = <char*> scratch.take(threads * block_bytes)
+    memory = <char*> scratch.take(area(threads, block_bytes), 1)
     with nogil:
         for q in prange(blocks, num_threads=threads, schedule="static", chunksize=1):
-            if N * (q + 1) // blocks > N * q // blocks:
+            if share(N, q + 1, blocks, 1) > share(N, q, blocks, 1):
                 mix_block(mixer, inputs, <floating*> d.h0, steps, memory + threadid() * block_bytes,
-                          N * q // blocks, N * (q + 1) // blocks)
+                          share(N, q, blocks, 1), share(N, q + 1, blocks, 1))
     return 0
 
 

@@ -75,6 +75,12 @@ cdef extern from "random.h" nogil:
     uint32_t random_key "frn_random_key"(uint64_t seed, uint64_t row, uint64_t t)
     double uniform "frn_uniform"(uint32_t key, uint32_t unit)
 
+cdef extern from "sizes.h" nogil:
+    const ptrdiff_t TOO_LARGE "FRN_TOO_LARGE"
+    ptrdiff_t area "frn_area"(ptrdiff_t a, ptrdiff_t b)
+    size_t room "frn_room"(ptrdiff_t count, size_t size)
+    ptrdiff_t share "frn_share"(ptrdiff_t count, ptrdiff_t q, ptrdiff_t parts, ptrdiff_t unit)
+
 cdef uint64_t denormals_flush() noexcept nogil
 cdef void denormals_restore(uint64_t mode) noexcept nogil
 cdef double seconds() noexcept nogil
@@ -89,11 +95,13 @@ cdef class Workspace:
     cdef char* memory
     cdef size_t capacity
     cdef size_t used
+    cdef bint held
+    cdef int hold(self) except -1
+    cdef void release(self) noexcept
     cdef int reserve(self, size_t size) except -1
-    cdef void* take(self, size_t size) noexcept nogil
+    cdef void* take(self, ptrdiff_t count, size_t size) noexcept nogil
 
 
-cdef size_t room(ptrdiff_t count, size_t size) noexcept nogil
 cdef ptrdiff_t leading(ptrdiff_t columns, size_t size) noexcept nogil
 cdef ptrdiff_t packed_size(ptrdiff_t K, ptrdiff_t N, size_t size) noexcept nogil
 cdef ptrdiff_t tiles_size(ptrdiff_t M, ptrdiff_t K, size_t size) noexcept nogil

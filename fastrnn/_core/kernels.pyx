@@ -536,19 +536,36 @@ cdef void block_free(void* memory, size_t size) noexcept:
 cdef class Workspace:
     """Memory that grows to the largest need and stays: reserve() once a call, then take() the parts in order.
 
-    What was taken before the latest reserve() is no longer valid.
+    What was taken before the latest reserve() is no longer valid. A workspace that calls share is held while one of
+    them works in it. A copy, and what is read from a pickle, is a new and empty workspace.
     """
 
     def __dealloc__(self):
         block_free(self.memory, self.capacity)
+
+    def __reduce__(self):
+        return Workspace, ()
 
     @property
     def nbytes(self):
         """Bytes held at present."""
         return self.capacity
 
+    cdef int hold(self) except -1:
+        """Keep others out until release()."""
+        if self.held:
+            raise RuntimeError("workspace is in use by another call; expected one workspace for each thread")
+        self.held = True
+        return 0
+
+    cdef void release(self) noexcept:
+        self.held = False
+
     cdef int reserve(self, size_t size) except -1:
+        """Make room for parts whose room() adds up to `size`."""
         self.used = 0
+        if size >= <size_t> TOO_LARGE:
+            raise MemoryError("no memory for a workspace of more bytes than a process can have")
         if size > self.capacity:
             # what has grown once will grow again: leave some room, and do not keep what has become too small
             if self.memory != NULL:
@@ -562,21 +579,17 @@ cdef class Workspace:
                 raise MemoryError(f"no memory for a workspace of {size} bytes")
         return 0
 
-    cdef void* take(self, size_t size) noexcept nogil:
+    cdef void* take(self, ptrdiff_t count, size_t size) noexcept nogil:
+        """The next part: room for `count` elements of `size` bytes."""
         cdef void* part = self.memory + self.used
-        self.used += size
+        self.used += room(count, size)
         return part
-
-
-cdef size_t room(ptrdiff_t count, size_t size) noexcept nogil:
-    """Bytes for `count` elements, so that what follows begins at a multiple of 64 again."""
-    return (count * size + 127) // 64 * 64
 
 
 cdef ptrdiff_t leading(ptrdiff_t columns, size_t size) noexcept nogil:
     """The row stride for `columns` elements: an odd multiple of 64 bytes, so that rows do not share cache sets."""
-    cdef ptrdiff_t lines = (columns * size + 63) // 64
-    return (lines | 1) * 64 // size
+    cdef ptrdiff_t lines = (area(columns, size) + 63) // 64
+    return (lines | 1) * 64 // <ptrdiff_t> size
 
 
 cdef enum:
@@ -592,7 +605,7 @@ cdef ptrdiff_t panel_width(size_t size) noexcept nogil:
 cdef ptrdiff_t packed_size(ptrdiff_t K, ptrdiff_t N, size_t size) noexcept nogil:
     """Elements of B (K, N) in panels."""
     cdef ptrdiff_t width = frn_panel_width(size)
-    return (N + width - 1) // width * width * K
+    return area((N + width - 1) // width * width, K)
 
 
 cdef ptrdiff_t tile_height(ptrdiff_t M, size_t size) noexcept nogil:
@@ -605,7 +618,7 @@ cdef ptrdiff_t tile_height(ptrdiff_t M, size_t size) noexcept nogil:
 cdef ptrdiff_t tiles_size(ptrdiff_t M, ptrdiff_t K, size_t size) noexcept nogil:
     """Elements of A (M, K) in tiles."""
     cdef ptrdiff_t height = tile_height(M, size)
-    return (M + height - 1) // height * height * K
+    return area((M + height - 1) // height * height, K)
 
 
 cdef void pack(floating* packed, ptrdiff_t step, floating* colsum, const floating* B, const ptrdiff_t* row,
@@ -620,8 +633,8 @@ cdef void pack(floating* packed, ptrdiff_t step, floating* colsum, const floatin
         gemm_pack(packed, step, colsum, B, row, rs, cs, K, N, 0, panels)
         return
     for q in prange(threads, num_threads=threads, schedule="static"):
-        gemm_pack(packed + panels * q // threads * step, step, colsum, B, row, rs, cs, K, N,
-                  panels * q // threads, panels * (q + 1) // threads)
+        gemm_pack(packed + share(panels, q, threads, 1) * step, step, colsum, B, row, rs, cs, K, N,
+                  share(panels, q, threads, 1), share(panels, q + 1, threads, 1))
 
 
 cdef void pack_tiles(floating* tiles, const floating* A, const ptrdiff_t* row, ptrdiff_t rs,
@@ -634,8 +647,8 @@ cdef void pack_tiles(floating* tiles, const floating* A, const ptrdiff_t* row, p
         gemm_pack_rows(tiles, height * K, A, row, rs, col, cs, M, K, height, 0, count)
         return
     for q in prange(threads, num_threads=threads, schedule="static"):
-        gemm_pack_rows(tiles + count * q // threads * height * K, height * K, A, row, rs, col, cs, M, K, height,
-                       count * q // threads, count * (q + 1) // threads)
+        gemm_pack_rows(tiles + share(count, q, threads, 1) * height * K, height * K, A, row, rs, col, cs, M, K,
+                       height, share(count, q, threads, 1), share(count, q + 1, threads, 1))
 
 
 cdef void multiply(floating* C, ptrdiff_t ldc, const floating* tiles, const floating* packed,
@@ -657,14 +670,12 @@ cdef void multiply(floating* C, ptrdiff_t ldc, const floating* tiles, const floa
         down = min(heights, max(down, (6 * threads + across - 1) // across))
         for task in prange(across * down, num_threads=threads, schedule="dynamic"):
             multiply_part(C, ldc, tiles, height, packed, bias, M, N, K, accumulate,
-                          panels * (task % across) // across * width,
-                          min(N, panels * (task % across + 1) // across * width),
-                          heights * (task // across) // down * height,
-                          min(M, heights * (task // across + 1) // down * height))
+                          share(N, task % across, across, width), share(N, task % across + 1, across, width),
+                          share(M, task // across, down, height), share(M, task // across + 1, down, height))
     else:
         for task in range(down):
             multiply_part(C, ldc, tiles, height, packed, bias, M, N, K, accumulate, 0, N,
-                          heights * task // down * height, min(M, heights * (task + 1) // down * height))
+                          share(M, task, down, height), share(M, task + 1, down, height))
 
 
 cdef void multiply_part(floating* C, ptrdiff_t ldc, const floating* tiles, ptrdiff_t height,

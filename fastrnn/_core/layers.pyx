@@ -11,8 +11,9 @@ from libc.string cimport memcpy, memset
 
 from . cimport kernels
 from .arrays cimport data, dim, floats, has_shape, ids_of, new, new_like, refuse, wrap_ids
-from .kernels cimport Workspace, packed_size, room, threads_for, tiles_size
+from .kernels cimport TOO_LARGE, Workspace, area, packed_size, room, share, threads_for, tiles_size
 
+from ..reference import checks
 from ..reference import layers as twin_layers
 from ..reference import rnn_layers as twin
 
@@ -34,14 +35,16 @@ cdef int affine(floating* out, floating* x, floating* w, floating* b, ptrdiff_t 
     cdef Workspace scratch
     cdef floating* packed
     cdef floating* tiles
+    if M == 0 or N == 0:
+        return 0
     if M <= MODERATE:
         with nogil:
             columns_product(out, N, x, K, w, N, b, M, N, K, threads)
         return 0
     scratch = Workspace()
     scratch.reserve(room(packed_size(K, N, size), size) + room(tiles_size(M, K, size), size))
-    packed = <floating*> scratch.take(room(packed_size(K, N, size), size))
-    tiles = <floating*> scratch.take(room(tiles_size(M, K, size), size))
+    packed = <floating*> scratch.take(packed_size(K, N, size), size)
+    tiles = <floating*> scratch.take(tiles_size(M, K, size), size)
     with nogil:
         kernels.pack(packed, 0, <floating*> NULL, w, NULL, N, 1, K, N, threads)
         kernels.pack_tiles(tiles, x, NULL, K, NULL, 1, M, K, threads)
@@ -52,8 +55,6 @@ cdef int affine(floating* out, floating* x, floating* w, floating* b, ptrdiff_t 
 cdef void columns_product(floating* C, ptrdiff_t ldc, const floating* A, ptrdiff_t lda, const floating* B,
                           ptrdiff_t ldb, const floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K,
                           int threads) noexcept nogil:
-    cdef ptrdiff_t unit = 64
-    cdef ptrdiff_t units = (N + unit - 1) // unit
     cdef ptrdiff_t q
     if M == 0 or N == 0:
         return
@@ -61,8 +62,8 @@ cdef void columns_product(floating* C, ptrdiff_t ldc, const floating* A, ptrdiff
         columns_part(C, ldc, A, lda, B, ldb, bias, M, K, 0, N)
         return
     for q in prange(threads, num_threads=threads, schedule="static"):
-        columns_part(C, ldc, A, lda, B, ldb, bias, M, K, units * q // threads * unit,
-                     min(N, units * (q + 1) // threads * unit))
+        columns_part(C, ldc, A, lda, B, ldb, bias, M, K, share(N, q, threads, 64),
+                     share(N, q + 1, threads, 64))
 
 
 cdef void columns_part(floating* C, ptrdiff_t ldc, const floating* A, ptrdiff_t lda, const floating* B, ptrdiff_t ldb,
@@ -91,6 +92,8 @@ cdef int affine_gradients(floating* dx, floating* dw, floating* db, floating* do
     cdef floating* dout_tiles
     cdef floating* dout_packed
     cdef floating* x_tiles
+    if N == 0 and K == 0:
+        return 0
     if M <= FEW:
         with nogil:
             transposed_product(dx, K, dout, N, w, N, M, K, N, threads)
@@ -98,10 +101,10 @@ cdef int affine_gradients(floating* dx, floating* dw, floating* db, floating* do
         return 0
     scratch.reserve(room(packed_size(N, K, size), size) + room(tiles_size(M, N, size), size)
                     + room(packed_size(M, N, size), size) + room(tiles_size(K, M, size), size))
-    w_packed = <floating*> scratch.take(room(packed_size(N, K, size), size))
-    dout_tiles = <floating*> scratch.take(room(tiles_size(M, N, size), size))
-    dout_packed = <floating*> scratch.take(room(packed_size(M, N, size), size))
-    x_tiles = <floating*> scratch.take(room(tiles_size(K, M, size), size))
+    w_packed = <floating*> scratch.take(packed_size(N, K, size), size)
+    dout_tiles = <floating*> scratch.take(tiles_size(M, N, size), size)
+    dout_packed = <floating*> scratch.take(packed_size(M, N, size), size)
+    x_tiles = <floating*> scratch.take(tiles_size(K, M, size), size)
     with nogil:
         kernels.pack(w_packed, 0, <floating*> NULL, w, NULL, 1, N, N, K, threads)
         kernels.pack_tiles(dout_tiles, dout, NULL, N, NULL, 1, M, N, threads)
@@ -119,8 +122,8 @@ cdef void transposed_product(floating* C, ptrdiff_t ldc, const floating* A, ptrd
         kernels.gemm_thin_transposed(C, ldc, A, lda, B, ldb, M, N, K, False)
         return
     for q in prange(threads, num_threads=threads, schedule="static"):
-        kernels.gemm_thin_transposed(C + N * q // threads, ldc, A, lda, B + N * q // threads * ldb, ldb, M,
-                                     N * (q + 1) // threads - N * q // threads, K, False)
+        kernels.gemm_thin_transposed(C + share(N, q, threads, 1), ldc, A, lda, B + share(N, q, threads, 1) * ldb, ldb,
+                                     M, share(N, q + 1, threads, 1) - share(N, q, threads, 1), K, False)
 
 
 cdef void outer_product(floating* C, ptrdiff_t ldc, floating* colsum, const floating* A, ptrdiff_t lda,
@@ -131,8 +134,9 @@ cdef void outer_product(floating* C, ptrdiff_t ldc, floating* colsum, const floa
         kernels.gemm_outer(C, ldc, colsum, A, lda, B, ldb, M, N, K, False)
         return
     for q in prange(threads, num_threads=threads, schedule="static"):
-        kernels.gemm_outer(C + M * q // threads * ldc, ldc, colsum if q == 0 else <floating*> NULL,
-                           A + M * q // threads, lda, B, ldb, M * (q + 1) // threads - M * q // threads, N, K, False)
+        kernels.gemm_outer(C + share(M, q, threads, 1) * ldc, ldc, colsum if q == 0 else <floating*> NULL,
+                           A + share(M, q, threads, 1), lda, B, ldb,
+                           share(M, q + 1, threads, 1) - share(M, q, threads, 1), N, K, False)
 
 
 cdef cnp.ndarray affine_of(cnp.ndarray x, cnp.ndarray w, cnp.ndarray b, cnp.ndarray out, ptrdiff_t M):
@@ -157,22 +161,34 @@ cdef tuple affine_gradients_of(cnp.ndarray dout, cnp.ndarray x, cnp.ndarray w, p
     return dx, dw, db
 
 
+cdef ptrdiff_t row_size(cnp.ndarray x) except? -2:
+    """The elements of x (N, d_1, ..., d_k) in each row; -1 where it has no axis of rows."""
+    cdef ptrdiff_t size = 1
+    cdef int axis
+    for axis in range(1, cnp.PyArray_NDIM(x)):
+        if dim(x, axis) == 0:
+            return 0
+        size = area(size, dim(x, axis))
+    if size >= TOO_LARGE:
+        raise MemoryError(f"x has shape {np.shape(x)}; no memory holds weights for rows of such a size")
+    return size if cnp.PyArray_NDIM(x) > 0 else -1
+
+
 def affine_forward(x, w, b):
     cdef cnp.ndarray x_, w_, b_
     x_, w_, b_ = floats(("x", "w", "b"), (x, w, b))
-    cdef ptrdiff_t N = dim(x_, 0), D = 1
-    cdef int axis
-    for axis in range(1, cnp.PyArray_NDIM(x_)):
-        D *= dim(x_, axis)
-    if N < 0 or not has_shape(w_, 2, D, dim(w_, 1)) or not has_shape(b_, 1, dim(w_, 1)):
+    cdef ptrdiff_t N = dim(x_, 0), D = row_size(x_)
+    if D < 0 or not has_shape(w_, 2, D, dim(w_, 1)) or not has_shape(b_, 1, dim(w_, 1)):
         refuse(twin_layers.affine_forward, (x, w, b))
     return affine_of(x_, w_, b_, new(cnp.PyArray_TYPE(x_), 2, N, dim(w_, 1)), N), (x_, w_, b_)
 
 
 def affine_backward(dout, cache):
     cdef cnp.ndarray dout_, x_, w_
-    dout_, x_, w_ = floats(("dout", "x", "w"), (dout, cache[0], cache[1]))
-    if not has_shape(dout_, 2, dim(x_, 0), dim(w_, 1)):
+    x, w, _ = checks.parts_of(cache, "x w b")
+    dout_, x_, w_ = floats(("dout", "x", "w"), (dout, x, w))
+    cdef ptrdiff_t D = row_size(x_)
+    if D < 0 or not has_shape(w_, 2, D, dim(w_, 1)) or not has_shape(dout_, 2, dim(x_, 0), dim(w_, 1)):
         refuse(twin_layers.affine_backward, (dout, cache))
     return affine_gradients_of(dout_, x_, w_, dim(x_, 0))
 
@@ -183,16 +199,18 @@ def temporal_affine_forward(x, w, b):
     cdef ptrdiff_t N = dim(x_, 0), T = dim(x_, 1), M = dim(w_, 1)
     if cnp.PyArray_NDIM(x_) != 3 or not has_shape(w_, 2, dim(x_, 2), M) or not has_shape(b_, 1, M):
         refuse(twin.temporal_affine_forward, (x, w, b))
-    out = affine_of(x_, w_, b_, new(cnp.PyArray_TYPE(x_), 3, N, T, M), N * T)
+    out = affine_of(x_, w_, b_, new(cnp.PyArray_TYPE(x_), 3, N, T, M), area(N, T))
     return out, (x_, w_, b_, out)
 
 
 def temporal_affine_backward(dout, cache):
     cdef cnp.ndarray dout_, x_, w_
-    dout_, x_, w_ = floats(("dout", "x", "w"), (dout, cache[0], cache[1]))
-    if not has_shape(dout_, 3, dim(x_, 0), dim(x_, 1), dim(w_, 1)):
+    x, w, _, _ = checks.parts_of(cache, "x w b out")
+    dout_, x_, w_ = floats(("dout", "x", "w"), (dout, x, w))
+    if (cnp.PyArray_NDIM(x_) != 3 or not has_shape(w_, 2, dim(x_, 2), dim(w_, 1))
+            or not has_shape(dout_, 3, dim(x_, 0), dim(x_, 1), dim(w_, 1))):
         refuse(twin.temporal_affine_backward, (dout, cache))
-    return affine_gradients_of(dout_, x_, w_, dim(x_, 0) * dim(x_, 1))
+    return affine_gradients_of(dout_, x_, w_, area(dim(x_, 0), dim(x_, 1)))
 
 
 # ---- Embedding -------------------------------------------------------------------------------------------------------
@@ -227,28 +245,45 @@ cdef void gather(char* out, const char* rows, const ptrdiff_t* ids, ptrdiff_t co
 
 
 def word_embedding_backward(dout, cache):
-    cdef cnp.ndarray ids = cache[0], dout_, W_, dW
-    dout_, W_ = floats(("dout", "W"), (dout, cache[1]))
-    cdef ptrdiff_t V = dim(W_, 0), D = dim(W_, 1)
-    if not has_shape(dout_, 3, dim(ids, 0), dim(ids, 1), D):
+    cdef cnp.ndarray x_, dout_, W_, dW
+    cdef bint known
+    x, W = checks.parts_of(cache, "x W")
+    dout_, W_ = floats(("dout", "W"), (dout, W))
+    x_ = ids_of("x", x)
+    cdef ptrdiff_t V = dim(W_, 0), D = dim(W_, 1), count
+    if (cnp.PyArray_NDIM(x_) != 2 or cnp.PyArray_NDIM(W_) != 2
+            or not has_shape(dout_, 3, dim(x_, 0), dim(x_, 1), D)):
         refuse(twin.word_embedding_backward, (dout, cache))
     dW = new(cnp.PyArray_TYPE(W_), 2, V, D)
+    count = cnp.PyArray_SIZE(x_)
     if cnp.PyArray_TYPE(W_) == cnp.NPY_FLOAT32:
-        scatter_add(<float*> data(dW), <float*> data(dout_), <ptrdiff_t*> data(ids), dim(ids, 0) * dim(ids, 1), V, D)
+        known = scatter_add(<float*> data(dW), <float*> data(dout_), <cnp.npy_intp*> data(x_), count, V, D)
     else:
-        scatter_add(<double*> data(dW), <double*> data(dout_), <ptrdiff_t*> data(ids), dim(ids, 0) * dim(ids, 1), V, D)
+        known = scatter_add(<double*> data(dW), <double*> data(dout_), <cnp.npy_intp*> data(x_), count, V, D)
+    if not known:
+        refuse(twin.word_embedding_backward, (dout, cache))
     return dW
 
 
-cdef int scatter_add(floating* dW, const floating* dout, const ptrdiff_t* ids, ptrdiff_t count, ptrdiff_t V,
+cdef int scatter_add(floating* dW, const floating* dout, const cnp.npy_intp* x, ptrdiff_t count, ptrdiff_t V,
                      ptrdiff_t D) except -1:
-    """dW[v] = the sum of dout[i] over the i with ids[i] == v, in the order of i: counting sort, then word by word."""
+    """dW[v] = the sum of dout[i] over the i with x[i] == v, in the order of i: counting sort, then word by word.
+
+    Returns 0, with nothing in dW, where an id lies outside [-V, V).
+    """
     cdef int threads = threads_for((<double> count + V) * D)
     cdef Workspace scratch = Workspace()
     cdef ptrdiff_t v
-    scratch.reserve(room(V + 1, sizeof(ptrdiff_t)) + room(count, sizeof(ptrdiff_t)))
-    cdef ptrdiff_t* start = <ptrdiff_t*> scratch.take(room(V + 1, sizeof(ptrdiff_t)))
-    cdef ptrdiff_t* row = <ptrdiff_t*> scratch.take(room(count, sizeof(ptrdiff_t)))
+    cdef ptrdiff_t words = V if D > 0 else 0  # without elements there is nothing to add up
+    scratch.reserve(room(words + 1, sizeof(ptrdiff_t)) + 2 * room(count, sizeof(ptrdiff_t)))
+    cdef ptrdiff_t* start = <ptrdiff_t*> scratch.take(words + 1, sizeof(ptrdiff_t))
+    cdef ptrdiff_t* row = <ptrdiff_t*> scratch.take(count, sizeof(ptrdiff_t))
+    # ids are read once: what another thread makes of them meanwhile does no harm
+    cdef ptrdiff_t* ids = <ptrdiff_t*> scratch.take(count, sizeof(ptrdiff_t))
+    if not wrap_ids(ids, x, count, V):
+        return 0
+    if D == 0:
+        return 1
     with nogil:
         sort_by_word(start, row, ids, count, V, D)
         if threads == 1:
@@ -257,7 +292,7 @@ cdef int scatter_add(floating* dW, const floating* dout, const ptrdiff_t* ids, p
         else:
             for v in prange(V, num_threads=threads, schedule="dynamic", chunksize=16):
                 kernels.rows_sum(dW + v * D, dout, row + start[v], start[v + 1] - start[v], D)
-    return 0
+    return 1
 
 
 cdef void sort_by_word(ptrdiff_t* start, ptrdiff_t* row, const ptrdiff_t* ids, ptrdiff_t count, ptrdiff_t V,
@@ -321,7 +356,7 @@ cdef double softmax_of(cnp.ndarray dx, cnp.ndarray x, cnp.ndarray targets, cnp.n
     if rows == 0:
         return 0
     scratch.reserve(room(rows, sizeof(double)))
-    losses = <double*> scratch.take(room(rows, sizeof(double)))
+    losses = <double*> scratch.take(rows, sizeof(double))
     if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32:
         softmax_rows(<float*> data(dx), losses, <float*> data(x), <ptrdiff_t*> data(targets),
                      <double*> data(weight), rows, V, N)
@@ -376,14 +411,14 @@ cdef object elementwise(str name, object x):
 
 cdef void elementwise_rows(floating* y, const floating* x, ptrdiff_t n, int which) noexcept:
     cdef int threads = threads_for(20.0 * n)
-    cdef ptrdiff_t q, chunk = (n // threads + 63) // 64 * 64
+    cdef ptrdiff_t q
     with nogil:
         if threads == 1:
             elementwise_part(y, x, n, which)
         else:
             for q in prange(threads, num_threads=threads, schedule="static"):
-                elementwise_part(y + min(n, q * chunk), x + min(n, q * chunk),
-                                 min(n, (q + 1) * chunk) - min(n, q * chunk), which)
+                elementwise_part(y + share(n, q, threads, 64), x + share(n, q, threads, 64),
+                                 share(n, q + 1, threads, 64) - share(n, q, threads, 64), which)
 
 
 cdef inline void elementwise_part(floating* y, const floating* x, ptrdiff_t n, int which) noexcept nogil:

@@ -10,7 +10,7 @@ from libc.stdint cimport uint64_t
 
 from . cimport kernels
 from .arrays cimport data, new_like
-from .kernels cimport threads_for
+from .kernels cimport share, threads_for
 
 cnp.import_array()
 
@@ -57,14 +57,13 @@ cdef void run(const Step* step, floating* w, floating* new_a, floating* new_b, c
               const floating* dw, ptrdiff_t n) noexcept:
     # bound by memory: an element counts as ten operations
     cdef int threads = threads_for(10.0 * n)
-    cdef ptrdiff_t q, chunk = (n // threads + 63) // 64 * 64
+    cdef ptrdiff_t q
     with nogil:
         if threads == 1:
             part(step, w, new_a, new_b, a, b, dw, 0, n)
         else:
             for q in prange(threads, num_threads=threads, schedule="static"):
-                part(step, w, new_a, new_b, a, b, dw, min(n, q * chunk),
-                     n if q == threads - 1 else min(n, (q + 1) * chunk))
+                part(step, w, new_a, new_b, a, b, dw, share(n, q, threads, 64), share(n, q + 1, threads, 64))
 
 
 cdef bint fits(object w, object dw, object a, object b) noexcept:

@@ -14,7 +14,7 @@ cdef struct Batch:
     ptrdiff_t* offset                 # (T + 1,) tokens before step t
 
 
-cdef size_t batch_room(ptrdiff_t N, ptrdiff_t T) noexcept nogil
+cdef ptrdiff_t batch_size(ptrdiff_t N, ptrdiff_t T) noexcept nogil
 cdef void batch_sort(Batch* batch, void* memory, const ptrdiff_t* lengths, ptrdiff_t N, ptrdiff_t T, ptrdiff_t H,
                      bint lstm, size_t size) noexcept nogil
 cdef inline ptrdiff_t before(const Batch* batch, ptrdiff_t t, ptrdiff_t r) noexcept nogil:

@@ -19,7 +19,8 @@ from libc.string cimport memcpy, memset
 from . cimport kernels
 from .arrays cimport data, dim, floats, has_shape, new, new_like, refuse
 from .kernels cimport (
-    Workspace, leading, packed_size, panel_width, room, threads_for, tile_height, tiles_size,
+    TOO_LARGE, Workspace, area, leading, packed_size, panel_width, room, share, threads_for, tile_height,
+    tiles_size,
 )
 
 from ..reference import checks
@@ -40,9 +41,9 @@ cdef enum:
 
 # ---- Batches ---------------------------------------------------------------------------------------------------------
 
-cdef size_t batch_room(ptrdiff_t N, ptrdiff_t T) noexcept nogil:
-    """Bytes that batch_sort() needs."""
-    return room(N + 2 * T + 1, sizeof(ptrdiff_t))
+cdef ptrdiff_t batch_size(ptrdiff_t N, ptrdiff_t T) noexcept nogil:
+    """Elements of ptrdiff_t that batch_sort() needs."""
+    return N + 2 * T + 1
 
 
 cdef void batch_sort(Batch* batch, void* memory, const ptrdiff_t* lengths, ptrdiff_t N, ptrdiff_t T, ptrdiff_t H,
@@ -89,7 +90,7 @@ cdef size_t forward_room(const Batch* batch, ptrdiff_t D, int threads, size_t si
     cdef ptrdiff_t rows = rows_of(batch, 0, 1 if by_columns(batch, threads) else threads)
     if D == 0:
         return 0
-    return threads * room(tiles_size(rows, D + batch.H, size), size)
+    return area(threads, room(tiles_size(rows, D + batch.H, size), size))
 
 
 cdef inline ptrdiff_t rows_of(const Batch* batch, ptrdiff_t t, ptrdiff_t stride) noexcept nogil:
@@ -141,8 +142,7 @@ cdef void columns_forward(const Batch* batch, floating* gates, const floating* h
                           floating* tiles, ptrdiff_t t, int k, int threads) noexcept nogil:
     """The k-th part of the columns of the products at step t."""
     cdef ptrdiff_t width = panel_width(sizeof(floating))
-    cdef ptrdiff_t panels = (batch.gates + width - 1) // width
-    cdef ptrdiff_t n0 = panels * k // threads * width, n1 = min(batch.gates, panels * (k + 1) // threads * width)
+    cdef ptrdiff_t n0 = share(batch.gates, k, threads, width), n1 = share(batch.gates, k + 1, threads, width)
     cdef uint64_t mode
     if n1 <= n0 or batch.active[t] == 0:
         return
@@ -230,7 +230,7 @@ cdef void pack_inputs(floating* tile, const floating* x, const ptrdiff_t* x_at, 
 
 cdef size_t backward_room(const Batch* batch, int threads, size_t size) noexcept nogil:
     """Bytes of scratchpad that steps_backward() needs for dx; without dx it needs none."""
-    return threads * room(tiles_size(rows_of(batch, 0, threads), batch.gates, size), size)
+    return area(threads, room(tiles_size(rows_of(batch, 0, threads), batch.gates, size), size))
 
 
 cdef void steps_backward(const Batch* batch, floating* da, floating* dstate, floating* dc, floating* dx,
@@ -275,15 +275,13 @@ cdef void columns_backward(const Batch* batch, const floating* da, floating* dst
                            ptrdiff_t t, int k, int threads) noexcept nogil:
     """The k-th part of the columns of dstate and of dx at step t."""
     cdef ptrdiff_t width = panel_width(sizeof(floating)), H = batch.H, G = batch.gates, ldg = batch.ldg
-    cdef ptrdiff_t panels = (H + width - 1) // width
-    cdef ptrdiff_t n0 = panels * k // threads * width, n1 = min(H, panels * (k + 1) // threads * width)
+    cdef ptrdiff_t n0 = share(H, k, threads, width), n1 = share(H, k + 1, threads, width)
     cdef const floating* nothing = NULL
     cdef uint64_t mode = kernels.denormals_flush()
     if n1 > n0:
         kernels.gemm(dstate + n0, batch.ldh, da + batch.offset[t] * ldg, ldg, 1, Wh_transposed + n0 * G, nothing,
                      batch.active[t], n1 - n0, G, False)
-    panels = (D + width - 1) // width
-    n0, n1 = panels * k // threads * width, min(D, panels * (k + 1) // threads * width)
+    n0, n1 = share(D, k, threads, width), share(D, k + 1, threads, width)
     if dx != NULL and n1 > n0:
         kernels.gemm(inputs_at(batch, dx, dx_step, dx_row, t, 0) + n0, dx_row, da + batch.offset[t] * ldg, ldg, 1,
                      Wx_transposed + n0 * G, nothing, batch.active[t], n1 - n0, G, False)
@@ -344,39 +342,64 @@ cdef void gates_backward(const Batch* batch, floating* da, const floating* dstat
 # ---- Sequences over NumPy arrays -------------------------------------------------------------------------------------
 
 cdef class Sequence:
-    """What a forward pass keeps for its backward pass."""
-    cdef Batch batch
+    """What a forward pass keeps for its backward pass. It cannot be copied or pickled."""
+    cdef Batch batch        # of no rows and no steps where there is nothing to compute
     cdef Workspace kept
     cdef int kind           # type number of NumPy
     cdef bint step          # of a single step, with x (N, D)
-    cdef ptrdiff_t D
+    cdef ptrdiff_t N, T, D, H
     cdef cnp.ndarray x, Wx, Wh
     cdef ptrdiff_t* at      # (tokens,) position of each token in an array (N, T, .)
     cdef void* gates
     cdef void* h
     cdef void* c
 
+    def __reduce__(self):
+        raise TypeError("cache cannot be copied or pickled; it serves the arrays of its own forward pass")
+
     cdef int allocate(self, const ptrdiff_t* lengths, ptrdiff_t N, ptrdiff_t T, ptrdiff_t D, ptrdiff_t H, bint lstm,
                       int kind) except -1:
         cdef size_t size = 4 if kind == cnp.NPY_FLOAT32 else 8
-        cdef ptrdiff_t t, r, tokens = 0
-        cdef size_t states, activations
-        for r in range(N):
-            tokens += T if lengths == NULL else lengths[r]
-        states = room((N + tokens) * leading(H, size), size)
-        activations = room(tokens * leading(4 * H if lstm else H, size), size)
+        cdef ptrdiff_t t, r, tokens, states, activations
+        self.N, self.T, self.D, self.H = N, T, D, H
+        if N == 0 or H == 0:  # axes beside that one may be as long as they like
+            N, T, lengths = 0, 0, NULL
+        tokens = area(N, T)
+        if lengths != NULL:
+            tokens = 0
+            for r in range(N):
+                tokens = min(tokens + lengths[r], TOO_LARGE)
+        states = area(N + tokens, leading(H, size))
+        activations = area(tokens, leading(4 * H if lstm else H, size))
         self.kept = Workspace()
-        self.kept.reserve(batch_room(N, T) + room(tokens, sizeof(ptrdiff_t)) + 2 * states + activations)
-        batch_sort(&self.batch, self.kept.take(batch_room(N, T)), lengths, N, T, H, lstm, size)
-        self.at = <ptrdiff_t*> self.kept.take(room(tokens, sizeof(ptrdiff_t)))
+        self.kept.reserve(room(batch_size(N, T), sizeof(ptrdiff_t)) + room(tokens, sizeof(ptrdiff_t))
+                          + 2 * room(states, size) + room(activations, size))
+        batch_sort(&self.batch, self.kept.take(batch_size(N, T), sizeof(ptrdiff_t)), lengths, N, T, H, lstm, size)
+        self.at = <ptrdiff_t*> self.kept.take(tokens, sizeof(ptrdiff_t))
         for t in range(T):
             for r in range(self.batch.active[t]):
                 self.at[self.batch.offset[t] + r] = self.batch.row[r] * T + t
-        self.h = self.kept.take(states)
-        self.c = self.kept.take(states)
-        self.gates = self.kept.take(activations)
+        self.h = self.kept.take(states, size)
+        self.c = self.kept.take(states, size)
+        self.gates = self.kept.take(activations, size)
         self.kind = kind
-        self.D = D
+        return 0
+
+    cdef int check(self) except -1:
+        """Refuse arrays of the forward pass whose shape, dtype or order has changed since."""
+        cdef ptrdiff_t G = self.batch.gates
+        if self.step:
+            self.check_one("x", self.x, has_shape(self.x, 2, self.N, self.D))
+        else:
+            self.check_one("x", self.x, has_shape(self.x, 3, self.N, self.T, self.D))
+        self.check_one("Wx", self.Wx, has_shape(self.Wx, 2, self.D, G))
+        self.check_one("Wh", self.Wh, has_shape(self.Wh, 2, self.H, G))
+        return 0
+
+    cdef int check_one(self, str name, cnp.ndarray array, bint same) except -1:
+        if not same or cnp.PyArray_TYPE(array) != self.kind or not cnp.PyArray_ISCARRAY_RO(array):
+            raise ValueError(f"cache has {name} with dtype {array.dtype} and shape {np.shape(array)}; expected {name} "
+                             "as it was in the forward pass")
         return 0
 
     cdef Sequence as_double(self):
@@ -389,7 +412,8 @@ cdef class Sequence:
         for t in range(batch.T):
             for r in range(batch.active[t]):
                 length[batch.row[r]] += 1
-        wide.allocate(length, batch.N, batch.T, self.D, batch.H, batch.lstm, cnp.NPY_FLOAT64)
+        wide.allocate(length, self.N, self.T, self.D, self.H, batch.lstm, cnp.NPY_FLOAT64)
+        wide.step = self.step
         wide.x, wide.Wx, wide.Wh = (np.require(array, dtype=np.float64, requirements="CA")
                                     for array in (self.x, self.Wx, self.Wh))
         widen(<double*> wide.h, wide.batch.ldh, <float*> self.h, batch.ldh, rows, batch.H)
@@ -414,7 +438,7 @@ cdef int run_forward(Sequence s, floating* out, floating* c_out, const floating*
     cdef ptrdiff_t D = s.D, H = batch.H, G = batch.gates, tokens = batch.tokens, N = batch.N, i, r
     cdef int threads = threads_for(2.0 * tokens * (D + H) * G)
     cdef int across = <int> max(<ptrdiff_t> 1, min(<ptrdiff_t> threads, batch.N))
-    cdef bint packing = batch.T > 1 or N > MODERATE or tokens < N * batch.T
+    cdef bint packing = batch.T > 1 or N > MODERATE or tokens < area(N, batch.T)
     cdef Workspace scratch = Workspace()
     cdef floating* gates = <floating*> s.gates
     cdef floating* h = <floating*> s.h
@@ -425,10 +449,10 @@ cdef int run_forward(Sequence s, floating* out, floating* c_out, const floating*
     cdef floating* tiles
     cdef ptrdiff_t step = (D + H) * panel_width(size)
     scratch.reserve(2 * room(tokens, sizeof(ptrdiff_t))
-                    + (room(packed_size(D + H, G, size), size) + forward_room(batch, D, across, size)
+                    + (room(packed_size(D + H, G, size), size) + room(forward_room(batch, D, across, size), 1)
                        if packing else 0))
-    x_at = <ptrdiff_t*> scratch.take(room(tokens, sizeof(ptrdiff_t)))
-    out_at = <ptrdiff_t*> scratch.take(room(tokens, sizeof(ptrdiff_t)))
+    x_at = <ptrdiff_t*> scratch.take(tokens, sizeof(ptrdiff_t))
+    out_at = <ptrdiff_t*> scratch.take(tokens, sizeof(ptrdiff_t))
     with nogil:
         for r in range(N):
             memcpy(h + r * batch.ldh, h0 + batch.row[r] * H, H * size)
@@ -442,8 +466,8 @@ cdef int run_forward(Sequence s, floating* out, floating* c_out, const floating*
         if D == 0:
             x = b  # no inputs: the input product of every token is the bias
         if packing:
-            weights = <floating*> scratch.take(room(packed_size(D + H, G, size), size))
-            tiles = <floating*> scratch.take(0)
+            weights = <floating*> scratch.take(packed_size(D + H, G, size), size)
+            tiles = <floating*> scratch.take(forward_room(batch, D, across, size), 1)
             kernels.pack(weights, step, <floating*> NULL, Wx, NULL, G, 1, D, G, threads)
             kernels.pack(weights + D * panel_width(size), step, <floating*> NULL, Wh, NULL, G, 1, H, G, threads)
             steps_forward(batch, gates, h, c, out, out_at, x, x_at, D, b, weights, tiles, across)
@@ -459,16 +483,14 @@ cdef void single_forward(const Batch* batch, floating* gates, floating* h, float
                          const floating* x, ptrdiff_t D, const floating* Wx, const floating* Wh, const floating* b,
                          int threads) noexcept nogil:
     """One step of a few rows, all of them active, with the weights as they lie; threads share out the columns."""
-    cdef ptrdiff_t unit = 64
-    cdef ptrdiff_t units = (batch.gates + unit - 1) // unit
     cdef ptrdiff_t q, r
     cdef uint64_t mode
     if threads == 1:
         single_part(batch, gates, h, x, D, Wx, Wh, b, 0, batch.gates)
     else:
         for q in prange(threads, num_threads=threads, schedule="static"):
-            single_part(batch, gates, h, x, D, Wx, Wh, b, units * q // threads * unit,
-                        min(batch.gates, units * (q + 1) // threads * unit))
+            single_part(batch, gates, h, x, D, Wx, Wh, b, share(batch.gates, q, threads, 64),
+                        share(batch.gates, q + 1, threads, 64))
     mode = kernels.denormals_flush()
     for r in range(batch.tokens):
         if batch.lstm:
@@ -508,48 +530,50 @@ cdef int run_backward(Sequence s, floating* dx, floating* dh0, floating* dc0, fl
     """All of a backward pass. dc_last (N, H) is the gradient of the last cell state, or NULL; dc0 (N, H) or NULL."""
     cdef Batch* batch = &s.batch
     cdef size_t size = sizeof(floating)
-    cdef ptrdiff_t D = s.D, H = batch.H, G = batch.gates, tokens = batch.tokens, N = batch.N, T = batch.T
+    cdef ptrdiff_t D = s.D, H = batch.H, G = batch.gates, tokens = batch.tokens, N = batch.N
+    cdef ptrdiff_t places = area(s.N, s.T)
     cdef int threads = threads_for(4.0 * tokens * (D + H) * G)
     cdef int across = <int> max(<ptrdiff_t> 1, min(<ptrdiff_t> threads, batch.N))
-    cdef bint ragged = tokens < N * T
+    cdef bint ragged = tokens < places
     cdef Workspace scratch = Workspace()
-    cdef size_t places = room(tokens, sizeof(ptrdiff_t)), states = room(N * batch.ldh, size)
+    cdef size_t index = room(tokens, sizeof(ptrdiff_t)), states = room(area(N, batch.ldh), size)
     cdef ptrdiff_t i, r, t
-    scratch.reserve(3 * places + room(tokens * batch.ldg, size) + 2 * states + room(packed_size(G, H, size), size)
-                    + room(packed_size(G, D, size), size) + backward_room(batch, across, size)
+    scratch.reserve(3 * index + room(area(tokens, batch.ldg), size) + 2 * states
+                    + room(packed_size(G, H, size), size) + room(packed_size(G, D, size), size)
+                    + room(backward_room(batch, across, size), 1)
                     + room(packed_size(tokens, G, size), size) + room(tiles_size(D, tokens, size), size)
-                    + room(tiles_size(H, tokens, size), size) + (room(tokens * D, size) if ragged else 0))
-    cdef ptrdiff_t* dh_at = <ptrdiff_t*> scratch.take(places)
-    cdef ptrdiff_t* x_at = <ptrdiff_t*> scratch.take(places)
-    cdef ptrdiff_t* h_at = <ptrdiff_t*> scratch.take(places)
-    cdef floating* da = <floating*> scratch.take(room(tokens * batch.ldg, size))
-    cdef floating* dstate = <floating*> scratch.take(states)
-    cdef floating* dc = <floating*> scratch.take(states)
-    cdef floating* Wh_packed = <floating*> scratch.take(room(packed_size(G, H, size), size))
-    cdef floating* Wx_packed = <floating*> scratch.take(room(packed_size(G, D, size), size))
-    cdef floating* tiles = <floating*> scratch.take(backward_room(batch, across, size))
-    cdef floating* da_packed = <floating*> scratch.take(room(packed_size(tokens, G, size), size))
-    cdef floating* x_tiles = <floating*> scratch.take(room(tiles_size(D, tokens, size), size))
-    cdef floating* h_tiles = <floating*> scratch.take(room(tiles_size(H, tokens, size), size))
+                    + room(tiles_size(H, tokens, size), size) + (room(area(tokens, D), size) if ragged else 0))
+    cdef ptrdiff_t* dh_at = <ptrdiff_t*> scratch.take(tokens, sizeof(ptrdiff_t))
+    cdef ptrdiff_t* x_at = <ptrdiff_t*> scratch.take(tokens, sizeof(ptrdiff_t))
+    cdef ptrdiff_t* h_at = <ptrdiff_t*> scratch.take(tokens, sizeof(ptrdiff_t))
+    cdef floating* da = <floating*> scratch.take(area(tokens, batch.ldg), size)
+    cdef floating* dstate = <floating*> scratch.take(area(N, batch.ldh), size)
+    cdef floating* dc = <floating*> scratch.take(area(N, batch.ldh), size)
+    cdef floating* Wh_packed = <floating*> scratch.take(packed_size(G, H, size), size)
+    cdef floating* Wx_packed = <floating*> scratch.take(packed_size(G, D, size), size)
+    cdef floating* tiles = <floating*> scratch.take(backward_room(batch, across, size), 1)
+    cdef floating* da_packed = <floating*> scratch.take(packed_size(tokens, G, size), size)
+    cdef floating* x_tiles = <floating*> scratch.take(tiles_size(D, tokens, size), size)
+    cdef floating* h_tiles = <floating*> scratch.take(tiles_size(H, tokens, size), size)
     cdef floating* dx_tokens = dx
     cdef const floating* nothing = NULL
     if ragged:
-        dx_tokens = <floating*> scratch.take(room(tokens * D, size))
+        dx_tokens = <floating*> scratch.take(area(tokens, D), size)
     with nogil:
-        for t in range(T):
+        for t in range(batch.T):
             for r in range(batch.active[t]):
                 i = batch.offset[t] + r
                 dh_at[i] = s.at[i] * H
                 x_at[i] = s.at[i] * D
                 h_at[i] = before(batch, t, r) * batch.ldh
-        memset(dstate, 0, states)
-        memset(dc, 0, states)
+        memset(dstate, 0, N * batch.ldh * size)
+        memset(dc, 0, N * batch.ldh * size)
         if dc_last != NULL:
             for r in range(N):
                 memcpy(dc + r * batch.ldh, dc_last + batch.row[r] * H, H * size)
         kernels.pack(Wh_packed, 0, <floating*> NULL, Wh, NULL, 1, G, G, H, threads)
         kernels.pack(Wx_packed, 0, <floating*> NULL, Wx, NULL, 1, G, G, D, threads)
-        steps_backward(batch, da, dstate, dc, dx_tokens, 0 if ragged else D, D if ragged else T * D, D, dh, dh_at,
+        steps_backward(batch, da, dstate, dc, dx_tokens, 0 if ragged else D, D if ragged else s.T * D, D, dh, dh_at,
                        <floating*> s.gates, <floating*> s.h, <floating*> s.c, Wh_packed, Wx_packed, tiles, across)
         for r in range(N):
             memcpy(dh0 + batch.row[r] * H, dstate + r * batch.ldh, H * size)
@@ -563,7 +587,7 @@ cdef int run_backward(Sequence s, floating* dx, floating* dh0, floating* dc0, fl
         kernels.multiply(dWh, G, h_tiles, da_packed, nothing, H, G, tokens, False, threads)
 
         if ragged:
-            memset(dx, 0, N * T * D * size)
+            memset(dx, 0, area(places, D) * size)
             for i in range(tokens):
                 memcpy(dx + x_at[i], dx_tokens + i * D, D * size)
     return 0
@@ -604,11 +628,11 @@ cdef int forward_of(Sequence s, cnp.ndarray out, cnp.ndarray c_out, cnp.ndarray 
 
 cdef tuple backward_of(Sequence s, cnp.ndarray dh, cnp.ndarray dc, bint with_c):
     """dx, dh0, dc0 (None unless with_c), dWx, dWh, db."""
-    cdef Batch* batch = &s.batch
+    cdef ptrdiff_t G = s.batch.gates
     cdef cnp.ndarray dx = new_like(s.x)
-    cdef cnp.ndarray dh0 = new(s.kind, 2, batch.N, batch.H), dWx = new(s.kind, 2, s.D, batch.gates)
-    cdef cnp.ndarray dWh = new(s.kind, 2, batch.H, batch.gates), db = new(s.kind, 1, batch.gates)
-    cdef cnp.ndarray dc0 = new(s.kind, 2, batch.N, batch.H) if with_c else None
+    cdef cnp.ndarray dh0 = new(s.kind, 2, s.N, s.H), dWx = new(s.kind, 2, s.D, G)
+    cdef cnp.ndarray dWh = new(s.kind, 2, s.H, G), db = new(s.kind, 1, G)
+    cdef cnp.ndarray dc0 = new(s.kind, 2, s.N, s.H) if with_c else None
     if s.kind == cnp.NPY_FLOAT32:
         run_backward(s, <float*> data(dx), <float*> data(dh0), <float*> data(dc0) if with_c else NULL,
                      <float*> data(dWx), <float*> data(dWh), <float*> data(db), <float*> data(dh),
@@ -630,6 +654,7 @@ cdef Sequence cache_of(object cache, bint lstm, bint step):
     if s.batch.lstm != lstm or s.step != step:
         raise ValueError("cache is that of another forward pass; expected that of "
                          f"{'lstm' if lstm else 'rnn'}{'_step' if step else ''}_forward")
+    s.check()
     return s
 
 
@@ -648,8 +673,8 @@ cdef tuple sequence_forward(bint lstm, object twin_forward, object x, object h0,
     s = start(lstm, x_, h0_, Wx_, Wh_, b_, dim(x_, 1), dim(x_, 2), lengths) if cnp.PyArray_NDIM(x_) == 3 else None
     if s is None:
         refuse(twin_forward, (x, h0, Wx, Wh, b))
-    out = new(s.kind, 3, s.batch.N, s.batch.T, s.batch.H)
-    if s.batch.tokens < s.batch.N * s.batch.T:
+    out = new(s.kind, 3, s.N, s.T, s.H)
+    if s.batch.tokens < area(s.N, s.T):
         memset(data(out), 0, cnp.PyArray_NBYTES(out))
     forward_of(s, out, None, h0_, None, b_)
     return out, s
@@ -657,8 +682,8 @@ cdef tuple sequence_forward(bint lstm, object twin_forward, object x, object h0,
 
 cdef tuple sequence_backward(object dh, Sequence s):
     s, (dh_,) = in_common(s, ("dh",), (dh,))
-    if not has_shape(dh_, 3, s.batch.N, s.batch.T, s.batch.H):
-        checks.match_shapes({"N": s.batch.N, "T": s.batch.T, "H": s.batch.H}, dh=(dh_, "N T H"))
+    if not has_shape(dh_, 3, s.N, s.T, s.H):
+        checks.match_shapes({"N": s.N, "T": s.T, "H": s.H}, dh=(dh_, "N T H"))
     dx, dh0, _, dWx, dWh, db = backward_of(s, dh_, None, False)
     return dx, dh0, dWx, dWh, db
 
@@ -686,15 +711,15 @@ def rnn_step_forward(x, prev_h, Wx, Wh, b):
     s = start(False, x_, h_, Wx_, Wh_, b_, 1, dim(x_, 1), None) if cnp.PyArray_NDIM(x_) == 2 else None
     if s is None:
         refuse(twin.rnn_step_forward, (x, prev_h, Wx, Wh, b))
-    out = new(s.kind, 2, s.batch.N, s.batch.H)
+    out = new(s.kind, 2, s.N, s.H)
     forward_of(s, out, None, h_, None, b_)
     return out, s
 
 
 def rnn_step_backward(dnext_h, cache):
     s, (dh_,) = in_common(cache_of(cache, False, True), ("dnext_h",), (dnext_h,))
-    if not has_shape(dh_, 2, (<Sequence> s).batch.N, (<Sequence> s).batch.H):
-        checks.match_shapes({"N": (<Sequence> s).batch.N, "H": (<Sequence> s).batch.H}, dnext_h=(dh_, "N H"))
+    if not has_shape(dh_, 2, (<Sequence> s).N, (<Sequence> s).H):
+        checks.match_shapes({"N": (<Sequence> s).N, "H": (<Sequence> s).H}, dnext_h=(dh_, "N H"))
     dx, dh0, _, dWx, dWh, db = backward_of(s, dh_, None, False)
     return dx, dh0, dWx, dWh, db
 
@@ -704,17 +729,17 @@ def lstm_step_forward(x, prev_h, prev_c, Wx, Wh, b):
     cdef Sequence s
     x_, h_, c_, Wx_, Wh_, b_ = floats(("x", "prev_h", "prev_c", "Wx", "Wh", "b"), (x, prev_h, prev_c, Wx, Wh, b))
     s = start(True, x_, h_, Wx_, Wh_, b_, 1, dim(x_, 1), None) if cnp.PyArray_NDIM(x_) == 2 else None
-    if s is None or not has_shape(c_, 2, s.batch.N, s.batch.H):
+    if s is None or not has_shape(c_, 2, s.N, s.H):
         refuse(twin.lstm_step_forward, (x, prev_h, prev_c, Wx, Wh, b))
-    out = new(s.kind, 2, s.batch.N, s.batch.H)
-    c_out = new(s.kind, 2, s.batch.N, s.batch.H)
+    out = new(s.kind, 2, s.N, s.H)
+    c_out = new(s.kind, 2, s.N, s.H)
     forward_of(s, out, c_out, h_, c_, b_)
     return out, c_out, s
 
 
 def lstm_step_backward(dnext_h, dnext_c, cache):
     s, (dh_, dc_) = in_common(cache_of(cache, True, True), ("dnext_h", "dnext_c"), (dnext_h, dnext_c))
-    sizes = {"N": (<Sequence> s).batch.N, "H": (<Sequence> s).batch.H}
+    sizes = {"N": (<Sequence> s).N, "H": (<Sequence> s).H}
     if not has_shape(dh_, 2, sizes["N"], sizes["H"]) or not has_shape(dc_, 2, sizes["N"], sizes["H"]):
         checks.match_shapes(sizes, dnext_h=(dh_, "N H"), dnext_c=(dc_, "N H"))
     return backward_of(s, dh_, dc_, True)

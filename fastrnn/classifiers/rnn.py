@@ -85,12 +85,16 @@ class CaptioningWorkspace:
     """Memory of `CaptioningRNN.loss` that grows to the largest batch and stays.
 
     With one, a training step allocates nothing in its steady state. It serves one model, one
-    thread at a time.
+    thread at a time: a second thread that uses it meanwhile gets a RuntimeError. A copy, and what
+    is read from a pickle, is a new and empty workspace.
     """
 
     def __init__(self) -> None:
         self.memory = Workspace()
         self.grads: dict[str, np.ndarray] | None = None
+
+    def __reduce__(self) -> tuple[type[CaptioningWorkspace], tuple[()]]:
+        return type(self), ()
 
     @property
     def nbytes(self) -> int:
@@ -235,12 +239,14 @@ class CaptioningRNN:
             Captions that are not integers, features or weights that are not real numbers.
         IndexError
             Word ids outside [-V, V).
+        RuntimeError
+            Another thread uses `workspace` at this moment.
         """
         features, captions = self._check_batch(features, captions)
         lstm = self.cell_type == "lstm"
         given: dict[str, Any] = {}
         if weights is not None:
-            given["weights"] = checks.as_caption_weights(weights, len(features))
+            given["weights"] = weights
         if regularisation is not None:
             given.update(
                 embed_dropout=regularisation.embed_dropout,
@@ -325,6 +331,7 @@ class CaptioningRNN:
         features = self._check_features(features)
         if max_length < 0:
             raise ValueError(f"max_length must be at least 0, was {max_length}")
+        checks.check_count("max_length", max_length)
         if self._start is None:
             raise ValueError("word_to_idx has no '<START>', the word that sampling begins with")
         if stop_at_end and self._end is None:

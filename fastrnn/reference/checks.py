@@ -5,6 +5,7 @@ the values of word ids and lengths (IndexError, ValueError). Each message names 
 what it was and what it should be.
 """
 
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -90,6 +91,24 @@ def match_shapes(sizes: dict[str, int] | None = None, /, **arrays) -> dict[str, 
             letters, numbers = (", ".join(map(str, part)) for part in (axes, wanted))
             raise ValueError(f"{name} has shape {array.shape}; expected ({letters}) = ({numbers})")
     return sizes
+
+
+def parts_of(cache, names: str) -> tuple:
+    """The parts of a cache, once it is known to be a tuple of as many as there are `names`.
+
+    Raises
+    ------
+    TypeError
+        If `cache` is no tuple.
+    ValueError
+        If it has another number of parts.
+    """
+    expected = f"expected the cache of the forward pass, ({', '.join(names.split())})"
+    if not isinstance(cache, (tuple, list)):
+        raise TypeError(f"cache is {type(cache).__name__}; {expected}")
+    if len(cache) != len(names.split()):
+        raise ValueError(f"cache has {len(cache)} parts; {expected}")
+    return tuple(cache)
 
 
 def check_ids(name: str, ids: np.ndarray, size: int) -> None:
@@ -198,6 +217,18 @@ def as_number(name: str, value) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} is {value!r}; expected a number")
     return float(value)
+
+
+def check_count(name: str, value: int) -> None:
+    """Refuse a number of things that no memory holds, before sizes are computed from it.
+
+    Raises
+    ------
+    MemoryError
+        If `value` is 2**57 or more (2**25 where addresses have 32 bits).
+    """
+    if value > sys.maxsize // 64:
+        raise MemoryError(f"{name} is {value}; no memory holds so many")
 
 
 def check_gradients(grads: Mapping[str, np.ndarray], limit: float) -> None:

@@ -111,8 +111,9 @@ class CaptioningRNN:
     ) -> tuple[np.float64, dict[str, np.ndarray]]:
         """Loss and gradients for a batch of images and their captions.
 
-        Each word but the last is an input, each word but the first a target; targets that
-        are ``<NULL>`` do not count.
+        Each word but the last is an input, each word but the first a target. Targets that are
+        ``<NULL>`` do not count, nor does a caption whose weight is 0: they add exactly nothing,
+        even where their scores are NaN, and what lies behind a caption's last word takes no part.
 
         Parameters
         ----------
@@ -135,14 +136,15 @@ class CaptioningRNN:
         Raises
         ------
         TypeError
-            If `features` is not floating or `captions` not integer.
+            If the common dtype of `features` and the parameters is neither float32 nor float64,
+            or `captions` is not integer.
         ValueError
             If the shapes do not fit each other or the parameters.
         IndexError
             If a word id lies outside ``[-V, V)``.
         """
         p = self.params
-        (features,) = checks.as_floats(features=features)
+        features = checks.as_floats(features=features, **p)[0]
         (captions,) = checks.as_integers(captions=captions)
         checks.match_shapes(
             {"D": len(p["W_proj"])}, features=(features, "N D"), captions=(captions, "N L")
@@ -152,6 +154,8 @@ class CaptioningRNN:
         mask = captions_out != self._null
         if weights is not None:
             mask = mask * checks.as_caption_weights(weights, len(features))[:, None]
+        scored = (mask != 0)[..., None]
+        lengths = np.max(scored[..., 0] * np.arange(1, mask.shape[1] + 1), axis=1, initial=0)
         if regularisation is not None and regularisation.scheduled_sampling:
             seed = random.stream_seed(regularisation.seed, random.MIX)
             share, lstm = regularisation.scheduled_sampling, self.cell_type == "lstm"
@@ -164,8 +168,11 @@ class CaptioningRNN:
         h0, project_cache = affine_forward(features, p["W_proj"], p["b_proj"])
         words, embed_cache = word_embedding_forward(captions_in, p["W_embed"])
         embed_mask, vocab_mask = self._dropout_masks(captions_in.shape, words, h0, regularisation)
-        h, cell_cache = forward(words * embed_mask, h0, p["Wx"], p["Wh"], p["b"])
-        scores, vocab_cache = temporal_affine_forward(h * vocab_mask, p["W_vocab"], p["b_vocab"])
+        read_mask = vocab_mask * scored
+        x = _masked(words, embed_mask)
+        h, cell_cache = forward(x, h0, p["Wx"], p["Wh"], p["b"], lengths=lengths)
+        h_read = _masked(h, read_mask)
+        scores, vocab_cache = temporal_affine_forward(h_read, p["W_vocab"], p["b_vocab"])
         loss, dscores = temporal_softmax_loss(scores, captions_out, mask)
         if regularisation is not None and regularisation.label_smoothing:
             smoothing = regularisation.label_smoothing
@@ -173,9 +180,9 @@ class CaptioningRNN:
 
         grads = {}
         dh, grads["W_vocab"], grads["b_vocab"] = temporal_affine_backward(dscores, vocab_cache)
-        dh = dh * vocab_mask
+        dh = _masked(dh, read_mask)
         dwords, dh0, grads["Wx"], grads["Wh"], grads["b"] = backward(dh, cell_cache)
-        grads["W_embed"] = word_embedding_backward(dwords * embed_mask, embed_cache)
+        grads["W_embed"] = word_embedding_backward(_masked(dwords, embed_mask), embed_cache)
         _, grads["W_proj"], grads["b_proj"] = affine_backward(dh0, project_cache)
         return loss, grads
 
@@ -275,6 +282,11 @@ class CaptioningRNN:
             if stop_at_end:
                 running &= word != self._end
         return captions
+
+
+def _masked(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return ``x * mask``, with zero where the mask is zero and x is no number."""
+    return np.where(mask, x * mask, 0).astype(x.dtype)
 
 
 def _smoothed(

@@ -68,14 +68,17 @@ def affine_backward(dout: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndar
     Raises
     ------
     TypeError
-        If the common dtype of `dout` and the cache is neither float32 nor float64.
+        If the common dtype of `dout` and the cache is neither float32 nor float64, or `cache` is
+        no tuple.
     ValueError
-        If `dout` does not have the shape of the output.
+        If `dout` does not have the shape of the output, or `cache` is that of another function.
     """
-    x, w, _ = cache
+    x, w, _ = _checks.parts_of(cache, "x w b")
     dout, x, w = _checks.as_floats(dout=dout, x=x, w=w)
-    _checks.match_shapes({"N": x.shape[0], "M": w.shape[1]}, dout=(dout, "N M"))
-    rows = x.reshape(x.shape[0], w.shape[0])
+    if x.ndim == 0:
+        raise ValueError("x has shape (); expected (N, d_1, ..., d_k)")
+    rows = x.reshape(x.shape[0], int(np.prod(x.shape[1:])))
+    _checks.match_shapes({"N": len(rows), "D": rows.shape[1]}, w=(w, "D M"), dout=(dout, "N M"))
     return (dout @ w.T).reshape(x.shape), rows.T @ dout, dout.sum(axis=0)
 
 

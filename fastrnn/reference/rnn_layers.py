@@ -290,14 +290,18 @@ def word_embedding_backward(dout: np.ndarray, cache: tuple) -> np.ndarray:
     Raises
     ------
     TypeError
-        If the common dtype of `dout` and the vectors is neither float32 nor float64.
+        If the common dtype of `dout` and the vectors is neither float32 nor float64, the ids of the
+        cache are not integer, or `cache` is no tuple.
     ValueError
-        If `dout` does not have the shape of the output.
+        If `dout` does not have the shape of the output, or `cache` is that of another function.
+    IndexError
+        If an id of the cache lies outside ``[-V, V)``.
     """
-    x, W = cache
+    x, W = _checks.parts_of(cache, "x W")
     dout, W = _checks.as_floats(dout=dout, W=W)
-    N, T = x.shape
-    _checks.match_shapes({"N": N, "T": T, "D": W.shape[1]}, dout=(dout, "N T D"))
+    (x,) = _checks.as_integers(x=x)
+    sizes = _checks.match_shapes(x=(x, "N T"), W=(W, "V D"), dout=(dout, "N T D"))
+    _checks.check_ids("x", x, sizes["V"])
 
     dW = np.zeros_like(W)
     np.add.at(dW, x, dout)  # unlike dW[x] += dout, this adds up for words that repeat
@@ -592,15 +596,15 @@ def temporal_affine_backward(
     Raises
     ------
     TypeError
-        If the common dtype of `dout` and the cache is neither float32 nor float64.
+        If the common dtype of `dout` and the cache is neither float32 nor float64, or `cache` is
+        no tuple.
     ValueError
-        If `dout` does not have the shape of the output.
+        If `dout` does not have the shape of the output, or `cache` is that of another function.
     """
-    x, w, b, _ = cache
-    dout, x = _checks.as_floats(dout=dout, x=x)
-    N, T, D = x.shape
-    M = w.shape[1]
-    _checks.match_shapes({"N": N, "T": T, "M": M}, dout=(dout, "N T M"))
+    x, w, b, _ = _checks.parts_of(cache, "x w b out")
+    dout, x, w = _checks.as_floats(dout=dout, x=x, w=w)
+    sizes = _checks.match_shapes(x=(x, "N T D"), w=(w, "D M"), dout=(dout, "N T M"))
+    N, T, D, M = (sizes[axis] for axis in "NTDM")
     dx, dw, db = affine_backward(dout.reshape(N * T, M), (x.reshape(N * T, D), w, b))
     return dx.reshape(N, T, D), dw, db
 
