@@ -161,6 +161,10 @@ cdef tuple affine_gradients_of(cnp.ndarray dout, cnp.ndarray x, cnp.ndarray w, p
     return dx, dw, db
 
 
+cdef inline bint has_parts(object cache, Py_ssize_t count):
+    return type(cache) is tuple and len(<tuple> cache) == count
+
+
 cdef ptrdiff_t row_size(cnp.ndarray x) except? -2:
     """The elements of x (N, d_1, ..., d_k) in each row; -1 where it has no axis of rows."""
     cdef ptrdiff_t size = 1
@@ -185,7 +189,7 @@ def affine_forward(x, w, b):
 
 def affine_backward(dout, cache):
     cdef cnp.ndarray dout_, x_, w_
-    x, w, _ = checks.parts_of(cache, "x w b")
+    x, w, _ = cache if has_parts(cache, 3) else checks.parts_of(cache, "x w b")
     dout_, x_, w_ = floats(("dout", "x", "w"), (dout, x, w))
     cdef ptrdiff_t D = row_size(x_)
     if D < 0 or not has_shape(w_, 2, D, dim(w_, 1)) or not has_shape(dout_, 2, dim(x_, 0), dim(w_, 1)):
@@ -205,7 +209,7 @@ def temporal_affine_forward(x, w, b):
 
 def temporal_affine_backward(dout, cache):
     cdef cnp.ndarray dout_, x_, w_
-    x, w, _, _ = checks.parts_of(cache, "x w b out")
+    x, w, _, _ = cache if has_parts(cache, 4) else checks.parts_of(cache, "x w b out")
     dout_, x_, w_ = floats(("dout", "x", "w"), (dout, x, w))
     if (cnp.PyArray_NDIM(x_) != 3 or not has_shape(w_, 2, dim(x_, 2), dim(w_, 1))
             or not has_shape(dout_, 3, dim(x_, 0), dim(x_, 1), dim(w_, 1))):
@@ -247,7 +251,7 @@ cdef void gather(char* out, const char* rows, const ptrdiff_t* ids, ptrdiff_t co
 def word_embedding_backward(dout, cache):
     cdef cnp.ndarray x_, dout_, W_, dW
     cdef bint known
-    x, W = checks.parts_of(cache, "x W")
+    x, W = cache if has_parts(cache, 2) else checks.parts_of(cache, "x W")
     dout_, W_ = floats(("dout", "W"), (dout, W))
     x_ = ids_of("x", x)
     cdef ptrdiff_t V = dim(W_, 0), D = dim(W_, 1), count

@@ -606,7 +606,8 @@ cdef Sequence start(bint lstm, cnp.ndarray x, cnp.ndarray h0, cnp.ndarray Wx, cn
     if lengths is None:
         s.allocate(NULL, N, T, D, H, lstm, cnp.PyArray_TYPE(x))
     else:
-        lengths_ = np.require(checks.as_lengths(lengths, N, T), requirements="CA")
+        # a copy, so that what is checked is what is used
+        lengths_ = np.require(checks.as_lengths(np.array(lengths), N, T), requirements="CA")
         s.allocate(<ptrdiff_t*> data(lengths_), N, T, D, H, lstm, cnp.PyArray_TYPE(x))
     s.x, s.Wx, s.Wh = x, Wx, Wh
     s.step = cnp.PyArray_NDIM(x) == 2

@@ -103,10 +103,11 @@ def parts_of(cache, names: str) -> tuple:
     ValueError
         If it has another number of parts.
     """
-    expected = f"expected the cache of the forward pass, ({', '.join(names.split())})"
+    parts = names.split()
+    expected = f"expected the cache of the forward pass, ({', '.join(parts)})"
     if not isinstance(cache, (tuple, list)):
         raise TypeError(f"cache is {type(cache).__name__}; {expected}")
-    if len(cache) != len(names.split()):
+    if len(cache) != len(parts):
         raise ValueError(f"cache has {len(cache)} parts; {expected}")
     return tuple(cache)
 
