@@ -1,6 +1,6 @@
 /* What does not depend on the instruction set: the choice of one, the denormal mode, memory, fork. */
 #if defined(__linux__)
-#define _GNU_SOURCE
+#define _GNU_SOURCE /* clock_gettime(), madvise() */
 #endif
 #include "fastrnn.h"
 
@@ -164,7 +164,11 @@ void frn_free(void *memory) {
 
 double frn_seconds(void) {
     struct timespec now;
+#if defined(CLOCK_MONOTONIC)
+    clock_gettime(CLOCK_MONOTONIC, &now); /* no one sets this clock */
+#else
     timespec_get(&now, TIME_UTC);
+#endif
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 

@@ -44,7 +44,7 @@ void frn_denormals_restore(uint64_t mode);
 void *frn_alloc(size_t bytes);
 void frn_free(void *memory);
 
-/* The time of day in seconds: to take differences of. */
+/* Seconds since some moment: to take differences of. */
 double frn_seconds(void);
 
 /* After fork() a child has none of its parent's threads: 1 in such a child, 0 elsewhere. */
