@@ -17,24 +17,55 @@ from ._core import optim as _core
 from .reference import checks as _checks
 
 
-def _stepped(step: Callable[..., Any], w: np.ndarray, dw: np.ndarray, **states: Any) -> Any:
-    """Run ``step(w, dw, *states)`` on arrays that the core takes as they are.
+def _stepped(
+    step: Callable[..., tuple[np.ndarray, ...]],
+    w: np.ndarray,
+    dw: np.ndarray,
+    in_place: bool,
+    **states: Any,
+) -> tuple[np.ndarray, ...]:
+    """Run ``step(w, dw, *states, in_place)`` of the core; return the new states.
 
-    Where `w` is not contiguous a copy is stepped and written back; a state that is None becomes
-    zeros.
+    Arrays that the core does not take as they are (subclasses, other dtypes or orders, arrays that
+    share memory) are copied for it, and what it makes of the copies goes where it belongs.
     """
+    if _core.fits(w, (dw, *states.values()), in_place):
+        return step(w, dw, *states.values(), in_place)
     w, dw = _checks.as_weights(w, dw)
-    arrays = []
+    copies = [_copied(_checks.as_state(name, state, w)) for name, state in states.items()]
     for name, state in states.items():
-        state = np.zeros_like(w, order="C") if state is None else np.asarray(state, dtype=w.dtype)
-        if state.shape != w.shape:
-            raise ValueError(f"{name} has shape {state.shape}; expected the shape of w, {w.shape}")
-        arrays.append(np.require(state, requirements=["C", "A"]))
-    stepped = w if w.flags.carray else np.require(w, requirements=["C", "A"])
-    found = step(stepped, np.require(dw, requirements=["C", "A"]), *arrays)
-    if stepped is not w:
-        w[...] = stepped
-    return found
+        if in_place and isinstance(state, np.ndarray) and not state.flags.writeable:
+            raise ValueError(f"{name} is read-only; expected an array that can be changed in place")
+    plain, masked = np.asarray(w), isinstance(w, np.ma.MaskedArray)
+    stepped = plain if _core.fits(plain) and not masked else _copied(plain)
+    found = step(stepped, _copied(dw), *copies, False)
+    if stepped is not plain:
+        # what is masked stays, as it does with NumPy's operators
+        np.copyto(plain, stepped, where=~np.ma.getmaskarray(w) if masked else True)
+    return tuple(
+        _kept(state, new) if in_place else new
+        for state, new in zip(states.values(), found, strict=True)
+    )
+
+
+def _plain(a: Any) -> Any:
+    """The memory of a subclass as an array of NumPy's own class; masks stay, for they count."""
+    if type(a) is np.ndarray or not isinstance(a, np.ndarray) or isinstance(a, np.ma.MaskedArray):
+        return a
+    return a.view(np.ndarray)
+
+
+def _copied(a: np.ndarray) -> np.ndarray:
+    """A copy as the core takes it."""
+    return np.array(a, order="C", subok=False)
+
+
+def _kept(state: Any, new: np.ndarray) -> np.ndarray:
+    """The new state in the array of the old one, where that is an array of its dtype."""
+    if not isinstance(state, np.ndarray) or state.dtype != new.dtype:
+        return new
+    np.copyto(np.asarray(state), new)
+    return state
 
 
 def sgd(
@@ -65,12 +96,11 @@ def sgd(
     TypeError
         If `w` is no float32 or float64 array, or `dw` is not numeric.
     ValueError
-        If the shapes differ, or `w` is read-only.
+        If the shapes differ, or `w` is read-only, or state that is to be changed in place.
     """
     config = {} if config is None else config
-    rate = config.setdefault("learning_rate", 1e-2)
-    if _core.sgd(w, dw, rate) is None:
-        _stepped(lambda w, dw: _core.sgd(w, dw, rate), w, dw)
+    rate = float(config.setdefault("learning_rate", 1e-2))
+    _stepped(lambda w, dw, _: _core.sgd(w, dw, rate), w, dw, in_place)
     return w, config
 
 
@@ -90,6 +120,7 @@ def sgd_momentum(
         of `w`, default zeros).
     in_place : bool, default False
         Change the arrays of the state in place, too, rather than put new ones into `config`.
+        State of another dtype than `w` is replaced by arrays of its dtype all the same.
 
     Returns
     -------
@@ -103,7 +134,7 @@ def sgd_momentum(
     TypeError
         If `w` is no float32 or float64 array, or `dw` is not numeric.
     ValueError
-        If the shapes differ, or `w` is read-only.
+        If the shapes differ, or `w` is read-only, or state that is to be changed in place.
 
     References
     ----------
@@ -111,17 +142,13 @@ def sgd_momentum(
     deep learning", 2013, equations 1 and 2.
     """
     config = {} if config is None else config
-    rate = config.setdefault("learning_rate", 1e-2)
-    momentum = config.setdefault("momentum", 0.9)
-    velocity = config.get("velocity")
+    rate = float(config.setdefault("learning_rate", 1e-2))
+    momentum = float(config.setdefault("momentum", 0.9))
 
-    def step(w: np.ndarray, dw: np.ndarray, velocity: Any) -> Any:
+    def step(w: np.ndarray, dw: np.ndarray, velocity: np.ndarray, in_place: bool) -> Any:
         return _core.sgd_momentum(w, dw, velocity, rate, momentum, in_place)
 
-    following = None if velocity is None else step(w, dw, velocity)
-    if following is None:
-        following = _stepped(step, w, dw, velocity=velocity)
-    config["velocity"] = following
+    (config["velocity"],) = _stepped(step, w, dw, in_place, velocity=config.get("velocity"))
     return w, config
 
 
@@ -143,6 +170,7 @@ def rmsprop(
         (default 1e-8), ``cache`` (shape of `w`, default zeros).
     in_place : bool, default False
         Change the arrays of the state in place, too, rather than put new ones into `config`.
+        State of another dtype than `w` is replaced by arrays of its dtype all the same.
 
     Returns
     -------
@@ -156,23 +184,21 @@ def rmsprop(
     TypeError
         If `w` is no float32 or float64 array, or `dw` is not numeric.
     ValueError
-        If the shapes differ, or `w` is read-only.
+        If the shapes differ, or `w` is read-only, or state that is to be changed in place.
 
     References
     ----------
     Tieleman and Hinton, "Lecture 6.5: rmsprop", Neural Networks for Machine Learning, 2012.
     """
     config = {} if config is None else config
-    rate = config.setdefault("learning_rate", 1e-2)
-    decay_rate = config.setdefault("decay_rate", 0.99)
-    epsilon = config.setdefault("epsilon", 1e-8)
-    cache = config.get("cache")
+    rate = float(config.setdefault("learning_rate", 1e-2))
+    decay_rate = float(config.setdefault("decay_rate", 0.99))
+    epsilon = float(config.setdefault("epsilon", 1e-8))
 
-    def step(w: np.ndarray, dw: np.ndarray, cache: Any) -> Any:
+    def step(w: np.ndarray, dw: np.ndarray, cache: np.ndarray, in_place: bool) -> Any:
         return _core.rmsprop(w, dw, cache, rate, decay_rate, epsilon, in_place)
 
-    following = None if cache is None else step(w, dw, cache)
-    config["cache"] = _stepped(step, w, dw, cache=cache) if following is None else following
+    (config["cache"],) = _stepped(step, w, dw, in_place, cache=config.get("cache"))
     return w, config
 
 
@@ -195,6 +221,7 @@ def adam(
         (1e-8), ``m`` and ``v`` (shape of `w`, zeros), ``t`` (steps taken, 0).
     in_place : bool, default False
         Change the arrays of the state in place, too, rather than put new ones into `config`.
+        State of another dtype than `w` is replaced by arrays of its dtype all the same.
 
     Returns
     -------
@@ -208,7 +235,7 @@ def adam(
     TypeError
         If `w` is no float32 or float64 array, or `dw` is not numeric.
     ValueError
-        If the shapes differ, or `w` is read-only.
+        If the shapes differ, or `w` is read-only, or state that is to be changed in place.
 
     Notes
     -----
@@ -237,6 +264,7 @@ def adamw(
         `adam`'s, and ``weight_decay`` (default 1e-2).
     in_place : bool, default False
         Change the arrays of the state in place, too, rather than put new ones into `config`.
+        State of another dtype than `w` is replaced by arrays of its dtype all the same.
 
     Returns
     -------
@@ -250,7 +278,7 @@ def adamw(
     TypeError
         If `w` is no float32 or float64 array, or `dw` is not numeric.
     ValueError
-        If the shapes differ, or `w` is read-only.
+        If the shapes differ, or `w` is read-only, or state that is to be changed in place.
 
     References
     ----------
@@ -258,27 +286,26 @@ def adamw(
     is multiplied by the learning rate, as PyTorch's AdamW has it.
     """
     config = {} if config is None else config
-    return _adam(w, dw, config, config.setdefault("weight_decay", 1e-2), in_place)
+    return _adam(w, dw, config, float(config.setdefault("weight_decay", 1e-2)), in_place)
 
 
 def _adam(
     w: np.ndarray, dw: np.ndarray, config: dict | None, weight_decay: float, in_place: bool
 ) -> tuple[np.ndarray, dict]:
     config = {} if config is None else config
-    rate = config.setdefault("learning_rate", 1e-3)
-    beta1, beta2 = config.setdefault("beta1", 0.9), config.setdefault("beta2", 0.999)
-    epsilon = config.setdefault("epsilon", 1e-8)
+    rate = float(config.setdefault("learning_rate", 1e-3))
+    beta1 = float(config.setdefault("beta1", 0.9))
+    beta2 = float(config.setdefault("beta2", 0.999))
+    epsilon = float(config.setdefault("epsilon", 1e-8))
     t = config.setdefault("t", 0) + 1
-    m, v = config.get("m"), config.get("v")
     alpha = rate * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
     keep = 1 - rate * weight_decay
 
-    def step(w: np.ndarray, dw: np.ndarray, m: Any, v: Any) -> Any:
+    def step(w: np.ndarray, dw: np.ndarray, m: np.ndarray, v: np.ndarray, in_place: bool) -> Any:
         return _core.adam(w, dw, m, v, alpha, beta1, beta2, epsilon, keep, in_place)
 
-    moments = None if m is None or v is None else step(w, dw, m, v)
-    config["m"], config["v"] = _stepped(step, w, dw, m=m, v=v) if moments is None else moments
-    config["t"] = t
+    moments = _stepped(step, w, dw, in_place, m=config.get("m"), v=config.get("v"))
+    (config["m"], config["v"]), config["t"] = moments, t
     return w, config
 
 
@@ -303,8 +330,10 @@ def clip_by_value(grads: Mapping[str, np.ndarray], limit: float) -> None:
         If `limit` is not positive, or a gradient is read-only.
     """
     _checks.check_gradients(grads, limit)
-    for grad in grads.values():
-        if _core.clip(grad, limit) is None:
+    for grad in map(_plain, grads.values()):
+        if _core.fits(grad):
+            _core.clip(grad, limit)
+        else:
             np.clip(grad, -limit, limit, out=grad)
 
 
@@ -338,11 +367,13 @@ def clip_by_norm(grads: Mapping[str, np.ndarray], limit: float) -> float:
     _checks.check_gradients(grads, limit)
     squares = 0.0
     for grad in grads.values():
-        squares += _core.sum_of_squares(np.require(grad, requirements=["C", "A"]))
+        squares += _core.sum_of_squares(np.require(np.asarray(grad), requirements=["C", "A"]))
     norm = squares**0.5
     if norm > limit:
-        for grad in grads.values():
-            if _core.scale(grad, limit / norm) is None:
+        for grad in map(_plain, grads.values()):
+            if _core.fits(grad):
+                _core.scale(grad, limit / norm)
+            else:
                 grad *= limit / norm
     return norm
 
@@ -375,7 +406,10 @@ def average(mean: np.ndarray, w: np.ndarray, rate: float) -> np.ndarray:
     ----------
     Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992.
     """
-    if _core.average(mean, w, rate) is None:
+    plain, other = _plain(mean), _plain(w)
+    if _core.fits(plain, (other,)):
+        _core.average(plain, other, rate)
+    else:
         mean, w = _checks.as_weights(mean, w, ("mean", "w"))
         mean += rate * (w - mean)
     return mean

@@ -2,32 +2,38 @@ from typing import Any
 
 from numpy import ndarray
 
-def sgd(w: Any, dw: Any, learning_rate: float) -> bool | None: ...
+def fits(w: Any, others: tuple[Any, ...] = ..., in_place: bool = ...) -> bool: ...
+def sgd(w: ndarray, dw: ndarray, learning_rate: float) -> tuple[()]: ...
 def sgd_momentum(
-    w: Any, dw: Any, velocity: Any, learning_rate: float, momentum: float, in_place: bool
-) -> ndarray | None: ...
+    w: ndarray,
+    dw: ndarray,
+    velocity: ndarray,
+    learning_rate: float,
+    momentum: float,
+    in_place: bool,
+) -> tuple[ndarray]: ...
 def rmsprop(
-    w: Any,
-    dw: Any,
-    cache: Any,
+    w: ndarray,
+    dw: ndarray,
+    cache: ndarray,
     learning_rate: float,
     decay_rate: float,
     epsilon: float,
     in_place: bool,
-) -> ndarray | None: ...
+) -> tuple[ndarray]: ...
 def adam(
-    w: Any,
-    dw: Any,
-    m: Any,
-    v: Any,
+    w: ndarray,
+    dw: ndarray,
+    m: ndarray,
+    v: ndarray,
     alpha: float,
     beta1: float,
     beta2: float,
     epsilon: float,
     keep: float,
     in_place: bool,
-) -> tuple[ndarray, ndarray] | None: ...
-def clip(x: Any, limit: float) -> bool | None: ...
-def scale(x: Any, factor: float) -> bool | None: ...
-def average(mean: Any, w: Any, rate: float) -> bool | None: ...
+) -> tuple[ndarray, ndarray]: ...
+def clip(x: ndarray, limit: float) -> None: ...
+def scale(x: ndarray, factor: float) -> None: ...
+def average(mean: ndarray, w: ndarray, rate: float) -> None: ...
 def sum_of_squares(x: ndarray) -> float: ...

@@ -9,7 +9,7 @@ from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
 
 from . cimport kernels
-from .arrays cimport data, new_like
+from .arrays cimport data, new_like, overlap
 from .kernels cimport share, threads_for
 
 cnp.import_array()
@@ -66,29 +66,40 @@ cdef void run(const Step* step, floating* w, floating* new_a, floating* new_b, c
                 part(step, w, new_a, new_b, a, b, dw, share(n, q, threads, 64), share(n, q + 1, threads, 64))
 
 
-cdef bint fits(object w, object dw, object a, object b) noexcept:
-    """Whether w is a writeable C-contiguous float array, and the others, where not None, are of its shape and dtype."""
-    cdef object array
-    cdef int kind
-    if type(w) is not np.ndarray or dw is None:
+cdef inline bint alike(object array, cnp.ndarray w, bint writeable) noexcept:
+    """Whether an array is NumPy's own, of the shape and dtype of w, C-contiguous, and elsewhere in memory."""
+    cdef cnp.ndarray a
+    if type(array) is not np.ndarray:
         return False
-    kind = cnp.PyArray_TYPE(<cnp.ndarray> w)
-    if kind != cnp.NPY_FLOAT32 and kind != cnp.NPY_FLOAT64:
+    a = array
+    return (cnp.PyArray_TYPE(a) == cnp.PyArray_TYPE(w) and cnp.PyArray_SAMESHAPE(a, w)
+            and (cnp.PyArray_ISCARRAY(a) if writeable else cnp.PyArray_ISCARRAY_RO(a)) and not overlap(a, w))
+
+
+def fits(w, tuple others=(), bint in_place=False):
+    """Whether the functions below take w, and `others` beside it: a gradient, and state that in_place is written over.
+
+    w is a writeable C-contiguous array of float32 or float64, the others are of its shape and dtype, and no two of them
+    share memory.
+    """
+    cdef Py_ssize_t k, earlier
+    if type(w) is not np.ndarray or not cnp.PyArray_ISCARRAY(<cnp.ndarray> w):
         return False
-    if not cnp.PyArray_ISCARRAY(<cnp.ndarray> w):
+    if cnp.PyArray_TYPE(<cnp.ndarray> w) not in (cnp.NPY_FLOAT32, cnp.NPY_FLOAT64):
         return False
-    for array in (dw, a, b):
-        if array is None:
-            continue
-        if (type(array) is not np.ndarray or cnp.PyArray_TYPE(<cnp.ndarray> array) != kind
-                or not cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> array)
-                or not cnp.PyArray_SAMESHAPE(<cnp.ndarray> array, <cnp.ndarray> w)):
+    for k in range(len(others)):
+        if not alike(others[k], w, in_place and k > 0):
             return False
+        for earlier in range(k):
+            if overlap(others[k], others[earlier]):
+                return False
     return True
 
 
-cdef object like(cnp.ndarray w):
-    return new_like(w)
+cdef int check(object w, tuple others, bint in_place) except -1:
+    if not fits(w, others, in_place):
+        raise ValueError("arrays that fits() refuses")
+    return 0
 
 
 cdef int apply(const Step* step, cnp.ndarray w, cnp.ndarray new_a, cnp.ndarray new_b, cnp.ndarray a, cnp.ndarray b,
@@ -104,76 +115,65 @@ cdef int apply(const Step* step, cnp.ndarray w, cnp.ndarray new_a, cnp.ndarray n
     return 0
 
 
-# Each rule changes w and returns the new state, in arrays of its own unless in_place. It returns None, and does
-# nothing, where the arrays are not what the core can work on; fastrnn.optim then makes them so, or says why not.
+# Each rule changes w and returns the new state, in arrays of its own unless in_place. What fits() refuses raises.
 
 def sgd(w, dw, double learning_rate):
-    """w -= learning_rate dw. Returns True."""
+    """w -= learning_rate dw. Returns ()."""
     cdef Step step = Step(SGD, learning_rate, 0, 0, 0, 1)
-    if not fits(w, dw, None, None):
-        return None
+    check(w, (dw,), False)
     apply(&step, w, None, None, None, None, dw)
-    return True
+    return ()
 
 
 def sgd_momentum(w, dw, velocity, double learning_rate, double momentum, bint in_place):
-    """v = momentum velocity - learning_rate dw; w += v. Returns v."""
+    """v = momentum velocity - learning_rate dw; w += v. Returns (v,)."""
     cdef Step step = Step(MOMENTUM, learning_rate, momentum, 0, 0, 1)
-    if not fits(w, dw, velocity, None):
-        return None
-    v = velocity if in_place else like(w)
+    check(w, (dw, velocity), in_place)
+    v = velocity if in_place else new_like(w)
     apply(&step, w, v, None, velocity, None, dw)
-    return v
+    return (v,)
 
 
 def rmsprop(w, dw, cache, double learning_rate, double decay_rate, double epsilon, bint in_place):
-    """c = decay_rate cache + (1 - decay_rate) dw^2; w -= learning_rate dw / (sqrt(c) + epsilon). Returns c."""
+    """c = decay_rate cache + (1 - decay_rate) dw^2; w -= learning_rate dw / (sqrt(c) + epsilon). Returns (c,)."""
     cdef Step step = Step(RMSPROP, learning_rate, decay_rate, 0, epsilon, 1)
-    if not fits(w, dw, cache, None):
-        return None
-    c = cache if in_place else like(w)
+    check(w, (dw, cache), in_place)
+    c = cache if in_place else new_like(w)
     apply(&step, w, c, None, cache, None, dw)
-    return c
+    return (c,)
 
 
 def adam(w, dw, m, v, double alpha, double beta1, double beta2, double epsilon, double keep, bint in_place):
     """m, v = their moving averages after dw; w = keep w - alpha m / (sqrt(v) + epsilon). Returns (m, v)."""
     cdef Step step = Step(ADAM, alpha, beta1, beta2, epsilon, keep)
-    if not fits(w, dw, m, v):
-        return None
-    next_m, next_v = (m, v) if in_place else (like(w), like(w))
+    check(w, (dw, m, v), in_place)
+    next_m, next_v = (m, v) if in_place else (new_like(w), new_like(w))
     apply(&step, w, next_m, next_v, m, v, dw)
     return next_m, next_v
 
 
 # ---- Gradients and averages ------------------------------------------------------------------------------------------
-# Each changes its first argument and returns True, or None where the core cannot work on the arrays.
+# Each changes its first argument. What fits() refuses raises.
 
 def clip(x, double limit):
     """x = min(max(x, -limit), limit)."""
     cdef Step step = Step(CLIP, limit, 0, 0, 0, 1)
-    if not fits(x, x, None, None):
-        return None
+    check(x, (), False)
     apply(&step, x, None, None, None, None, x)
-    return True
 
 
 def scale(x, double factor):
     """x *= factor."""
     cdef Step step = Step(SCALE, factor, 0, 0, 0, 1)
-    if not fits(x, x, None, None):
-        return None
+    check(x, (), False)
     apply(&step, x, None, None, None, None, x)
-    return True
 
 
 def average(mean, w, double rate):
     """mean += rate (w - mean)."""
     cdef Step step = Step(AVERAGE, rate, 0, 0, 0, 1)
-    if not fits(mean, w, None, None):
-        return None
+    check(mean, (w,), False)
     apply(&step, mean, None, None, None, None, w)
-    return True
 
 
 cdef double squares(const floating* x, ptrdiff_t n, double[::1] sums) noexcept:

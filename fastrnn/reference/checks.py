@@ -194,6 +194,26 @@ def as_weights(
     return w, dw.astype(w.dtype, copy=False)
 
 
+def as_state(name: str, state, w: np.ndarray) -> np.ndarray:
+    """What an update rule remembers of `w`, a plain array of its shape and dtype; zeros for None.
+
+    Raises
+    ------
+    TypeError
+        If `state` does not hold real numbers.
+    ValueError
+        If it does not have the shape of `w`.
+    """
+    if state is None:
+        return np.zeros(w.shape, w.dtype)
+    state = np.asarray(state)
+    if state.dtype.kind not in "biuf":
+        raise TypeError(f"{name} has dtype {state.dtype}; expected {w.dtype}")
+    if state.shape != w.shape:
+        raise ValueError(f"{name} has shape {state.shape}; expected the shape of w, {w.shape}")
+    return state.astype(w.dtype, copy=False)
+
+
 def as_int(name: str, value) -> int:
     """`value` as an int.
 

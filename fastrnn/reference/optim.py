@@ -83,10 +83,9 @@ def sgd_momentum(
     config = {} if config is None else config
     config.setdefault("learning_rate", 1e-2)
     config.setdefault("momentum", 0.9)
-    if config.get("velocity") is None:
-        config["velocity"] = np.zeros_like(w)
+    velocity = _checks.as_state("velocity", config.get("velocity"), w)
 
-    v = float(config["momentum"]) * config["velocity"] - float(config["learning_rate"]) * dw
+    v = float(config["momentum"]) * velocity - float(config["learning_rate"]) * dw
     w += v
     config["velocity"] = v
     return w, config
@@ -130,11 +129,10 @@ def rmsprop(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[
     config.setdefault("learning_rate", 1e-2)
     config.setdefault("decay_rate", 0.99)
     config.setdefault("epsilon", 1e-8)
-    if config.get("cache") is None:
-        config["cache"] = np.zeros_like(w)
+    cache = _checks.as_state("cache", config.get("cache"), w)
 
     rho = float(config["decay_rate"])
-    cache = rho * config["cache"] + (1 - rho) * dw * dw
+    cache = rho * cache + (1 - rho) * dw * dw
     w -= float(config["learning_rate"]) * dw / (np.sqrt(cache) + float(config["epsilon"]))
     config["cache"] = cache
     return w, config
@@ -179,6 +177,12 @@ def adam(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.
     ----------
     Kingma and Ba, "Adam: a method for stochastic optimization", 2015.
     """
+    return _adam(w, dw, config, 0.0)
+
+
+def _adam(
+    w: np.ndarray, dw: np.ndarray, config: dict | None, weight_decay: float
+) -> tuple[np.ndarray, dict]:
     w, dw = _checks.as_weights(w, dw)
     config = {} if config is None else config
     config.setdefault("learning_rate", 1e-3)
@@ -186,16 +190,17 @@ def adam(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.
     config.setdefault("beta2", 0.999)
     config.setdefault("epsilon", 1e-8)
     config.setdefault("t", 0)
-    for moment in ("m", "v"):
-        if config.get(moment) is None:
-            config[moment] = np.zeros_like(w)
+    m, v = (_checks.as_state(name, config.get(name), w) for name in ("m", "v"))
 
+    rate, epsilon = float(config["learning_rate"]), float(config["epsilon"])
     beta1, beta2 = float(config["beta1"]), float(config["beta2"])
     t = config["t"] + 1
-    m = beta1 * config["m"] + (1 - beta1) * dw
-    v = beta2 * config["v"] + (1 - beta2) * dw * dw
-    alpha = float(config["learning_rate"]) * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
-    w -= alpha * m / (np.sqrt(v) + float(config["epsilon"]))
+    m = beta1 * m + (1 - beta1) * dw
+    v = beta2 * v + (1 - beta2) * dw * dw
+    alpha = rate * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
+    if weight_decay:
+        w *= 1 - rate * weight_decay
+    w -= alpha * m / (np.sqrt(v) + epsilon)
     config["m"], config["v"], config["t"] = m, v, t
     return w, config
 
@@ -231,11 +236,8 @@ def adamw(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np
     Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, algorithm 2; the decay
     is multiplied by the learning rate, as PyTorch's AdamW has it.
     """
-    w, dw = _checks.as_weights(w, dw)
     config = {} if config is None else config
-    rate = float(config.setdefault("learning_rate", 1e-3))
-    w *= 1 - rate * float(config.setdefault("weight_decay", 1e-2))
-    return adam(w, dw, config)
+    return _adam(w, dw, config, float(config.setdefault("weight_decay", 1e-2)))
 
 
 def clip_by_value(grads: dict[str, np.ndarray], limit: float) -> None:
@@ -288,7 +290,8 @@ def clip_by_norm(grads: dict[str, np.ndarray], limit: float) -> float:
     algorithm 1.
     """
     _checks.check_gradients(grads, limit)
-    norm = float(np.sqrt(sum((grad.astype(np.float64) ** 2).sum() for grad in grads.values())))
+    squares = (np.asarray(grad, dtype=np.float64) ** 2 for grad in grads.values())
+    norm = float(np.sqrt(sum(square.sum() for square in squares)))
     if norm > limit:
         for grad in grads.values():
             grad *= limit / norm
