@@ -207,6 +207,7 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, double
 
     With log_probs (N, T), of zeros, the log-probabilities of the words go there, and there are no gradients.
     """
+    cdef int lap
     cdef size_t size = sizeof(floating)
     cdef ptrdiff_t N = task.N, T = task.T, V = task.V, D = task.D, W = task.W, H = task.H, G = task.G
     cdef Batch* batch = &task.batch
@@ -223,72 +224,87 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, double
     task.ldw = leading(W, size)
     block_bytes = vocabulary_room(task, size)
 
-    workspace.reserve(
-        room(batch_size(N, T), sizeof(ptrdiff_t)) + 11 * room(most, sizeof(ptrdiff_t))
-        + 2 * room(V + 1, sizeof(ptrdiff_t)) + room(N, sizeof(ptrdiff_t))
-        + room(most, sizeof(double)) + 2 * room(area(N + most, ldh), size) + room(area(most + 1, ldh), size)
-        + (room(area(most, ldh), size) if task.vocab_rate > 0 else 0)
-        + (room(area(most, task.ldw), size) if task.embed_rate > 0 else 0)
-        + room(area(most, ldg), size) + 2 * room(area(words, ldg), size) + room(area(most, task.ldv), size)
-        + 2 * room(area(N, ldh), size) + room(area(words, task.ldw), size)
-        + room(tiles_size(N, D, size), size) + room(packed_size(D, H, size), size)
-        + room(tiles_size(words, W, size), size) + room(packed_size(W, G, size), size)
-        + room(packed_size(H, G, size), size) + room(packed_size(G, H, size), size)
-        + room(packed_size(H, V, size), size) + room(packed_size(V, H, size), size)
-        + room(area(threads, block_bytes), 1)
-        + room(tiles_size(H, most, size), size) + room(packed_size(most, max(G, V), size), size)
-        + room(tiles_size(D, N, size), size) + room(packed_size(N, H, size), size)
-        + room(tiles_size(W, words, size), size) + room(packed_size(words, G, size), size)
-        + room(tiles_size(words, G, size), size) + room(packed_size(G, W, size), size))
-    cdef void* batch_memory = workspace.take(batch_size(N, T), sizeof(ptrdiff_t))
-    task.word = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
-    task.product_at = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
-    task.dh_at = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
-    task.h_at = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
-    task.scored_at = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
-    task.target = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
-    task.by_word = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
-    task.place = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
-    task.id = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
-    task.place_in = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
-    task.vector_at = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
-    task.start = <ptrdiff_t*> workspace.take(V + 1, sizeof(ptrdiff_t))
-    cdef ptrdiff_t* place = <ptrdiff_t*> workspace.take(V + 1, sizeof(ptrdiff_t))
-    task.feature_at = <ptrdiff_t*> workspace.take(N, sizeof(ptrdiff_t))
-    cdef double* losses = <double*> workspace.take(most, sizeof(double))
-    cdef floating* h = <floating*> workspace.take(area(N + most, ldh), size)
-    cdef floating* c = <floating*> workspace.take(area(N + most, ldh), size)
-    cdef floating* dh = <floating*> workspace.take(area(most + 1, ldh), size)
+    cdef void* batch_memory
+    cdef ptrdiff_t* place
+    cdef double* losses
+    cdef floating* h
+    cdef floating* c
+    cdef floating* dh
     cdef floating* h_read = NULL
     cdef floating* vectors = NULL
-    if task.vocab_rate > 0:
-        h_read = <floating*> workspace.take(area(most, ldh), size)
-    if task.embed_rate > 0:
-        vectors = <floating*> workspace.take(area(most, task.ldw), size)
-    cdef floating* gates = <floating*> workspace.take(area(most, ldg), size)
-    cdef floating* products = <floating*> workspace.take(area(words, ldg), size)
-    cdef floating* dproducts = <floating*> workspace.take(area(words, ldg), size)
-    cdef floating* dscores = <floating*> workspace.take(area(most, task.ldv), size)
-    cdef floating* dstate = <floating*> workspace.take(area(N, ldh), size)
-    cdef floating* dc = <floating*> workspace.take(area(N, ldh), size)
-    cdef floating* dvectors = <floating*> workspace.take(area(words, task.ldw), size)
-    cdef floating* feature_tiles = <floating*> workspace.take(tiles_size(N, D, size), size)
-    cdef floating* W_proj_packed = <floating*> workspace.take(packed_size(D, H, size), size)
-    cdef floating* word_tiles = <floating*> workspace.take(tiles_size(words, W, size), size)
-    cdef floating* Wx_packed = <floating*> workspace.take(packed_size(W, G, size), size)
-    cdef floating* Wh_packed = <floating*> workspace.take(packed_size(H, G, size), size)
-    cdef floating* Wh_transposed = <floating*> workspace.take(packed_size(G, H, size), size)
-    cdef floating* W_vocab_packed = <floating*> workspace.take(packed_size(H, V, size), size)
-    cdef floating* W_vocab_transposed = <floating*> workspace.take(packed_size(V, H, size), size)
-    cdef char* block_scratch = <char*> workspace.take(area(threads, block_bytes), 1)
-    cdef floating* left = <floating*> workspace.take(tiles_size(H, most, size), size)
-    cdef floating* right = <floating*> workspace.take(packed_size(most, max(G, V), size), size)
-    cdef floating* features_left = <floating*> workspace.take(tiles_size(D, N, size), size)
-    cdef floating* dstate_right = <floating*> workspace.take(packed_size(N, H, size), size)
-    cdef floating* words_left = <floating*> workspace.take(tiles_size(W, words, size), size)
-    cdef floating* dproducts_right = <floating*> workspace.take(packed_size(words, G, size), size)
-    cdef floating* dproducts_tiles = <floating*> workspace.take(tiles_size(words, G, size), size)
-    cdef floating* Wx_transposed = <floating*> workspace.take(packed_size(G, W, size), size)
+    cdef floating* gates
+    cdef floating* products
+    cdef floating* dproducts
+    cdef floating* dscores
+    cdef floating* dstate
+    cdef floating* dc
+    cdef floating* dvectors
+    cdef floating* feature_tiles
+    cdef floating* W_proj_packed
+    cdef floating* word_tiles
+    cdef floating* Wx_packed
+    cdef floating* Wh_packed
+    cdef floating* Wh_transposed
+    cdef floating* W_vocab_packed
+    cdef floating* W_vocab_transposed
+    cdef char* block_scratch
+    cdef floating* left
+    cdef floating* right
+    cdef floating* features_left
+    cdef floating* dstate_right
+    cdef floating* words_left
+    cdef floating* dproducts_right
+    cdef floating* dproducts_tiles
+    cdef floating* Wx_transposed
+    for lap in range(2):
+        workspace.begin(lap)
+        batch_memory = workspace.take(batch_size(N, T), sizeof(ptrdiff_t))
+        task.word = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
+        task.product_at = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
+        task.dh_at = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
+        task.h_at = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
+        task.scored_at = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
+        task.target = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
+        task.by_word = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
+        task.place = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
+        task.id = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
+        task.place_in = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
+        task.vector_at = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
+        task.start = <ptrdiff_t*> workspace.take(V + 1, sizeof(ptrdiff_t))
+        place = <ptrdiff_t*> workspace.take(V + 1, sizeof(ptrdiff_t))
+        task.feature_at = <ptrdiff_t*> workspace.take(N, sizeof(ptrdiff_t))
+        losses = <double*> workspace.take(most, sizeof(double))
+        h = <floating*> workspace.take(area(N + most, ldh), size)
+        c = <floating*> workspace.take(area(N + most, ldh), size)
+        dh = <floating*> workspace.take(area(most + 1, ldh), size)
+        if task.vocab_rate > 0:
+            h_read = <floating*> workspace.take(area(most, ldh), size)
+        if task.embed_rate > 0:
+            vectors = <floating*> workspace.take(area(most, task.ldw), size)
+        gates = <floating*> workspace.take(area(most, ldg), size)
+        products = <floating*> workspace.take(area(words, ldg), size)
+        dproducts = <floating*> workspace.take(area(words, ldg), size)
+        dscores = <floating*> workspace.take(area(most, task.ldv), size)
+        dstate = <floating*> workspace.take(area(N, ldh), size)
+        dc = <floating*> workspace.take(area(N, ldh), size)
+        dvectors = <floating*> workspace.take(area(words, task.ldw), size)
+        feature_tiles = <floating*> workspace.take(tiles_size(N, D, size), size)
+        W_proj_packed = <floating*> workspace.take(packed_size(D, H, size), size)
+        word_tiles = <floating*> workspace.take(tiles_size(words, W, size), size)
+        Wx_packed = <floating*> workspace.take(packed_size(W, G, size), size)
+        Wh_packed = <floating*> workspace.take(packed_size(H, G, size), size)
+        Wh_transposed = <floating*> workspace.take(packed_size(G, H, size), size)
+        W_vocab_packed = <floating*> workspace.take(packed_size(H, V, size), size)
+        W_vocab_transposed = <floating*> workspace.take(packed_size(V, H, size), size)
+        block_scratch = <char*> workspace.take(area(threads, block_bytes), 1)
+        left = <floating*> workspace.take(tiles_size(H, most, size), size)
+        right = <floating*> workspace.take(packed_size(most, max(G, V), size), size)
+        features_left = <floating*> workspace.take(tiles_size(D, N, size), size)
+        dstate_right = <floating*> workspace.take(packed_size(N, H, size), size)
+        words_left = <floating*> workspace.take(tiles_size(W, words, size), size)
+        dproducts_right = <floating*> workspace.take(packed_size(words, G, size), size)
+        dproducts_tiles = <floating*> workspace.take(tiles_size(words, G, size), size)
+        Wx_transposed = <floating*> workspace.take(packed_size(G, W, size), size)
     cdef const floating* nothing = NULL
     cdef floating* nowhere = NULL
     cdef const floating* embedding = params[0] if vectors == NULL else <const floating*> vectors

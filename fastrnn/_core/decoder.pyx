@@ -64,32 +64,46 @@ cdef cnp.ndarray describe(Decoder* d, tuple arrays, bint lstm):
     return features
 
 
-cdef size_t packed_room(const Decoder* d, bint every_word, size_t size) noexcept nogil:
-    """Bytes of scratchpad for pack_model()."""
-    return (room(area(d.N, d.ldh), size) + (room(area(d.V, d.ldg), size) if every_word else 0)
-            + room(packed_size(d.D, d.H, size), size) + room(packed_size(d.W, d.G, size), size)
-            + room(packed_size(d.H, d.G, size), size) + room(packed_size(d.H, d.V, size), size)
-            + room(max(tiles_size(d.N, d.D, size), tiles_size(d.V, d.W, size)), size))
+cdef struct Packed:
+    # the parts of a scratchpad that pack_model() fills in
+    void* h0
+    void* products
+    void* W_proj
+    void* Wx
+    void* Wh
+    void* W_vocab
+    void* tiles
 
 
-cdef void pack_model(Decoder* d, Workspace scratch, const floating* features, bint every_word, int threads) noexcept:
-    """Pack the weights and compute the first states, with every_word also the input product of every word."""
-    cdef size_t size = sizeof(floating)
+cdef Packed take_packed(const Decoder* d, Workspace scratch, bint every_word, size_t size) noexcept:
+    cdef Packed parts
+    parts.h0 = scratch.take(area(d.N, d.ldh), size)
+    parts.products = scratch.take(area(d.V, d.ldg), size) if every_word else NULL
+    parts.W_proj = scratch.take(packed_size(d.D, d.H, size), size)
+    parts.Wx = scratch.take(packed_size(d.W, d.G, size), size)
+    parts.Wh = scratch.take(packed_size(d.H, d.G, size), size)
+    parts.W_vocab = scratch.take(packed_size(d.H, d.V, size), size)
+    parts.tiles = scratch.take(max(tiles_size(d.N, d.D, size), tiles_size(d.V, d.W, size)), size)
+    return parts
+
+
+cdef void pack_model(Decoder* d, const Packed* parts, const floating* features, int threads) noexcept:
+    """Pack the weights and compute the first states, and where there is room also the input product of every word."""
     cdef ptrdiff_t V = d.V, W = d.W, H = d.H, G = d.G
-    cdef floating* h0 = <floating*> scratch.take(area(d.N, d.ldh), size)
-    cdef floating* products = <floating*> scratch.take(area(V, d.ldg), size) if every_word else NULL
-    cdef floating* W_proj = <floating*> scratch.take(packed_size(d.D, H, size), size)
-    cdef floating* Wx = <floating*> scratch.take(packed_size(W, G, size), size)
-    cdef floating* Wh = <floating*> scratch.take(packed_size(H, G, size), size)
-    cdef floating* W_vocab = <floating*> scratch.take(packed_size(H, V, size), size)
-    cdef floating* tiles = <floating*> scratch.take(max(tiles_size(d.N, d.D, size), tiles_size(V, W, size)), size)
+    cdef floating* h0 = <floating*> parts.h0
+    cdef floating* products = <floating*> parts.products
+    cdef floating* W_proj = <floating*> parts.W_proj
+    cdef floating* Wx = <floating*> parts.Wx
+    cdef floating* Wh = <floating*> parts.Wh
+    cdef floating* W_vocab = <floating*> parts.W_vocab
+    cdef floating* tiles = <floating*> parts.tiles
     cdef floating* nowhere = NULL
     with nogil:
         pack(W_proj, 0, nowhere, <const floating*> d.W_proj, NULL, H, 1, d.D, H, threads)
         pack_tiles(tiles, features, NULL, d.D, NULL, 1, d.N, d.D, threads)
         multiply(h0, d.ldh, tiles, W_proj, <const floating*> d.b_proj, d.N, H, d.D, False, threads)
         pack(Wx, 0, nowhere, <const floating*> d.Wx, NULL, G, 1, W, G, threads)
-        if every_word:
+        if products != NULL:
             pack_tiles(tiles, <const floating*> d.W_embed, NULL, W, NULL, 1, V, W, threads)
             multiply(products, d.ldg, tiles, Wx, <const floating*> d.b, V, G, W, False, threads)
         pack(Wh, 0, nowhere, <const floating*> d.Wh, NULL, G, 1, H, G, threads)
@@ -217,6 +231,7 @@ cdef void decode_few(const Decoder* d, int32_t* captions, floating* h, floating*
 
 cdef int decode(Decoder* d, int32_t* captions, const floating* features) except -1:
     """Greedy captions (N, T); places after the end of a row are left as they are."""
+    cdef int lap
     cdef size_t size = sizeof(floating), block_bytes
     cdef ptrdiff_t blocks, q, rows, N = d.N, words
     cdef int threads = threads_for(2.0 * N * d.T * d.H * (d.G + d.V))
@@ -229,21 +244,20 @@ cdef int decode(Decoder* d, int32_t* captions, const floating* features) except 
     cdef floating* products
     cdef ptrdiff_t* word
     cdef ptrdiff_t* place
+    cdef Packed parts
     cdef char* memory
     if N <= FEW:
         words = min(d.V, area(N, d.T))
-        scratch.reserve(2 * room(area(N, d.ldh), size) + room(area(N, d.ldg), size)
-                        + room(area(N, d.ldv), size) + room(area(N, d.W), size)
-                        + room(area(words, d.ldg), size) + room(N, sizeof(ptrdiff_t))
-                        + room(d.V, sizeof(ptrdiff_t)))
-        h = <floating*> scratch.take(area(N, d.ldh), size)
-        c = <floating*> scratch.take(area(N, d.ldh), size)
-        gates = <floating*> scratch.take(area(N, d.ldg), size)
-        scores = <floating*> scratch.take(area(N, d.ldv), size)
-        x = <floating*> scratch.take(area(N, d.W), size)
-        products = <floating*> scratch.take(area(words, d.ldg), size)
-        word = <ptrdiff_t*> scratch.take(N, sizeof(ptrdiff_t))
-        place = <ptrdiff_t*> scratch.take(d.V, sizeof(ptrdiff_t))
+        for lap in range(2):
+            scratch.begin(lap)
+            h = <floating*> scratch.take(area(N, d.ldh), size)
+            c = <floating*> scratch.take(area(N, d.ldh), size)
+            gates = <floating*> scratch.take(area(N, d.ldg), size)
+            scores = <floating*> scratch.take(area(N, d.ldv), size)
+            x = <floating*> scratch.take(area(N, d.W), size)
+            products = <floating*> scratch.take(area(words, d.ldg), size)
+            word = <ptrdiff_t*> scratch.take(N, sizeof(ptrdiff_t))
+            place = <ptrdiff_t*> scratch.take(d.V, sizeof(ptrdiff_t))
         with nogil:
             columns_product(h, d.ldh, features, d.D, <const floating*> d.W_proj, d.H, <const floating*> d.b_proj, N,
                             d.H, d.D, threads)
@@ -255,9 +269,11 @@ cdef int decode(Decoder* d, int32_t* captions, const floating* features) except 
     blocks = (N + BLOCK_ROWS * threads - 1) // (BLOCK_ROWS * threads) * threads
     rows = (N + blocks - 1) // blocks
     block_bytes = decode_room(d, rows, size)
-    scratch.reserve(packed_room(d, True, size) + room(area(threads, block_bytes), 1))
-    pack_model(d, scratch, features, True, threads)
-    memory = <char*> scratch.take(area(threads, block_bytes), 1)
+    for lap in range(2):
+        scratch.begin(lap)
+        parts = take_packed(d, scratch, True, size)
+        memory = <char*> scratch.take(area(threads, block_bytes), 1)
+    pack_model(d, &parts, features, threads)
     with nogil:
         for q in prange(blocks, num_threads=threads, schedule="static", chunksize=1):
             if share(N, q + 1, blocks, 1) > share(N, q, blocks, 1):
@@ -807,20 +823,23 @@ cdef int run_searches(const Task* task, char* memory, ptrdiff_t slots, ptrdiff_t
 
 cdef int decode_task(Task* task, const floating* features) except -1:
     cdef Decoder* d = &task.model
+    cdef int lap
     cdef size_t size = sizeof(floating), block_bytes
     cdef ptrdiff_t N = d.N, searches = task.searches, slots, q, parts, words
     cdef Workspace scratch = Workspace()
     cdef Block block
+    cdef Packed packed
     cdef char* memory
     cdef int threads = threads_for(2.0 * searches * task.width * d.T * d.H * (d.G + d.V)), failed = 0
     task.few = area(searches, task.width) <= FEW
     if task.few:
         words = min(d.V, 1 + searches * task.width * d.T)
         block_bytes = block_at(&block, task, searches, NULL, size)
-        scratch.reserve(room(area(N, d.ldh), size) + room(area(words, d.ldg), size) + room(block_bytes, 1))
-        d.h0 = scratch.take(area(N, d.ldh), size)
-        d.products = scratch.take(area(words, d.ldg), size)
-        memory = <char*> scratch.take(block_bytes, 1)
+        for lap in range(2):
+            scratch.begin(lap)
+            d.h0 = scratch.take(area(N, d.ldh), size)
+            d.products = scratch.take(area(words, d.ldg), size)
+            memory = <char*> scratch.take(block_bytes, 1)
         with nogil:
             columns_product(<floating*> d.h0, d.ldh, features, d.D, <const floating*> d.W_proj, d.H,
                             <const floating*> d.b_proj, N, d.H, d.D, threads)
@@ -831,9 +850,11 @@ cdef int decode_task(Task* task, const floating* features) except -1:
     parts = min(<ptrdiff_t> threads, searches)
     slots = max(<ptrdiff_t> 1, min(BLOCK_ROWS // task.width, (searches + parts - 1) // parts))
     block_bytes = block_at(&block, task, slots, NULL, size)
-    scratch.reserve(packed_room(d, True, size) + room(area(parts, block_bytes), 1))
-    pack_model(d, scratch, features, True, threads)
-    memory = <char*> scratch.take(area(parts, block_bytes), 1)
+    for lap in range(2):
+        scratch.begin(lap)
+        packed = take_packed(d, scratch, True, size)
+        memory = <char*> scratch.take(area(parts, block_bytes), 1)
+    pack_model(d, &packed, features, threads)
     with nogil:
         for q in prange(parts, num_threads=threads, schedule="static", chunksize=1):
             failed += run_searches(task, memory + q * block_bytes, slots, share(searches, q, parts, 1),
@@ -999,17 +1020,21 @@ cdef int mix_words(Mixer* mixer, int32_t* inputs, const ptrdiff_t* steps, double
                    const floating* features) except -1:
     """Mix words in; `work` is the sum of steps (N,)."""
     cdef Decoder* d = &mixer.model
+    cdef int lap
     cdef size_t size = sizeof(floating), block_bytes
     cdef ptrdiff_t N = d.N, q, blocks, rows
     cdef Workspace scratch = Workspace()
+    cdef Packed parts
     cdef char* memory
     cdef int threads = threads_for(2.0 * work * d.H * (d.G + mixer.probability * d.V))
     blocks = (N + BLOCK_ROWS * threads - 1) // (BLOCK_ROWS * threads) * threads
     rows = (N + blocks - 1) // blocks
     block_bytes = mix_room(d, rows, size)
-    scratch.reserve(packed_room(d, False, size) + room(area(threads, block_bytes), 1))
-    pack_model(d, scratch, features, False, threads)
-    memory = <char*> scratch.take(area(threads, block_bytes), 1)
+    for lap in range(2):
+        scratch.begin(lap)
+        parts = take_packed(d, scratch, False, size)
+        memory = <char*> scratch.take(area(threads, block_bytes), 1)
+    pack_model(d, &parts, features, threads)
     with nogil:
         for q in prange(blocks, num_threads=threads, schedule="static", chunksize=1):
             if share(N, q + 1, blocks, 1) > share(N, q, blocks, 1):

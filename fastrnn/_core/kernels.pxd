@@ -95,11 +95,12 @@ cdef class Workspace:
     cdef char* memory
     cdef size_t capacity
     cdef size_t used
-    cdef bint held
+    cdef bint held, counting
     cdef int hold(self) except -1
     cdef void release(self) noexcept
+    cdef int begin(self, int lap) except -1
     cdef int reserve(self, size_t size) except -1
-    cdef void* take(self, ptrdiff_t count, size_t size) noexcept nogil
+    cdef void* take(self, ptrdiff_t count, size_t size) noexcept
 
 
 cdef ptrdiff_t leading(ptrdiff_t columns, size_t size) noexcept nogil

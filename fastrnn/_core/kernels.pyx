@@ -4,6 +4,7 @@ from cython cimport floating
 from cython.parallel cimport prange
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport abort
 
 cdef extern from "fastrnn.h" nogil:
     const char* frn_choose_isa(const char* cap)
@@ -534,10 +535,12 @@ cdef void block_free(void* memory, size_t size) noexcept:
 
 
 cdef class Workspace:
-    """Memory that grows to the largest need and stays: reserve() once a call, then take() the parts in order.
+    """Memory that grows to the largest need and stays.
 
-    What was taken before the latest reserve() is no longer valid. A workspace that calls share is held while one of
-    them works in it. A copy, and what is read from a pickle, is a new and empty workspace.
+    A call goes through its parts twice: ``for lap in range(2): workspace.begin(lap); part = workspace.take(...)``. On
+    the first lap take() counts them and returns NULL, on the second they are there. Parts of an earlier call are no
+    longer valid. A workspace that several calls may use is held by the one that works in it. A copy, and what is read
+    from a pickle, is a new and empty workspace.
     """
 
     def __dealloc__(self):
@@ -561,9 +564,15 @@ cdef class Workspace:
     cdef void release(self) noexcept:
         self.held = False
 
-    cdef int reserve(self, size_t size) except -1:
-        """Make room for parts whose room() adds up to `size`."""
+    cdef int begin(self, int lap) except -1:
+        """Begin to go through the parts: lap 0 counts them, lap 1 hands them out."""
+        if lap > 0:
+            self.reserve(self.used)
+        self.counting = lap == 0
         self.used = 0
+        return 0
+
+    cdef int reserve(self, size_t size) except -1:
         if size >= <size_t> TOO_LARGE:
             raise MemoryError("no memory for a workspace of more bytes than a process can have")
         if size > self.capacity:
@@ -579,11 +588,15 @@ cdef class Workspace:
                 raise MemoryError(f"no memory for a workspace of {size} bytes")
         return 0
 
-    cdef void* take(self, ptrdiff_t count, size_t size) noexcept nogil:
-        """The next part: room for `count` elements of `size` bytes."""
-        cdef void* part = self.memory + self.used
-        self.used += room(count, size)
-        return part
+    cdef void* take(self, ptrdiff_t count, size_t size) noexcept:
+        """The next part: room for `count` elements of `size` bytes; NULL while parts are counted."""
+        cdef size_t at = self.used
+        self.used = min(at + room(count, size), <size_t> TOO_LARGE)
+        if self.counting:
+            return NULL
+        if self.used > self.capacity:
+            abort()  # there were other parts on the first lap
+        return self.memory + at
 
 
 cdef ptrdiff_t leading(ptrdiff_t columns, size_t size) noexcept nogil:

@@ -11,7 +11,7 @@ from libc.string cimport memcpy, memset
 
 from . cimport kernels
 from .arrays cimport data, dim, floats, has_shape, ids_of, new, new_like, refuse, wrap_ids
-from .kernels cimport TOO_LARGE, Workspace, area, packed_size, room, share, threads_for, tiles_size
+from .kernels cimport TOO_LARGE, Workspace, area, packed_size, share, threads_for, tiles_size
 
 from ..reference import checks
 from ..reference import layers as twin_layers
@@ -31,6 +31,7 @@ cdef int affine(floating* out, floating* x, floating* w, floating* b, ptrdiff_t 
                 ptrdiff_t K) except -1:
     """out (M, N) = x (M, K) w (K, N) + b."""
     cdef int threads = threads_for(2.0 * M * N * K)
+    cdef int lap
     cdef size_t size = sizeof(floating)
     cdef Workspace scratch
     cdef floating* packed
@@ -42,9 +43,10 @@ cdef int affine(floating* out, floating* x, floating* w, floating* b, ptrdiff_t 
             columns_product(out, N, x, K, w, N, b, M, N, K, threads)
         return 0
     scratch = Workspace()
-    scratch.reserve(room(packed_size(K, N, size), size) + room(tiles_size(M, K, size), size))
-    packed = <floating*> scratch.take(packed_size(K, N, size), size)
-    tiles = <floating*> scratch.take(tiles_size(M, K, size), size)
+    for lap in range(2):
+        scratch.begin(lap)
+        packed = <floating*> scratch.take(packed_size(K, N, size), size)
+        tiles = <floating*> scratch.take(tiles_size(M, K, size), size)
     with nogil:
         kernels.pack(packed, 0, <floating*> NULL, w, NULL, N, 1, K, N, threads)
         kernels.pack_tiles(tiles, x, NULL, K, NULL, 1, M, K, threads)
@@ -86,6 +88,7 @@ cdef int affine_gradients(floating* dx, floating* dw, floating* db, floating* do
                           ptrdiff_t M, ptrdiff_t N, ptrdiff_t K) except -1:
     """dx (M, K) = dout (M, N) w', dw (K, N) = x' dout, db (N,) = the column sums of dout."""
     cdef int threads = threads_for(4.0 * M * N * K)
+    cdef int lap
     cdef size_t size = sizeof(floating)
     cdef Workspace scratch = Workspace()
     cdef floating* w_packed
@@ -99,12 +102,12 @@ cdef int affine_gradients(floating* dx, floating* dw, floating* db, floating* do
             transposed_product(dx, K, dout, N, w, N, M, K, N, threads)
             outer_product(dw, N, db, x, K, dout, N, K, N, M, threads)
         return 0
-    scratch.reserve(room(packed_size(N, K, size), size) + room(tiles_size(M, N, size), size)
-                    + room(packed_size(M, N, size), size) + room(tiles_size(K, M, size), size))
-    w_packed = <floating*> scratch.take(packed_size(N, K, size), size)
-    dout_tiles = <floating*> scratch.take(tiles_size(M, N, size), size)
-    dout_packed = <floating*> scratch.take(packed_size(M, N, size), size)
-    x_tiles = <floating*> scratch.take(tiles_size(K, M, size), size)
+    for lap in range(2):
+        scratch.begin(lap)
+        w_packed = <floating*> scratch.take(packed_size(N, K, size), size)
+        dout_tiles = <floating*> scratch.take(tiles_size(M, N, size), size)
+        dout_packed = <floating*> scratch.take(packed_size(M, N, size), size)
+        x_tiles = <floating*> scratch.take(tiles_size(K, M, size), size)
     with nogil:
         kernels.pack(w_packed, 0, <floating*> NULL, w, NULL, 1, N, N, K, threads)
         kernels.pack_tiles(dout_tiles, dout, NULL, N, NULL, 1, M, N, threads)
@@ -276,14 +279,19 @@ cdef int scatter_add(floating* dW, const floating* dout, const cnp.npy_intp* x, 
     Returns 0, with nothing in dW, where an id lies outside [-V, V).
     """
     cdef int threads = threads_for((<double> count + V) * D)
+    cdef int lap
     cdef Workspace scratch = Workspace()
     cdef ptrdiff_t v
     cdef ptrdiff_t words = V if D > 0 else 0  # without elements there is nothing to add up
-    scratch.reserve(room(words + 1, sizeof(ptrdiff_t)) + 2 * room(count, sizeof(ptrdiff_t)))
-    cdef ptrdiff_t* start = <ptrdiff_t*> scratch.take(words + 1, sizeof(ptrdiff_t))
-    cdef ptrdiff_t* row = <ptrdiff_t*> scratch.take(count, sizeof(ptrdiff_t))
+    cdef ptrdiff_t* start
+    cdef ptrdiff_t* row
+    cdef ptrdiff_t* ids
+    for lap in range(2):
+        scratch.begin(lap)
+        start = <ptrdiff_t*> scratch.take(words + 1, sizeof(ptrdiff_t))
+        row = <ptrdiff_t*> scratch.take(count, sizeof(ptrdiff_t))
+        ids = <ptrdiff_t*> scratch.take(count, sizeof(ptrdiff_t))
     # ids are read once: what another thread makes of them meanwhile does no harm
-    cdef ptrdiff_t* ids = <ptrdiff_t*> scratch.take(count, sizeof(ptrdiff_t))
     if not wrap_ids(ids, x, count, V):
         return 0
     if D == 0:
@@ -356,11 +364,13 @@ cdef double softmax_of(cnp.ndarray dx, cnp.ndarray x, cnp.ndarray targets, cnp.n
     cdef double* losses
     cdef double total = 0
     cdef ptrdiff_t i
+    cdef int lap
     cdef Workspace scratch = Workspace()
     if rows == 0:
         return 0
-    scratch.reserve(room(rows, sizeof(double)))
-    losses = <double*> scratch.take(rows, sizeof(double))
+    for lap in range(2):
+        scratch.begin(lap)
+        losses = <double*> scratch.take(rows, sizeof(double))
     if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32:
         softmax_rows(<float*> data(dx), losses, <float*> data(x), <ptrdiff_t*> data(targets),
                      <double*> data(weight), rows, V, N)

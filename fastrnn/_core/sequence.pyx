@@ -359,8 +359,10 @@ cdef class Sequence:
 
     cdef int allocate(self, const ptrdiff_t* lengths, ptrdiff_t N, ptrdiff_t T, ptrdiff_t D, ptrdiff_t H, bint lstm,
                       int kind) except -1:
+        cdef int lap
         cdef size_t size = 4 if kind == cnp.NPY_FLOAT32 else 8
         cdef ptrdiff_t t, r, tokens, states, activations
+        cdef void* batch_memory
         self.N, self.T, self.D, self.H = N, T, D, H
         if N == 0 or H == 0:  # axes beside that one may be as long as they like
             N, T, lengths = 0, 0, NULL
@@ -372,16 +374,17 @@ cdef class Sequence:
         states = area(N + tokens, leading(H, size))
         activations = area(tokens, leading(4 * H if lstm else H, size))
         self.kept = Workspace()
-        self.kept.reserve(room(batch_size(N, T), sizeof(ptrdiff_t)) + room(tokens, sizeof(ptrdiff_t))
-                          + 2 * room(states, size) + room(activations, size))
-        batch_sort(&self.batch, self.kept.take(batch_size(N, T), sizeof(ptrdiff_t)), lengths, N, T, H, lstm, size)
-        self.at = <ptrdiff_t*> self.kept.take(tokens, sizeof(ptrdiff_t))
+        for lap in range(2):
+            self.kept.begin(lap)
+            batch_memory = self.kept.take(batch_size(N, T), sizeof(ptrdiff_t))
+            self.at = <ptrdiff_t*> self.kept.take(tokens, sizeof(ptrdiff_t))
+            self.h = self.kept.take(states, size)
+            self.c = self.kept.take(states, size)
+            self.gates = self.kept.take(activations, size)
+        batch_sort(&self.batch, batch_memory, lengths, N, T, H, lstm, size)
         for t in range(T):
             for r in range(self.batch.active[t]):
                 self.at[self.batch.offset[t] + r] = self.batch.row[r] * T + t
-        self.h = self.kept.take(states, size)
-        self.c = self.kept.take(states, size)
-        self.gates = self.kept.take(activations, size)
         self.kind = kind
         return 0
 
@@ -434,6 +437,7 @@ cdef int run_forward(Sequence s, floating* out, floating* c_out, const floating*
                      const floating* c0, const floating* Wx, const floating* Wh, const floating* b) except -1:
     """All of a forward pass: input product, states, time loop. out (N, T, H); c_out (N, H), of T = 1, or NULL."""
     cdef Batch* batch = &s.batch
+    cdef int lap
     cdef size_t size = sizeof(floating)
     cdef ptrdiff_t D = s.D, H = batch.H, G = batch.gates, tokens = batch.tokens, N = batch.N, i, r
     cdef int threads = threads_for(2.0 * tokens * (D + H) * G)
@@ -445,14 +449,16 @@ cdef int run_forward(Sequence s, floating* out, floating* c_out, const floating*
     cdef floating* c = <floating*> s.c
     cdef ptrdiff_t* x_at
     cdef ptrdiff_t* out_at
-    cdef floating* weights
-    cdef floating* tiles
+    cdef floating* weights = NULL
+    cdef floating* tiles = NULL
     cdef ptrdiff_t step = (D + H) * panel_width(size)
-    scratch.reserve(2 * room(tokens, sizeof(ptrdiff_t))
-                    + (room(packed_size(D + H, G, size), size) + room(forward_room(batch, D, across, size), 1)
-                       if packing else 0))
-    x_at = <ptrdiff_t*> scratch.take(tokens, sizeof(ptrdiff_t))
-    out_at = <ptrdiff_t*> scratch.take(tokens, sizeof(ptrdiff_t))
+    for lap in range(2):
+        scratch.begin(lap)
+        x_at = <ptrdiff_t*> scratch.take(tokens, sizeof(ptrdiff_t))
+        out_at = <ptrdiff_t*> scratch.take(tokens, sizeof(ptrdiff_t))
+        if packing:
+            weights = <floating*> scratch.take(packed_size(D + H, G, size), size)
+            tiles = <floating*> scratch.take(forward_room(batch, D, across, size), 1)
     with nogil:
         for r in range(N):
             memcpy(h + r * batch.ldh, h0 + batch.row[r] * H, H * size)
@@ -466,8 +472,6 @@ cdef int run_forward(Sequence s, floating* out, floating* c_out, const floating*
         if D == 0:
             x = b  # no inputs: the input product of every token is the bias
         if packing:
-            weights = <floating*> scratch.take(packed_size(D + H, G, size), size)
-            tiles = <floating*> scratch.take(forward_room(batch, D, across, size), 1)
             kernels.pack(weights, step, <floating*> NULL, Wx, NULL, G, 1, D, G, threads)
             kernels.pack(weights + D * panel_width(size), step, <floating*> NULL, Wh, NULL, G, 1, H, G, threads)
             steps_forward(batch, gates, h, c, out, out_at, x, x_at, D, b, weights, tiles, across)
@@ -529,6 +533,7 @@ cdef int run_backward(Sequence s, floating* dx, floating* dh0, floating* dc0, fl
                       const floating* Wx, const floating* Wh) except -1:
     """All of a backward pass. dc_last (N, H) is the gradient of the last cell state, or NULL; dc0 (N, H) or NULL."""
     cdef Batch* batch = &s.batch
+    cdef int lap
     cdef size_t size = sizeof(floating)
     cdef ptrdiff_t D = s.D, H = batch.H, G = batch.gates, tokens = batch.tokens, N = batch.N
     cdef ptrdiff_t places = area(s.N, s.T)
@@ -536,29 +541,37 @@ cdef int run_backward(Sequence s, floating* dx, floating* dh0, floating* dc0, fl
     cdef int across = <int> max(<ptrdiff_t> 1, min(<ptrdiff_t> threads, batch.N))
     cdef bint ragged = tokens < places
     cdef Workspace scratch = Workspace()
-    cdef size_t index = room(tokens, sizeof(ptrdiff_t)), states = room(area(N, batch.ldh), size)
     cdef ptrdiff_t i, r, t
-    scratch.reserve(3 * index + room(area(tokens, batch.ldg), size) + 2 * states
-                    + room(packed_size(G, H, size), size) + room(packed_size(G, D, size), size)
-                    + room(backward_room(batch, across, size), 1)
-                    + room(packed_size(tokens, G, size), size) + room(tiles_size(D, tokens, size), size)
-                    + room(tiles_size(H, tokens, size), size) + (room(area(tokens, D), size) if ragged else 0))
-    cdef ptrdiff_t* dh_at = <ptrdiff_t*> scratch.take(tokens, sizeof(ptrdiff_t))
-    cdef ptrdiff_t* x_at = <ptrdiff_t*> scratch.take(tokens, sizeof(ptrdiff_t))
-    cdef ptrdiff_t* h_at = <ptrdiff_t*> scratch.take(tokens, sizeof(ptrdiff_t))
-    cdef floating* da = <floating*> scratch.take(area(tokens, batch.ldg), size)
-    cdef floating* dstate = <floating*> scratch.take(area(N, batch.ldh), size)
-    cdef floating* dc = <floating*> scratch.take(area(N, batch.ldh), size)
-    cdef floating* Wh_packed = <floating*> scratch.take(packed_size(G, H, size), size)
-    cdef floating* Wx_packed = <floating*> scratch.take(packed_size(G, D, size), size)
-    cdef floating* tiles = <floating*> scratch.take(backward_room(batch, across, size), 1)
-    cdef floating* da_packed = <floating*> scratch.take(packed_size(tokens, G, size), size)
-    cdef floating* x_tiles = <floating*> scratch.take(tiles_size(D, tokens, size), size)
-    cdef floating* h_tiles = <floating*> scratch.take(tiles_size(H, tokens, size), size)
+    cdef ptrdiff_t* dh_at
+    cdef ptrdiff_t* x_at
+    cdef ptrdiff_t* h_at
+    cdef floating* da
+    cdef floating* dstate
+    cdef floating* dc
+    cdef floating* Wh_packed
+    cdef floating* Wx_packed
+    cdef floating* tiles
+    cdef floating* da_packed
+    cdef floating* x_tiles
+    cdef floating* h_tiles
     cdef floating* dx_tokens = dx
     cdef const floating* nothing = NULL
-    if ragged:
-        dx_tokens = <floating*> scratch.take(area(tokens, D), size)
+    for lap in range(2):
+        scratch.begin(lap)
+        dh_at = <ptrdiff_t*> scratch.take(tokens, sizeof(ptrdiff_t))
+        x_at = <ptrdiff_t*> scratch.take(tokens, sizeof(ptrdiff_t))
+        h_at = <ptrdiff_t*> scratch.take(tokens, sizeof(ptrdiff_t))
+        da = <floating*> scratch.take(area(tokens, batch.ldg), size)
+        dstate = <floating*> scratch.take(area(N, batch.ldh), size)
+        dc = <floating*> scratch.take(area(N, batch.ldh), size)
+        Wh_packed = <floating*> scratch.take(packed_size(G, H, size), size)
+        Wx_packed = <floating*> scratch.take(packed_size(G, D, size), size)
+        tiles = <floating*> scratch.take(backward_room(batch, across, size), 1)
+        da_packed = <floating*> scratch.take(packed_size(tokens, G, size), size)
+        x_tiles = <floating*> scratch.take(tiles_size(D, tokens, size), size)
+        h_tiles = <floating*> scratch.take(tiles_size(H, tokens, size), size)
+        if ragged:
+            dx_tokens = <floating*> scratch.take(area(tokens, D), size)
     with nogil:
         for t in range(batch.T):
             for r in range(batch.active[t]):
