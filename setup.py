@@ -3,6 +3,11 @@
 ``src_c/kernels.c`` is compiled once for each pair of an element type and an instruction set, and
 one of them is chosen at import, so a wheel built on one machine runs on another. OpenMP is used
 where the compiler has it; ``FASTRNN_OPENMP=0`` builds without.
+
+``FASTRNN_DEBUG=1`` builds with Cython's checks of bounds and the hooks of src_c/debug.h: fresh
+memory holds NaN, and allocations can be made to fail. ``FASTRNN_SANITIZE=address,undefined`` or
+``=thread`` builds with these sanitizers of GCC or Clang, and with the hooks; .ci/sanitize runs the
+tests with such builds.
 """
 
 import os
@@ -22,6 +27,8 @@ X86_FLAGS = {
     "avx2": ["-mavx2", "-mfma"],
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"],
 }
+SANITIZE = os.environ.get("FASTRNN_SANITIZE", "")
+DEBUG = os.environ.get("FASTRNN_DEBUG", "0") == "1" or bool(SANITIZE)
 MSVC = sys.platform == "win32" and "GCC" not in sys.version
 X86 = platform.machine().lower() in ("x86_64", "amd64") and not MSVC
 HEADERS = [str(path) for path in sorted(Path("src_c").glob("*.h"))]
@@ -35,6 +42,10 @@ class build_core(build_ext):
         strict = ["/O2", "/std:c11"] if MSVC else ["-O3", "-std=c11", "-Wno-psabi"]
         if not MSVC:
             strict += ["-ffp-contract=fast", "-fno-math-errno"]
+        sanitize = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
+        hooks = [("FRN_DEBUG", None)] if DEBUG else []
+        debug = ["-O1", "-g", "-fno-omit-frame-pointer", *sanitize] if DEBUG and not MSVC else []
+        strict += debug
         openmp = self.openmp_flags()
         objects = []
         for isa, flags in X86_FLAGS.items() if X86 else [("baseline", [])]:
@@ -42,7 +53,7 @@ class build_core(build_ext):
                 objects += self.compiler.compile(
                     ["src_c/kernels.c"],
                     output_dir=str(Path(self.build_temp, f"{suffix}_{isa}")),
-                    macros=[("FRN_VARIANT", f"_{suffix}_{isa}"), *element],
+                    macros=[("FRN_VARIANT", f"_{suffix}_{isa}"), *element, *hooks],
                     include_dirs=["src_c"],
                     depends=["src_c/kernels.c", *HEADERS],
                     extra_postargs=[*strict, *flags],
@@ -50,7 +61,7 @@ class build_core(build_ext):
         objects += self.compiler.compile(
             ["src_c/dispatch.c"],
             output_dir=self.build_temp,
-            macros=[("FRN_X86_VARIANTS", None)] if X86 else [],
+            macros=[("FRN_X86_VARIANTS", None), *hooks] if X86 else hooks,
             include_dirs=["src_c"],
             depends=["src_c/dispatch.c", *HEADERS],
             extra_postargs=strict,
@@ -59,8 +70,9 @@ class build_core(build_ext):
             # the other modules reach the kernels through this one, so that there is one set
             if extension.name.endswith(".kernels"):
                 extension.extra_objects = objects
-            extension.extra_compile_args = [*strict[:1], *openmp]
-            extension.extra_link_args = [] if MSVC else openmp
+            extension.define_macros += hooks
+            extension.extra_compile_args = [strict[0], *debug, *openmp]
+            extension.extra_link_args = [] if MSVC else [*openmp, *sanitize]
         super().build_extensions()
 
     def openmp_flags(self):
@@ -105,10 +117,11 @@ setup(
         ],
         language_level=3,
         compiler_directives={
-            "boundscheck": False,
+            "boundscheck": DEBUG,
             "wraparound": False,
             "cdivision": True,
-            "initializedcheck": False,
+            "initializedcheck": DEBUG,
+            "nonecheck": DEBUG,
             "embedsignature": True,
         },
     ),

@@ -4,6 +4,8 @@
 #endif
 #include "fastrnn.h"
 
+#include "debug.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -134,27 +136,43 @@ void frn_denormals_restore(uint64_t mode) {
 #endif
 }
 
+#if defined(FRN_DEBUG)
+#include <stdatomic.h>
+static _Atomic ptrdiff_t live_blocks, until_failure = -1;
+void frn_fail_after(ptrdiff_t count) { until_failure = count; }
+int frn_fails(void) { return until_failure >= 0 && until_failure-- == 0; }
+ptrdiff_t frn_live_blocks(void) { return live_blocks; }
+#define COUNT_BLOCKS(change) (live_blocks += (change))
+#else
+#define COUNT_BLOCKS(change) ((void)0)
+#endif
+
 void *frn_alloc(size_t bytes) {
     /* large blocks lie on 2 MiB pages where the system has them: fewer faults, fewer misses in the page tables */
     const size_t alignment = bytes >= (size_t)4 << 20 ? (size_t)2 << 20 : 64;
     const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
     if (rounded < bytes)
         return NULL;
-#if defined(_WIN32)
-    return _aligned_malloc(rounded ? rounded : alignment, alignment);
-#else
     void *memory = NULL;
+#if defined(_WIN32)
+    memory = _aligned_malloc(rounded ? rounded : alignment, alignment);
+    if (!memory)
+        return NULL;
+#else
     if (posix_memalign(&memory, alignment, rounded ? rounded : alignment) != 0)
         return NULL;
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     if (alignment > 64)
         madvise(memory, rounded, MADV_HUGEPAGE);
 #endif
-    return memory;
 #endif
+    COUNT_BLOCKS(1);
+    return memory;
 }
 
 void frn_free(void *memory) {
+    if (memory)
+        COUNT_BLOCKS(-1);
 #if defined(_WIN32)
     _aligned_free(memory);
 #else

@@ -7,7 +7,7 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.stddef cimport ptrdiff_t
 from libc.string cimport memcpy, memset
 
-from .kernels cimport TOO_LARGE, area, block_alloc, block_free
+from .kernels cimport DEBUGGING, TOO_LARGE, area, block_alloc, block_free, spoil
 
 from ..reference import checks
 
@@ -142,12 +142,15 @@ cdef cnp.ndarray empty(int ndim, const cnp.npy_intp* shape, int typenum):
     cdef ptrdiff_t size = 8
     cdef int i
     cdef object before = None
+    cdef cnp.ndarray array
     for i in range(ndim):
         size = area(size, shape[i])
-    if size >= LARGE:
+    if size >= LARGE or DEBUGGING:
         before = PyDataMem_SetHandler(handler_capsule)
     try:
-        return cnp.PyArray_EMPTY(ndim, shape, typenum, 0)
+        array = cnp.PyArray_EMPTY(ndim, shape, typenum, 0)
+        spoil(cnp.PyArray_DATA(array), cnp.PyArray_NBYTES(array))
+        return array
     except ValueError:  # more bytes than an integer counts, an empty array's other axes among them
         raise MemoryError(f"no memory for an array of shape {tuple([shape[i] for i in range(ndim)])}") from None
     finally:

@@ -81,6 +81,10 @@ cdef extern from "sizes.h" nogil:
     size_t room "frn_room"(ptrdiff_t count, size_t size)
     ptrdiff_t share "frn_share"(ptrdiff_t count, ptrdiff_t q, ptrdiff_t parts, ptrdiff_t unit)
 
+cdef extern from "debug.h" nogil:
+    const bint DEBUGGING "FRN_HAS_DEBUG"
+    void spoil "frn_spoil"(void* memory, size_t bytes)
+
 cdef uint64_t denormals_flush() noexcept nogil
 cdef void denormals_restore(uint64_t mode) noexcept nogil
 cdef double seconds() noexcept nogil

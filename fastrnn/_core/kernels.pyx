@@ -480,6 +480,31 @@ cdef int threads_for(double work) noexcept nogil:
     return 1 if most < 2 else <int> min(<double> _threads, most)
 
 
+# ---- Debugging -------------------------------------------------------------------------------------------------------
+
+cdef extern from "debug.h":
+    void frn_fail_after(ptrdiff_t count)
+    int frn_fails()
+    ptrdiff_t frn_live_blocks()
+    void frn_poison(void* memory, size_t bytes)
+    void frn_unpoison(void* memory, size_t bytes)
+
+
+def debugging():
+    """Return whether this is a build with FASTRNN_DEBUG=1 or with a sanitizer."""
+    return bool(DEBUGGING)
+
+
+def fail_after(ptrdiff_t count):
+    """Let the allocation after `count` more of them fail, a negative count none; in a debug build."""
+    frn_fail_after(count)
+
+
+def live_blocks():
+    """Return how many blocks the core holds, those that it keeps included; in a debug build."""
+    return frn_live_blocks()
+
+
 # ---- Memory ----------------------------------------------------------------------------------------------------------
 
 # Some freed blocks are kept, so that a call made again and again does not fault its pages in each time.
@@ -504,18 +529,32 @@ cdef void* take_kept(int place) noexcept:
     return memory
 
 
+cdef void block_release(void* memory, size_t size) noexcept:
+    """Give a block of `size` bytes back to the system."""
+    frn_unpoison(memory, size)
+    frn_free(memory)
+
+
 cdef void* block_alloc(size_t size, size_t* got) noexcept:
     """A block of at least `size` bytes, `got` of them, or NULL. Needs the GIL, as block_free() does."""
     cdef int i, best = -1
+    cdef void* memory
+    if frn_fails():
+        return NULL
     for i in range(kept_count):
         if size <= kept_size[i] <= 2 * size + 4096:
             if best < 0 or kept_size[i] < kept_size[best]:
                 best = i
     if best >= 0:
         got[0] = kept_size[best]
-        return take_kept(best)
-    got[0] = size
-    return frn_alloc(size)
+        memory = take_kept(best)
+    else:
+        got[0] = size
+        memory = frn_alloc(size)
+    if memory != NULL:
+        frn_unpoison(memory, got[0])
+        spoil(memory, got[0])
+    return memory
 
 
 cdef void block_free(void* memory, size_t size) noexcept:
@@ -524,11 +563,13 @@ cdef void block_free(void* memory, size_t size) noexcept:
     if memory == NULL:
         return
     if size > KEPT_BYTES:
-        frn_free(memory)
+        block_release(memory, size)
         return
     # what has lain about longest makes room
     while kept_count == KEPT_BLOCKS or kept_total + size > KEPT_BYTES:
-        frn_free(take_kept(0))
+        block_release(kept[0], kept_size[0])
+        take_kept(0)
+    frn_poison(memory, size)
     kept[kept_count], kept_size[kept_count] = memory, size
     kept_count += 1
     kept_total += size
@@ -568,6 +609,9 @@ cdef class Workspace:
         """Begin to go through the parts: lap 0 counts them, lap 1 hands them out."""
         if lap > 0:
             self.reserve(self.used)
+            frn_unpoison(self.memory, self.capacity)
+            spoil(self.memory, self.capacity)
+            frn_poison(self.memory, self.capacity)
         self.counting = lap == 0
         self.used = 0
         return 0
@@ -578,7 +622,7 @@ cdef class Workspace:
         if size > self.capacity:
             # what has grown once will grow again: leave some room, and do not keep what has become too small
             if self.memory != NULL:
-                frn_free(self.memory)
+                block_release(self.memory, self.capacity)
                 self.memory = NULL
                 size += size // 8
             self.capacity = 0
@@ -596,6 +640,7 @@ cdef class Workspace:
             return NULL
         if self.used > self.capacity:
             abort()  # there were other parts on the first lap
+        frn_unpoison(self.memory + at, count * size)
         return self.memory + at
 
 
