@@ -43,6 +43,8 @@ class build_core(build_ext):
         if not MSVC:
             strict += ["-ffp-contract=fast", "-fno-math-errno"]
         sanitize = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
+        if "undefined" in SANITIZE:
+            sanitize += ["-fno-sanitize-recover=undefined"]  # a report cannot be overlooked
         hooks = [("FRN_DEBUG", None)] if DEBUG else []
         debug = ["-O1", "-g", "-fno-omit-frame-pointer", *sanitize] if DEBUG and not MSVC else []
         strict += debug
