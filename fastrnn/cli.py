@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import os
@@ -32,6 +33,7 @@ from .classifiers.rnn import CaptioningRNN
 from .coco_utils import read_captioning_directory
 from .files import is_unfinished, read_json, write_aside, write_json
 from .metrics import METRIC_NAMES, CaptionScorer, diversity, meteor, read_references
+from .runlock import HOLDER_FILE, LOCK_FILE, RunLock
 from .training import (
     HARMLESS,
     MONITORS,
@@ -118,6 +120,7 @@ _TRAINING: dict[str, list[tuple[str, str]]] = {
 }
 """Every field of `TrainConfig`, by the group of options that it is shown in."""
 _RENAMED = {"learning_rate": "--lr", "count": "--threads"}
+_LOCK_FILES = (LOCK_FILE, HOLDER_FILE)
 _RUN_FILES = (
     SETTINGS_FILE, MODEL_FILE, HISTORY_FILE, "metrics.json", "loss.png", "report.html",
 )  # fmt: skip
@@ -406,9 +409,15 @@ def _train(arguments: argparse.Namespace) -> int:
     began = time.perf_counter()
     if arguments.threads is not None:
         fastrnn.set_num_threads(arguments.threads)
+    with contextlib.ExitStack() as locks:
+        return _train_alone(arguments, began, locks)
+
+
+def _train_alone(arguments: argparse.Namespace, began: float, locks: contextlib.ExitStack) -> int:
+    """Train; `locks` keeps others out of the run directory up to the last file that is written."""
     if arguments.tensorboard:
         from .tensorboard import TensorBoardLogger  # what it needs may be missing: say so at once
-    trainer = _resume(arguments) if arguments.resume else _begin(arguments)
+    trainer = _resume(arguments, locks) if arguments.resume else _begin(arguments, locks)
     out = trainer.run
     assert out is not None
     directory = Path(trainer.settings["data"])
@@ -455,7 +464,7 @@ def _tell(listeners: Sequence[Any], what: str, *event: Any) -> None:
             getattr(listener, what)(*event)
 
 
-def _begin(arguments: argparse.Namespace) -> Trainer:
+def _begin(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Trainer:
     """Start a run: settings, data and a model with its first weights."""
     for name in ("raw_features", "recipe"):
         if getattr(arguments, name) and arguments.data is None:
@@ -486,13 +495,13 @@ def _begin(arguments: argparse.Namespace) -> Trainer:
     if arguments.data:
         data = run.read_data()
         trainer = Trainer(run.start_model(data), data, config, settings=settings)
-        _make_directory(out, arguments.force, settings)
+        lock = _make_directory(out, arguments, settings, locks)
     else:
-        _make_directory(out, arguments.force, settings)
+        lock = _make_directory(out, arguments, settings, locks)
         _draw_scenes(directory, config.seed)
         data = run.read_data()
         trainer = Trainer(run.start_model(data), data, config, settings=settings)
-    trainer.run = out
+    trainer.use_lock(lock)
     return trainer
 
 
@@ -515,8 +524,9 @@ def _choose(arguments: argparse.Namespace) -> dict[str, Any]:
     return chosen
 
 
-def _resume(arguments: argparse.Namespace) -> Trainer:
+def _resume(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Trainer:
     run = read_run(arguments.resume)
+    lock = locks.enter_context(RunLock(run.directory))
     free = {"resume", "command", "run", "data", "threads", "tensorboard", "no_report", *HARMLESS}
     for name, value in vars(arguments).items():
         if name not in free and value is not None:
@@ -533,6 +543,7 @@ def _resume(arguments: argparse.Namespace) -> Trainer:
     if directory is not None:
         trainer.settings["data"] = str(Path(directory).resolve())
     trainer.settings.setdefault("drawn", False)
+    trainer.use_lock(lock)
     done = trainer.step / trainer.steps_per_epoch
     print(f"resumed  {run.directory} after {done:.4g} of {trainer.config.all_epochs} epochs")
     return trainer
@@ -550,7 +561,7 @@ def _free_directory(arguments: argparse.Namespace, cell: str) -> Path:
     out = Path(arguments.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; it must be a directory")
-    if not out.is_dir() or all(map(is_unfinished, out.iterdir())):
+    if not out.is_dir() or all(is_unfinished(p) or p.name in _LOCK_FILES for p in out.iterdir()):
         return out
     if not arguments.force:
         raise ValueError(
@@ -569,18 +580,27 @@ def _is_run(out: Path) -> bool:
         return False
 
 
-def _make_directory(out: Path, force: bool | None, settings: Mapping[str, Any]) -> None:
+def _make_directory(
+    out: Path,
+    arguments: argparse.Namespace,
+    settings: Mapping[str, Any],
+    locks: contextlib.ExitStack,
+) -> RunLock:
+    """Make the run directory, or free it of an old run, once nobody else is at work there."""
+    lock = locks.enter_context(RunLock(out))
+    if not arguments.force and (out / SETTINGS_FILE).exists():
+        raise ValueError(f"--out {out} has just been made a run by another process; choose another")
     # Nothing of an old run may pass for a part of the new one. What is not a run's own stays; and
     # the settings, soon written over, do, so that the directory is known as a run all the time.
-    if force and _is_run(out):
+    if arguments.force and _is_run(out):
         remove_checkpoints(out, keep=())
         for name in _RUN_FILES:
             if name != SETTINGS_FILE:
                 (out / name).unlink(missing_ok=True)
         for events in (out / _EVENTS).glob("events.out.tfevents.*"):
             events.unlink()
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / SETTINGS_FILE, settings)
+    return lock
 
 
 def _draw_scenes(directory: Path, seed: int) -> None:

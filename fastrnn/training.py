@@ -8,6 +8,7 @@ what a run was made of; `evaluate` says how well a model captions.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import errno
@@ -50,6 +51,7 @@ from .files import read_json, read_sealed, remove_unfinished, write_json, write_
 from .metrics import CaptionScorer, read_references
 from .reference import checks
 from .rewards import CiderReward
+from .runlock import RunLock
 
 SCHEDULES = ("constant", "step", "exponential", "cosine")
 MONITORS = ("cider", "bleu_4", "loss")
@@ -558,7 +560,9 @@ class Trainer:
         self._stopping = False
         self._fallen_back = False
         self._saved_step = -1
-        self._writer = ThreadPoolExecutor(1, "fastrnn checkpoint")
+        self._newest_known = -1  # of the checkpoints in the run directory
+        self._writer: ThreadPoolExecutor | None = None
+        self._lock: RunLock | None = None
         self._saving: Future[None] | None = None
         self._copies: dict[str, np.ndarray] = {}
         self._data_sums: dict[str, int] | None = None
@@ -616,6 +620,7 @@ class Trainer:
                     f"{found.settings.get(name)!r}, and only {', '.join(HARMLESS)} may change"
                 )
         config = dataclasses.replace(found.config, **changes)
+        newest = max(checkpoint_steps(run), default=-1)
         checkpoint, damaged = read_newest_checkpoint(run)
         if data is None:
             data = found.read_data()
@@ -636,6 +641,7 @@ class Trainer:
         )  # fmt: skip
         trainer.run = found.directory
         trainer._resumed = True
+        trainer._newest_known = newest
         if checkpoint is not None:
             trainer._restore(checkpoint)
         past = trainer.step > found.config.epochs * trainer.steps_per_epoch
@@ -711,6 +717,26 @@ class Trainer:
         """Let `fit` return after the present step (and its checkpoint); callbacks may call it."""
         self._stopping = True
 
+    def lock(self) -> contextlib.AbstractContextManager[Any]:
+        """Return what keeps others from training in the run directory, to be held with ``with``.
+
+        `fit` and `save` hold it themselves; held around them, it lasts from one to the next.
+        """
+        if self.run is None:
+            return contextlib.nullcontext()
+        if self._lock is None or self._lock.run != self.run:
+            self._lock = RunLock(self.run)
+        return self._lock
+
+    def use_lock(self, lock: RunLock) -> None:
+        """Train in the run directory of a lock, which its owner may hold already."""
+        self.run, self._lock = lock.run, lock
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what makes up a copy, or goes into a pickle: neither threads nor locks."""
+        self._settle()
+        return {**self.__dict__, "_writer": None, "_lock": None, "_copies": {}, "_validation": None}
+
     def fit(self) -> list[dict[str, Any]]:
         """Train until all epochs are done or patience has run out.
 
@@ -728,11 +754,13 @@ class Trainer:
             The loss is no longer finite.
         Interrupted
             A signal came.
+        RunInUseError
+            Another process trains in the run directory.
         OSError
             The run directory cannot be written; the newest checkpoint in it is whole.
         """
         self._stopping = False
-        with _Signals(self) as signals:
+        with self.lock(), _Signals(self) as signals:
             try:
                 if self.run is not None:
                     self._open_run()
@@ -1062,7 +1090,13 @@ class Trainer:
         Path(run, "checkpoints").mkdir(parents=True, exist_ok=True)
         for directory in (run, run / "checkpoints"):
             remove_unfinished(directory)
-        self._saved_step = self.step if self._resumed and checkpoint_steps(run) else -1
+        newest = max(checkpoint_steps(run), default=-1)
+        if newest > self._newest_known:
+            raise ValueError(
+                f"{run} has gone on to step {newest} since this trainer was made at step "
+                f"{self.step}; resume it again"
+            )
+        self._saved_step = self.step if self._resumed and newest >= 0 else -1
         if self._saved_step < 0:
             # Before the settings: what is known as a run can be resumed.
             self.save()
@@ -1117,13 +1151,15 @@ class Trainer:
         if self.run is None:
             raise ValueError("run is None; expected a run directory to save to")
         self._settle()
-        write = self._prepare_save()
-        write()
+        with self.lock():
+            self._prepare_save()()
         return checkpoint_path(self.run, self.step)
 
     def _save_meanwhile(self) -> None:
         """Save as `save` does while training goes on; `_settle` tells what became of it."""
         self._settle()
+        if self._writer is None:
+            self._writer = ThreadPoolExecutor(1, "fastrnn checkpoint")
         self._saving = self._writer.submit(self._prepare_save())
 
     def _settle(self, wait: bool = True) -> None:
@@ -1166,6 +1202,7 @@ class Trainer:
         model = {name: arrays[name] for name in self.model.to_arrays()}
         history = list(self.history)
         self._saved_step = step
+        self._newest_known = max(self._newest_known, step)
 
         def write() -> None:
             Path(run, "checkpoints").mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,103 @@
+"""The lock of a run directory: one process at a time trains there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from pathlib import Path
+from types import TracebackType
+
+import filelock
+
+from .files import write_text
+
+LOCK_FILE = ".lock"
+HOLDER_FILE = ".lock-holder"
+
+
+class RunInUseError(ValueError):
+    """Another process, or another trainer of this one, trains in a run directory."""
+
+
+class RunLock:
+    """The lock of one run directory, to be held as often as its holder likes (``with lock:``).
+
+    It is the operating system's lock on the file ``.lock``, so a process that dies gives it up,
+    however it dies, and a forked child neither has it nor gives it up. ``.lock-holder`` says whose
+    it is.
+
+    Parameters
+    ----------
+    run : path
+        The run directory; it is made if need be.
+    """
+
+    def __init__(self, run: str | os.PathLike[str]) -> None:
+        self.run = Path(run)
+        self._make()
+
+    def _make(self) -> None:
+        self._lock = filelock.FileLock(self.run / LOCK_FILE, timeout=0, thread_local=False)
+        self._process = os.getpid()
+
+    def __enter__(self) -> RunLock:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def __reduce__(self) -> tuple[type[RunLock], tuple[Path]]:
+        """A copy is a lock that is not held."""
+        return type(self), (self.run,)
+
+    def acquire(self) -> None:
+        """Hold the lock, once more if it is held already.
+
+        Raises
+        ------
+        RunInUseError
+            Somebody else holds it; the message says who.
+        OSError
+            The directory cannot be written.
+        """
+        self.run.mkdir(parents=True, exist_ok=True)
+        if self._process != os.getpid():  # the parent's lock stays the parent's
+            self._make()
+        held = self._lock.is_locked
+        try:
+            self._lock.acquire()
+        except filelock.Timeout:
+            raise RunInUseError(
+                f"{self.run} is in use by {_holder(self.run)}; wait for it or stop it"
+            ) from None
+        if not held:
+            about = {"host": socket.gethostname(), "process": os.getpid()}
+            write_text(self.run / HOLDER_FILE, json.dumps(about))
+
+    def release(self) -> None:
+        """Give up what one `acquire` got."""
+        if self._process != os.getpid() or not self._lock.is_locked:
+            return
+        if self._lock.lock_counter == 1:
+            # who waits for a lock that has been removed looks for a new one
+            for name in (HOLDER_FILE, LOCK_FILE):
+                with contextlib.suppress(OSError):
+                    (self.run / name).unlink()
+        self._lock.release()
+
+
+def _holder(run: Path) -> str:
+    """Who holds a lock, in words."""
+    try:
+        about = json.loads((run / HOLDER_FILE).read_bytes()[:4096])
+        return f"process {about['process']} on {about['host']}"
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return "another process"
