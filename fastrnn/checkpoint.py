@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .classifiers.rnn import FORMAT, MODEL_FILE, CaptioningRNN, blank_model
-from .files import read_sealed
+from .files import parse_json, read_sealed
 
 __all__ = [
     "CHECKPOINT_FORMAT",
@@ -41,6 +41,11 @@ CHECKPOINT_FORMAT = 1
 SETTINGS_FILE = "settings.json"
 HISTORY_FILE = "history.jsonl"
 _PREFIX = "training/"
+_KINDS: dict[str, tuple[type, ...]] = {
+    "step": (int,), "epochs_without_gain": (int,), "seconds": (int, float), "history": (list,),
+    "sums": (list,), "config": (dict,), "data": (dict,), "best": (dict, type(None)),
+}  # fmt: skip
+"""What the state of a training is made of, as JSON has it."""
 
 
 def save_model(path: str | os.PathLike[str], model: CaptioningRNN) -> None:
@@ -121,11 +126,14 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         model = CaptioningRNN.from_arrays(arrays)
         if _PREFIX + "about" not in arrays:
             raise ValueError("holds a model, but no state of its training")
-        about = json.loads(str(arrays[_PREFIX + "about"]))
+        about = parse_json(str(arrays[_PREFIX + "about"]))
+        if not isinstance(about, dict):
+            raise ValueError("its state of training is no JSON object")
         if about["format"] != CHECKPOINT_FORMAT:
             raise ValueError(
                 f"format is {about['format']}; this fastrnn reads format {CHECKPOINT_FORMAT}"
             )
+        _check_about(about)
         # Copies, because what is trained is changed in place, and the model is not.
         average = None
         if f"{_PREFIX}average/W_proj" in arrays:
@@ -141,11 +149,56 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             name: {m: arrays[f"{_PREFIX}{m}/{name}"] for m in ("m", "v")}
             for name in (weights if about["step"] else ())
         }
+        _check_arrays(model, weights, average, moments)
     except KeyError as error:
         raise ValueError(f"{path}: holds no {error}; not a checkpoint of fastrnn's") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return Checkpoint(model, weights, average, moments, about)
+
+
+def _check_about(about: Mapping[str, Any]) -> None:
+    """Refuse a state of training in which something is not of its kind."""
+    for name, known in _KINDS.items():
+        value = about.get(name)
+        if name in about and (type(value) not in known or (type(value) is int and value < 0)):
+            raise ValueError(f"{name} is {value!r:.60} in its state of training")
+    if type(about["step"]) is not int:
+        raise KeyError("step")
+    sums = about.get("sums", [0.0, 0, 0.0, 0])
+    if len(sums) != 4 or not all(type(number) in (int, float) for number in sums):
+        raise ValueError(f"sums is {sums!r:.60} in its state of training")
+    if not all(isinstance(record, dict) for record in about.get("history", ())):
+        raise ValueError("its history holds what is no record")
+    best = about.get("best")
+    if best is not None and not (
+        type(best.get("step")) is int
+        and isinstance(best.get("monitor"), str)
+        and all(type(best.get(name)) in (int, float, type(None)) for name in ("value", "val_loss"))
+    ):
+        raise ValueError(f"best is {best!r:.60} in its state of training")
+
+
+def _check_arrays(
+    model: CaptioningRNN,
+    weights: Mapping[str, np.ndarray],
+    average: Mapping[str, np.ndarray] | None,
+    moments: Mapping[str, Mapping[str, np.ndarray]],
+) -> None:
+    """Refuse arrays that are not of the model's shapes."""
+    for name, w in model.params.items():
+        for array in (weights[name], w if average is None else average[name]):
+            if array.shape != w.shape or array.dtype != w.dtype:
+                raise ValueError(
+                    f"{name} is trained as {array.dtype} of shape {array.shape}; the model has "
+                    f"{w.dtype} of shape {w.shape}"
+                )
+        for moment in moments.get(name, {}).values():
+            if moment.shape != w.shape or moment.dtype.kind != "f":
+                raise ValueError(
+                    f"a moment of {name} is {moment.dtype} of shape {moment.shape}; expected "
+                    f"floats of shape {w.shape}"
+                )
 
 
 def checkpoint_path(run: str | os.PathLike[str], step: int) -> Path:

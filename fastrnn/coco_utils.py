@@ -8,7 +8,8 @@ not be: any data set written this way is read.
 from __future__ import annotations
 
 import errno
-import json
+import io
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,12 +18,17 @@ from typing import Any
 import h5py
 import numpy as np
 
+from .files import is_text, read_json, read_text
+
 BASE_DIR = str(Path(__file__).resolve().parent / "datasets" / "coco_captioning")
 
 # Where the course's own download script puts the data, seen from its notebooks.
 _COURSE_DIR = str(Path("cs231n", "datasets", "coco_captioning"))
 
 _SPLITS = ("train", "val")
+_MOST_UNWRITTEN = 1 << 24
+_MOST_COMPRESSED = 1100
+"""What a byte in a file can stand for: deflate comes to 1032."""
 
 
 def load_coco_data(
@@ -209,19 +215,39 @@ def _read_h5(path: str) -> dict[str, np.ndarray]:
     if not Path(path).is_file():
         raise _missing(path)
     # A file cut short fails on opening or, where only its data is gone, on reading; damaged
-    # metadata surfaces from h5py as RuntimeError or KeyError.
+    # metadata surfaces from h5py as RuntimeError, KeyError and others.
     found = {}
-    name = None
+    where = path
     try:
         with h5py.File(path, "r") as file:
-            for name, node in file.items():
+            for name in file:
+                where = f"{path}: dataset {name!r}"
+                # What lies in another file is not read, whatever this one says of it.
+                if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+                    raise ValueError("is a link")
+                node = file[name]
                 if isinstance(node, h5py.Dataset):
-                    values = np.asarray(node[()])
-                    found[name] = values.astype(values.dtype.newbyteorder("="), copy=False)
-    except (OSError, RuntimeError, KeyError) as error:
-        where = path if name is None else f"{path}: dataset {name!r}"
+                    found[name] = _read_dataset(node, Path(path).stat().st_size)
+    except ValueError as error:
+        raise ValueError(f"{where} {error}") from None
+    except Exception as error:
         raise OSError(f"{where} cannot be read, damaged or no HDF5 file ({error})") from error
     return found
+
+
+def _read_dataset(node: h5py.Dataset, size: int) -> np.ndarray:
+    """Read a dataset that is all in its file, and not out of proportion to what is there."""
+    if node.dtype.kind not in "biufcS":
+        raise ValueError(f"has dtype {node.dtype}, must hold numbers")
+    if node.external or node.is_virtual:
+        raise ValueError("lies in other files")
+    # Chunks that were never written cost nothing in a file, and compressed ones a thousandth.
+    claimed = math.prod(node.shape or ()) * node.dtype.itemsize
+    there = min(node.id.get_storage_size(), size)
+    if claimed > _MOST_UNWRITTEN + _MOST_COMPRESSED * there:
+        raise ValueError(f"has shape {node.shape}, but only {there} bytes")
+    values = np.asarray(node[()])
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
 def _require(
@@ -273,11 +299,7 @@ def _check_captions(path: str, data: Mapping[str, Any], split: str) -> None:
 def _read_vocabulary(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise _missing(path)
-    try:
-        with Path(path).open(encoding="utf-8") as file:
-            vocab = json.load(file)
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from error
+    vocab = read_json(path)
     if not isinstance(vocab, dict):
         raise ValueError(f"{path}: must be a JSON object, was a {type(vocab).__name__}")
     for key, kind in (("idx_to_word", list), ("word_to_idx", dict)):
@@ -287,10 +309,13 @@ def _read_vocabulary(path: str) -> dict[str, Any]:
     if len(words) != len(ids):
         raise ValueError(f"{path}: 'idx_to_word' has {len(words)} words, 'word_to_idx' {len(ids)}")
     for idx, word in enumerate(words):
-        if not isinstance(word, str) or ids.get(word) != idx:
+        # True == 1 == 1.0, but only one of them is an id.
+        if not isinstance(word, str) or type(ids.get(word)) is not int or ids[word] != idx:
             raise ValueError(
                 f"{path}: 'idx_to_word' says {word!r} at {idx}, which 'word_to_idx' does not say"
             )
+        if "\0" in word or not is_text(word):
+            raise ValueError(f"{path}: 'idx_to_word' has {word!r} at {idx}, which is no text")
     return vocab
 
 
@@ -300,6 +325,14 @@ _JSON_NAMES = {list: "array", dict: "object"}
 def _read_lines(path: str) -> np.ndarray:
     if not Path(path).is_file():
         raise _missing(path)
-    with Path(path).open(encoding="utf-8") as file:
-        # An empty list would make a float array; URLs are text whatever their number.
-        return np.asarray([line.strip() for line in file], dtype=np.str_)
+    # As in a file that is open for reading, only newlines end a line.
+    lines = [line.strip() for line in io.StringIO(read_text(path), newline=None)]
+    for number, line in enumerate(lines, 1):
+        if "\0" in line:
+            raise ValueError(f"{path}: line {number} has a null character")
+    longest = max(map(len, lines), default=0)
+    # Every element of the array takes as much room as the longest.
+    if len(lines) * longest > _MOST_UNWRITTEN + 100 * sum(map(len, lines)):
+        raise ValueError(f"{path}: has a line of {longest} characters among {len(lines)}")
+    # An empty list would make a float array; URLs are text whatever their number.
+    return np.asarray(lines, dtype=np.str_)

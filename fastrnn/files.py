@@ -10,10 +10,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
-import tempfile
+import secrets
+import stat
+import sys
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +24,7 @@ import numpy as np
 
 CHECKSUM = "checksum"
 _UNFINISHED = ".unfinished"
+_CHUNK = 1 << 20
 
 
 def write_aside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
@@ -37,23 +40,21 @@ def write_aside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) 
     Raises
     ------
     OSError
-        If the directory cannot be written or the disk is full; it names `path`.
+        If the directory cannot be written, the disk is full, or `path` is there as something else
+        than a file; it names `path`.
     """
     path = Path(path)
     try:
-        handle, name = tempfile.mkstemp(_UNFINISHED, f".{path.name}.", path.parent)
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "is no file, and is not replaced by one")
+        handle, aside = create_aside(path)
     except OSError as error:
         raise _about(path, error) from error
-    aside = Path(name)
     try:
         with os.fdopen(handle, "w+b") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files that only their owner reads; a result is as readable as any new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        aside.chmod(0o666 & ~umask)
         aside.replace(path)
         _flush_directory(path.parent)
     except OSError as error:
@@ -62,6 +63,21 @@ def write_aside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) 
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def create_aside(path: Path) -> tuple[int, Path]:
+    """Create the file that is to become `path`; return it, open, and its name for the time being.
+
+    It is as readable as any new file, because the system itself applies the umask: to ask for the
+    umask is to change it, for all threads.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    while True:
+        aside = path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}{_UNFINISHED}")
+        try:
+            return os.open(aside, flags, 0o666), aside
+        except FileExistsError:
+            continue
 
 
 def _about(path: Path, error: OSError) -> OSError:
@@ -106,6 +122,72 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading.
+
+    Raises
+    ------
+    OSError
+        It cannot be read, or is none but a directory, a pipe or a device: these are not waited for.
+    """
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        raise OSError(errno.EINVAL, "is no file", str(path))
+    # It may have become a pipe by now, which without a writer would never open.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    handle = os.open(path, flags)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "is no file", str(path))
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _read_bytes(path: str | os.PathLike[str]) -> bytes:
+    with open_file(path) as file:
+        return file.read()
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Read a text file in UTF-8, with or without a byte order mark.
+
+    Raises
+    ------
+    OSError
+        It cannot be read, or is not there.
+    ValueError
+        It is not UTF-8; the message names it.
+    """
+    try:
+        return _read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8 ({error})") from None
+
+
+def parse_json(text: str) -> Any:
+    """Return what JSON stands for.
+
+    Raises
+    ------
+    ValueError
+        It is no JSON, is nested too deeply to be read, or an object names something twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"an object has {twice!r} twice")
+    return found
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 
@@ -117,9 +199,18 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         It holds no JSON; the message names it.
     """
     try:
-        return json.loads(Path(path).read_text("utf-8"))
+        return parse_json(_read_bytes(path).decode("utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path}: not a JSON file ({error})") from None
+
+
+def is_text(text: str) -> bool:
+    """Return whether a string is text that a file can hold: no half of a surrogate pair."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
@@ -152,19 +243,58 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+    arrays: dict[str, np.ndarray] = {}
     try:
-        # An array alone would come back as it is, so it is the archive that is asked for.
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
-        with np.load(path, allow_pickle=False) as npz:
-            return {name.removesuffix(".npy"): npz[name] for name in names}
+        with open_file(path) as file, zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            if sum(member.file_size for member in members) > os.fstat(file.fileno()).st_size:
+                raise ValueError("its arrays are larger than the file")
+            for member in members:
+                name = member.filename.removesuffix(".npy")
+                if name in arrays:
+                    raise ValueError(f"has {name!r} twice")
+                arrays[name] = _read_array(archive, member)
     except PermissionError:
         raise
-    except (
-        ValueError, EOFError, OSError, KeyError, AttributeError, MemoryError, SyntaxError,
-        NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error,
-    ) as error:  # fmt: skip
+    except Exception as error:  # whatever zipfile or numpy meet in there
         raise ValueError(f"{path}: damaged, or no npz file ({error})") from None
+    return arrays
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """Read an array of an npz file, once it is known to be as large as the file says it is."""
+    about = f"array {member.filename!r}"
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{about} is compressed; expected it as numpy.savez writes it")
+    with archive.open(member) as file:
+        headers = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        version = np.lib.format.read_magic(file)
+        if version not in headers:
+            raise ValueError(f"{about} has the npy format {version}")
+        shape, by_columns, dtype = headers[version](file)
+        if dtype.kind not in "biufcUSM":
+            raise ValueError(f"{about} has dtype {dtype}; expected numbers or text")
+        size = math.prod(shape)
+        if min(shape, default=0) < 0 or size * dtype.itemsize != member.file_size - file.tell():
+            raise ValueError(f"{about} of shape {shape} and dtype {dtype} is not all there")
+        if dtype.itemsize == 0:
+            raise ValueError(f"{about} has dtype {dtype}, which holds nothing")
+        array = np.empty(size, dtype)
+        if size:
+            content, start = array.view(np.uint8), 0
+            while chunk := file.read(min(_CHUNK, content.size - start)):
+                content[start : start + len(chunk)] = np.frombuffer(chunk, np.uint8)
+                start += len(chunk)
+            if start < content.size:
+                raise EOFError(f"{about} is cut short")
+        if file.read(1):
+            raise ValueError(f"{about} has something behind it")
+    if dtype.kind == "U" and size and array.view(dtype.str[0] + "u4").max() > sys.maxunicode:
+        raise ValueError(f"{about} holds what is no text")
+    return array.reshape(shape, order="F" if by_columns else "C")
 
 
 def checksum(arrays: Mapping[str, np.ndarray]) -> str:
@@ -205,7 +335,7 @@ def read_sealed(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """
     arrays = read_npz(path)
     wanted = arrays.pop(CHECKSUM, None)
-    if wanted is None:
+    if wanted is None or wanted.shape or wanted.dtype.kind != "U":
         raise ValueError(f"{path}: has no checksum; not a file of fastrnn's")
     if str(wanted) != checksum(arrays):
         raise ValueError(f"{path}: damaged; its content does not have its checksum")

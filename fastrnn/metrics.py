@@ -21,7 +21,7 @@ import numpy as np
 
 from .caption_tokens import caption_tokens
 from .coco_utils import decode_captions, sample_coco_minibatch
-from .files import read_json
+from .files import is_text, read_json
 
 METRIC_NAMES = {
     "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4",
@@ -414,7 +414,7 @@ def read_references(path: str | os.PathLike[str], urls: Sequence[str]) -> list[l
     elif isinstance(found, dict):
         try:
             named = _coco_references(found) if "annotations" in found else found
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path}: its annotations are not COCO's ({type(error).__name__}: {error})"
             ) from None
@@ -431,6 +431,10 @@ def read_references(path: str | os.PathLike[str], urls: Sequence[str]) -> list[l
         if not isinstance(known, list) or not all(isinstance(caption, str) for caption in known):
             raise ValueError(
                 f"{path}: the captions of image {image} ({urls[image]}) are not a list of strings"
+            )
+        if not all(map(is_text, known)):
+            raise ValueError(
+                f"{path}: a caption of image {image} ({urls[image]}) holds half a character"
             )
     return captions
 

@@ -36,7 +36,7 @@ from .classifiers.rnn import CaptioningRNN
 from .data.scene_data import read_scenes
 from .data.scene_language import caption_is_true
 from .decoding import Decoded, beam_search, greedy
-from .files import read_json, write_text
+from .files import open_file, parse_json, read_json, write_text
 from .metrics import METRIC_NAMES, CaptionScorer
 from .training import Run, read_run, references_of
 
@@ -51,6 +51,12 @@ _MOST_PIXELS = 320
 """Pictures larger than this are scaled down for the page."""
 _MOST_POINTS = 800
 """Points of one curve; more of them are averaged in groups."""
+_NUMBERS = (
+    "step", "epoch", "loss", "reward", "learning_rate", "val_loss", "val_perplexity", "val_bleu_4",
+    "val_cider", "captions_per_second", "seconds", "validation_seconds", "bleu_1", "true_share",
+    "distinct_captions", "images",
+)  # fmt: skip
+"""Of a line of the history or of the metrics."""
 
 
 def draw_loss(history: Sequence[Mapping[str, Any]]) -> bytes:
@@ -148,16 +154,33 @@ def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     history = []
-    whole = path.read_text("utf-8", errors="replace").split("\n")[:-1]
+    with open_file(path) as file:
+        whole = file.read().decode("utf-8", errors="replace").split("\n")[:-1]
     for number, line in enumerate(whole, 1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             record = None
-        if not isinstance(record, dict) or "epoch" not in record:
+        if not _is_record(record):
             raise ValueError(f"{path}: line {number} is no record of a history: {line[:60]!r}")
         history.append(record)
     return history
+
+
+def _is_measured(found: Mapping[str, Any]) -> bool:
+    """Whether what the page counts with is a finite or infinite number, or unknown."""
+    return all(
+        found.get(name) is None
+        or isinstance(found[name], float)
+        or (type(found[name]) is int and abs(found[name]) < 2**63)
+        for name in _NUMBERS
+    )
+
+
+def _is_record(record: Any) -> bool:
+    if not isinstance(record, dict) or not _is_measured(record):
+        return False
+    return record.get("epoch") is not None and math.isfinite(record["epoch"])
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -246,6 +269,8 @@ class Report:
         if _METRICS_FILE in changed:
             path = self.run / _METRICS_FILE
             self._metrics = _read_object(path) if found[_METRICS_FILE] else {}
+            if not _is_measured(self._metrics):
+                raise ValueError(f"{path}: holds what are no metrics of a run")
         if MODEL_FILE in changed:
             self._gallery = self._read_gallery() if found[MODEL_FILE] else _Gallery(
                 ["There is no model yet: captions come with the first one that is saved."]

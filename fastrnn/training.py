@@ -1372,10 +1372,17 @@ class Run:
     def start_model(self, data: Mapping[str, Any]) -> CaptioningRNN:
         """Make the model that the run began with, where it was one of `start_model`'s."""
         s = self.settings
-        return start_model(
-            data, s["cell"], s["wordvec_dim"], s["hidden_dim"], self.config.seed,
-            bias_start=s["bias_start"], forget_bias=s["forget_bias"], embed_scale=s["embed_scale"],
-        )  # fmt: skip
+        try:
+            return start_model(
+                data, s["cell"], checks.as_int("wordvec_dim", s["wordvec_dim"]),
+                checks.as_int("hidden_dim", s["hidden_dim"]), self.config.seed,
+                bias_start=s["bias_start"],
+                forget_bias=checks.as_number("forget_bias", s["forget_bias"]),
+                embed_scale=checks.as_number("embed_scale", s["embed_scale"]),
+            )  # fmt: skip
+        except (KeyError, TypeError, OverflowError) as error:
+            about = f"has no {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{self.directory / SETTINGS_FILE}: {about}") from None
 
 
 def read_run(run: str | PathLike[str]) -> Run:
@@ -1409,9 +1416,11 @@ def read_run(run: str | PathLike[str]) -> Run:
     known = {field.name for field in fields(TrainConfig)}
     try:
         config = TrainConfig(**{name: v for name, v in settings.items() if name in known})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from None
     data = settings.get("data")
+    if data is not None and (not isinstance(data, str) or "\0" in data):
+        raise ValueError(f"{path}: data is {data!r:.60}; expected a directory")
     place = None if data is None else Path(data)
     # Drawn scenes are in the run directory, which may have been moved.
     if place is not None and not place.is_dir() and (directory / "data").is_dir():

@@ -11,6 +11,7 @@ import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from .._core import captioner as _core
 from .._core import decoder as _decoder
 from .._core.kernels import Workspace
-from ..files import read_sealed, write_sealed
+from ..files import is_text, read_sealed, write_sealed
 from ..reference import checks
 from ..reference.random import EMBED, MIX, VOCAB, stream_seed
 
@@ -425,12 +426,16 @@ class CaptioningRNN:
             ``word_ids``) and ``format``, the version of this arrangement.
         """
         words = sorted(self.word_to_idx, key=self.word_to_idx.__getitem__)
+        for word in words:
+            # NumPy takes null characters at the end for nothing.
+            if not isinstance(word, str) or "\0" in word or not is_text(word):
+                raise ValueError(f"word_to_idx has {word!r}; expected words that are text")
         return {
             **self.params,
             "format": np.array(FORMAT),
             "cell_type": np.array(self.cell_type),
             "words": np.array(words, dtype=np.str_),
-            "word_ids": np.array([self.word_to_idx[word] for word in words], dtype=np.int64),
+            "word_ids": np.array([index(self.word_to_idx[word]) for word in words], np.int64),
         }
 
     @classmethod
@@ -442,27 +447,56 @@ class CaptioningRNN:
         ValueError
             Arrays are missing or do not fit one another, or `format` is of another time.
         """
-        model = None
+        model, wrong = None, None
         try:
             version = int(arrays["format"])
             if version == FORMAT:
-                words, ids = arrays["words"].tolist(), arrays["word_ids"].tolist()
+                words, ids = arrays["words"], arrays["word_ids"]
+                if words.dtype.kind != "U" or ids.dtype.kind not in "iu":
+                    raise ValueError(f"its words are {words.dtype}, their ids {ids.dtype}")
+                known = dict(zip(words.tolist(), ids.tolist(), strict=True))
+                if not all(map(is_text, known)):
+                    raise ValueError("its words are no text")
+                dtype, cell = arrays["W_embed"].dtype, str(arrays["cell_type"])
+                if dtype not in (np.float32, np.float64) or cell not in ("rnn", "lstm"):
+                    raise ValueError(f"its cell is {cell!r:.20}, of {dtype}")
                 input_dim, hidden_dim = arrays["W_proj"].shape
-                model = blank_model(
-                    dict(zip(words, ids, strict=True)), input_dim, arrays["W_embed"].shape[1],
-                    hidden_dim, str(arrays["cell_type"]), arrays["W_embed"].dtype, kind=cls,
-                )  # fmt: skip
-        except (KeyError, ValueError, IndexError, TypeError) as error:
+                wordvec_dim = arrays["W_embed"].shape[1]
+                # A model takes memory by these dimensions, so first they must be the arrays' own.
+                wrong = _describe_misfit(
+                    arrays, len(known), input_dim, hidden_dim, wordvec_dim, cell, dtype
+                )
+                if wrong is None:
+                    model = blank_model(
+                        known, input_dim, wordvec_dim, hidden_dim, cell, dtype, kind=cls
+                    )
+        except (KeyError, ValueError, IndexError, TypeError, OverflowError) as error:
             raise ValueError(f"holds no model of fastrnn ({error})") from None
-        if model is None:
+        if version != FORMAT:
             raise ValueError(f"format is {version}; this fastrnn reads format {FORMAT}")
-        for name, w in model.params.items():
-            saved = arrays.get(name)
-            if saved is None or saved.shape != w.shape or saved.dtype != w.dtype:
-                was = "missing" if saved is None else f"{saved.dtype} of shape {saved.shape}"
-                raise ValueError(f"{name} is {was}; expected {w.dtype} of shape {w.shape}")
-            model.params[name] = saved
+        if model is None:
+            raise ValueError(wrong)
+        model.params.update({name: arrays[name] for name in model.params})
         return model
+
+
+def _describe_misfit(
+    arrays: Mapping[str, np.ndarray], vocab_size: int, input_dim: int, hidden_dim: int,
+    wordvec_dim: int, cell_type: str, dtype: np.dtype,
+) -> str | None:  # fmt: skip
+    """Say which array is not what the parameters of a model with these dimensions are."""
+    gates = hidden_dim if cell_type == "rnn" else 4 * hidden_dim
+    shapes = {
+        "W_embed": (vocab_size, wordvec_dim), "W_proj": (input_dim, hidden_dim),
+        "b_proj": (hidden_dim,), "Wx": (wordvec_dim, gates), "Wh": (hidden_dim, gates),
+        "b": (gates,), "W_vocab": (hidden_dim, vocab_size), "b_vocab": (vocab_size,),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        saved = arrays.get(name)
+        if saved is None or saved.shape != shape or saved.dtype != dtype:
+            was = "missing" if saved is None else f"{saved.dtype} of shape {saved.shape}"
+            return f"{name} is {was}; expected {dtype} of shape {shape}"
+    return None
 
 
 def blank_model(

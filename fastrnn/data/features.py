@@ -175,9 +175,18 @@ class PCA:
         """Read what `save` wrote."""
         arrays = read_npz(path)
         try:
-            return cls(arrays["mean"], arrays["components"])
+            mean, components = arrays["mean"], arrays["components"]
         except KeyError as error:
             raise ValueError(f"{os.fspath(path)}: has no {error}; no components there") from None
+        if components.ndim != 2 or mean.shape != components.shape[1:]:
+            raise ValueError(
+                f"{os.fspath(path)}: components has shape {components.shape}, mean {mean.shape}; "
+                "expected (K, D) and (D,)"
+            )
+        for name, array in (("mean", mean), ("components", components)):
+            if array.dtype.kind != "f":
+                raise ValueError(f"{os.fspath(path)}: {name} is {array.dtype}; expected floats")
+        return cls(mean, components)
 
 
 def features_of(images: np.ndarray, pca: PCA) -> np.ndarray:

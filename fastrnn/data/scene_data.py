@@ -132,5 +132,5 @@ def read_scenes(directory: str | os.PathLike[str], split: str = "val") -> list[S
     found = read_json(path)
     try:
         return [Scene.from_json(shapes) for shapes in found]
-    except TypeError as error:
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path}: does not hold scenes ({error})") from None

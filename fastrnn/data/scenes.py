@@ -67,8 +67,20 @@ class Scene:
 
     @classmethod
     def from_json(cls, shapes: list[dict]) -> Scene:
-        """The scene that :meth:`to_json` wrote."""
-        return cls(tuple(Shape(**shape) for shape in shapes))
+        """The scene that :meth:`to_json` wrote.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It wrote nothing of the kind.
+        """
+        found = tuple(Shape(**shape) for shape in shapes)
+        for shape in found:
+            kinds = (shape.kind in SHAPES, shape.color in COLORS, shape.size in SIZES)
+            places = (shape.x, shape.y, shape.radius, shape.angle)
+            if not all(kinds) or not all(type(n) in (int, float) and abs(n) < 1e9 for n in places):
+                raise ValueError(f"{shape!r:.80} is no shape")
+        return cls(found)
 
 
 def make_scene(rng: np.random.Generator) -> Scene:
