@@ -372,7 +372,7 @@ def test_nothing_of_the_end_or_of_another_run_is_there_while_it_trains(
         assert "metrics.json" not in there[-1]
         assert {"model.npz", "history.jsonl", "step-00000008.npz"} <= there[-1]
         assert run("train", "--data", data_dir, "--out", "r", "--force", *SMALL) == 2
-        assert there[-1] == {"settings.json"}
+        assert there[-1] == {"settings.json", ".lock", ".lock-holder"}
     # The directory is known as a run all the time, so that --force may replace it again.
     before = Path("r/settings.json").read_bytes()
     with monkeypatch.context() as patch:
