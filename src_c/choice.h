@@ -181,6 +181,8 @@ ptrdiff_t KERNEL(word_at)(const REAL *weight, ptrdiff_t V, double mass) {
     /* the run in which the sum passes `mass`; where rounding keeps it below, the last one that weighs anything */
     ptrdiff_t first = 0, found = -1;
     double before = 0, sum = 0;
+    if (mass != mass)
+        return -1;
     for (ptrdiff_t v = 0; v < V && !(sum > mass); v += RUN_OF_WORDS) {
         const double run = run_sum(weight + v, V - v < RUN_OF_WORDS ? V - v : RUN_OF_WORDS);
         if (run > 0) {

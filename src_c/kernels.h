@@ -122,7 +122,7 @@ FRN_KERNEL(double, top_words,
 FRN_KERNEL(double, word_weights, (REAL * weight, const REAL *x, ptrdiff_t V, REAL scale, REAL floor, ptrdiff_t last));
 
 /* The first word at which the sum of the weights so far is above `mass`, which is below their sum: with a mass that is
- * uniform, words are drawn by their weights. Returns -1 where no weight is above 0. */
+ * uniform, words are drawn by their weights. Returns -1 where no weight is above 0, or mass is NaN. */
 FRN_KERNEL(ptrdiff_t, word_at, (const REAL *weight, ptrdiff_t V, double mass));
 
 /* ---- Rows: gather, scatter-add

@@ -459,6 +459,21 @@ def test_caption_of_weight_zero_takes_no_part():
         np.testing.assert_allclose(found_grads[name], grads[name] * 2 / 3, rtol=1e-9, atol=1e-15)
 
 
+@pytest.mark.parametrize("word", range(0, 37, 4))
+def test_scores_that_are_no_numbers_are_not_drawn_from(word):
+    """Scheduled sampling leaves the caption's words then, wherever the NaN is."""
+    sizes = SMALL | {"V": 37}
+    model, twin_model, features, captions = draw_pair(sizes, "rnn", np.float32)
+    for m in (model, twin_model):
+        m.params["W_vocab"][0, word] = np.nan
+        with np.errstate(all="ignore"):
+            _, grads = m.loss(
+                features, captions, regularisation=Regularisation(scheduled_sampling=1.0)
+            )
+        seen = np.isnan(grads["W_embed"]).any(axis=1)
+        assert set(np.flatnonzero(seen)) <= set(captions[:, :-1].ravel())
+
+
 def test_order_of_checks_of_a_batch():
     """Dtypes, then shapes, then ids, then weights that are no numbers: the twin's order."""
     model, twin_model, features, captions = draw_pair(SMALL, "rnn", np.float64)

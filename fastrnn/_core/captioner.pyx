@@ -55,13 +55,7 @@ def profile(bint reset=True):
 cdef tuple parameters(object params, object features, bint lstm):
     """The features and the eight parameters as C-contiguous arrays of one dtype, of shapes that fit."""
     cdef tuple arrays = floats(("features", *NAMES), (features, *[params[name] for name in NAMES]))
-    cdef str gates = "4H" if lstm else "H"
-    cdef cnp.ndarray f, We, Wp, bp, Wx, Wh, b, Wv, bv
-    f, We, Wp, bp, Wx, Wh, b, Wv, bv = arrays
-    checks.match_shapes(
-        {"D": dim(Wp, 0), "H": dim(Wp, 1), "V": dim(We, 0)}, W_proj=(Wp, "D H"), b_proj=(bp, "H"), W_embed=(We, "V W"),
-        Wx=(Wx, f"W {gates}"), Wh=(Wh, f"H {gates}"), b=(b, gates), W_vocab=(Wv, "H V"), b_vocab=(bv, "V"),
-        features=(f, "N D"))
+    checks.match_model(dict(zip(("features", *NAMES), arrays)), lstm)
     return arrays
 
 

@@ -93,6 +93,22 @@ def match_shapes(sizes: dict[str, int] | None = None, /, **arrays) -> dict[str, 
     return sizes
 
 
+def match_model(arrays: Mapping[str, np.ndarray], lstm: bool) -> None:
+    """Hold the features and the parameters of a captioner against each other.
+
+    Raises
+    ------
+    ValueError
+        If one has another number of axes or another size along one of them.
+    """
+    gates = "4H" if lstm else "H"
+    specs = {
+        "W_proj": "D H", "b_proj": "H", "W_embed": "V W", "Wx": f"W {gates}", "Wh": f"H {gates}",
+        "b": gates, "W_vocab": "H V", "b_vocab": "V", "features": "N D",
+    }  # fmt: skip
+    match_shapes(**{name: (arrays[name], spec) for name, spec in specs.items()})
+
+
 def parts_of(cache, names: str) -> tuple:
     """The parts of a cache, once it is known to be a tuple of as many as there are `names`.
 

@@ -149,6 +149,7 @@ class CaptioningRNN:
         checks.match_shapes(
             {"D": len(p["W_proj"])}, features=(features, "N D"), captions=(captions, "N L")
         )
+        checks.match_model({**p, "features": features}, self.cell_type == "lstm")
         checks.check_ids("captions", captions, len(p["W_embed"]))
         captions_in, captions_out = captions[:, :-1], captions[:, 1:]
         mask = captions_out != self._null

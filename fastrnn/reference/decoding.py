@@ -261,7 +261,7 @@ def mix(
 
     The first input of a row is the caption's. Each later one is, with a probability, drawn from
     the model's softmax over the inputs so far; else it is the caption's. Behind the last target
-    that is not ``<NULL>`` the words stay the caption's.
+    that is not ``<NULL>`` the words stay the caption's, and so they do where scores are no numbers.
 
     Parameters
     ----------
@@ -299,6 +299,7 @@ def mix(
         for t in range(length - 1):
             scores, state = step(params, inputs[n : n + 1, t], state, lstm)
             coin, place = random.uniform(seed, [n], [t + 1], 2)[0]
-            if coin < probability:
-                inputs[n, t + 1] = draw(np.exp(scores[0] - scores.max()), place)
+            weights = np.exp(scores[0] - scores.max())
+            if coin < probability and np.isfinite(weights.sum()):
+                inputs[n, t + 1] = draw(weights, place)
     return inputs.astype(np.int32)
