@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -488,14 +487,14 @@ def test_full_disk(data_dir: Path, tmp_path: Path):
 
 def test_read_only_directory(data_dir: Path, monkeypatch, capsys):
     arguments = ["train", "--data", data_dir, "--out", "r", *SMALL, "--no-report"]
-    made = tempfile.mkstemp
+    create = fastrnn.files.create_aside
 
-    def refuse(suffix: str, prefix: str, directory: Path) -> tuple[int, str]:
-        if "step-00000008" in prefix:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), f"{directory}/{prefix}xyz")
-        return made(suffix, prefix, directory)
+    def refuse(path: Path) -> tuple[int, Path]:
+        if "step-00000008" in path.name:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), f"{path}xyz")
+        return create(path)
 
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(fastrnn.files, "create_aside", refuse)
     line = refused(capsys, *arguments)
     assert "Read-only file system: r/checkpoints/step-00000008.npz; " in line
     assert checkpoint_steps("r") == [0, 4]
