@@ -7,7 +7,7 @@ where the compiler has it; ``FASTRNN_OPENMP=0`` builds without.
 ``FASTRNN_DEBUG=1`` builds with Cython's checks of bounds and the hooks of src_c/debug.h: fresh
 memory holds NaN, and allocations can be made to fail. ``FASTRNN_SANITIZE=address,undefined`` or
 ``=thread`` builds with these sanitizers of GCC or Clang, and with the hooks; .ci/sanitize runs the
-tests with such builds.
+tests with such builds. A build with other switches than the one before compiles everything anew.
 """
 
 import os
@@ -31,11 +31,25 @@ SANITIZE = os.environ.get("FASTRNN_SANITIZE", "")
 DEBUG = os.environ.get("FASTRNN_DEBUG", "0") == "1" or bool(SANITIZE)
 MSVC = sys.platform == "win32" and "GCC" not in sys.version
 X86 = platform.machine().lower() in ("x86_64", "amd64") and not MSVC
+# stands in the compiled core (src_c/dispatch.c), so that the next build sees what this one was
+SWITCHES = "_".join(
+    [
+        SANITIZE.replace(",", "_") or ("debug" if DEBUG else "release"),
+        *(["serial"] if os.environ.get("FASTRNN_OPENMP") == "0" else []),
+    ]
+)
 HEADERS = [str(path) for path in sorted(Path("src_c").glob("*.h"))]
 
 
 class build_core(build_ext):
     """build_ext with the variants of the kernels and a probe for OpenMP."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        built = Path(self.get_ext_fullpath("fastrnn._core.kernels"))
+        mark = f"fastrnn built as {SWITCHES};".encode()
+        if built.is_file() and mark not in built.read_bytes():
+            self.force = True
 
     def build_extensions(self):
         # -std=c11 alone would forbid the fused multiply-add that the kernels live on
@@ -63,7 +77,11 @@ class build_core(build_ext):
         objects += self.compiler.compile(
             ["src_c/dispatch.c"],
             output_dir=self.build_temp,
-            macros=[("FRN_X86_VARIANTS", None), *hooks] if X86 else hooks,
+            macros=[
+                ("FRN_SWITCHES", SWITCHES),
+                *([("FRN_X86_VARIANTS", None)] if X86 else []),
+                *hooks,
+            ],
             include_dirs=["src_c"],
             depends=["src_c/dispatch.c", *HEADERS],
             extra_postargs=strict,
@@ -117,6 +135,8 @@ setup(
             )
             for name in MODULES
         ],
+        # C with other directives lies elsewhere: Cython looks at the age of the sources alone
+        build_dir="build/debug" if DEBUG else None,
         language_level=3,
         compiler_directives={
             "boundscheck": DEBUG,

@@ -46,6 +46,12 @@ VARIANT(avx2)
 VARIANT(avx512)
 #endif
 
+/* setup.py looks for this in a core that is there already */
+#define TEXT_(a) #a
+#define TEXT(a) TEXT_(a)
+extern const char frn_built_as[];
+const char frn_built_as[] = "fastrnn built as " TEXT(FRN_SWITCHES) ";";
+
 static frn_shape shape_f32, shape_f64;
 
 #if defined(FRN_X86_VARIANTS)
@@ -167,6 +173,7 @@ void *frn_alloc(size_t bytes) {
 #endif
 #endif
     COUNT_BLOCKS(1);
+    frn_poison((char *)memory + bytes, (rounded ? rounded : alignment) - bytes);
     return memory;
 }
 

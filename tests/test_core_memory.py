@@ -183,3 +183,31 @@ def test_results_begin_as_nan():
     fastrnn.set_num_threads(2)
     for n in (3, 256_001):
         assert np.isfinite(sigmoid(np.zeros(n))).all()
+
+
+@pytest.mark.skipif(
+    "libasan" not in os.environ.get("LD_PRELOAD", ""), reason="a build with AddressSanitizer"
+)
+@pytest.mark.parametrize(
+    ("size", "place"),
+    [(3, -1), (3, 12), (100_003, -1), (100_003, 400_012), (3_000_017, -1), (3_000_017, 12_000_068)],
+)
+def test_bytes_beside_a_result_are_nobodys(size, place):
+    """One byte before a result, and one behind it, within the block that it lies in."""
+    own = 0 if place < 0 else place - 1  # a byte of the array itself may be read
+    code = f"""
+import ctypes
+import numpy as np
+from fastrnn.rnn_layers import sigmoid
+x = np.zeros({size}, dtype=np.float32)
+kept = sigmoid(np.zeros({size} + 1000, dtype=np.float32))
+del kept  # the next result lies on a block that is larger
+y, to = sigmoid(x), ctypes.create_string_buffer(1)
+ctypes.memmove(to, y.ctypes.data + {own}, 1)
+print("so far", flush=True)
+ctypes.memmove(to, y.ctypes.data + {place}, 1)
+"""
+    env = os.environ | {"ASAN_OPTIONS": "detect_leaks=0:log_path=stderr"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stdout == "so far\n", done.stderr
+    assert "ERROR: AddressSanitizer: use-after-poison" in done.stderr

@@ -7,7 +7,7 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.stddef cimport ptrdiff_t
 from libc.string cimport memcpy, memset
 
-from .kernels cimport DEBUGGING, TOO_LARGE, area, block_alloc, block_free, spoil
+from .kernels cimport DEBUGGING, TOO_LARGE, area, block_alloc, block_free, poison, spoil, unpoison
 
 from ..reference import checks
 
@@ -92,7 +92,7 @@ cdef extern from "numpy/arrayobject.h":
 
 cdef enum:
     LARGE = 128 << 10  # bytes from which the system's allocator takes fresh pages
-    HEADER = 64        # bytes before the data, with the size of the block
+    HEADER = 64        # bytes before the data, with the size of the block and that of the data
 
 
 cdef void* data_malloc(void* ctx, size_t size) noexcept:
@@ -100,7 +100,8 @@ cdef void* data_malloc(void* ctx, size_t size) noexcept:
     cdef char* block = <char*> block_alloc(size + HEADER, &got) if size < <size_t> TOO_LARGE else NULL
     if block == NULL:
         return NULL
-    (<size_t*> block)[0] = got
+    (<size_t*> block)[0], (<size_t*> block)[1] = got, size
+    poison(block, HEADER)
     return block + HEADER
 
 
@@ -114,16 +115,17 @@ cdef void* data_calloc(void* ctx, size_t count, size_t size) noexcept:
 cdef void data_free(void* ctx, void* memory, size_t size) noexcept:
     cdef char* block = <char*> memory - HEADER
     if memory != NULL:
+        unpoison(block, HEADER)
         block_free(block, (<size_t*> block)[0])
 
 
 cdef void* data_realloc(void* ctx, void* memory, size_t size) noexcept:
     cdef void* grown = data_malloc(ctx, size)
-    cdef size_t old
+    cdef char* block = <char*> memory - HEADER
     if grown != NULL and memory != NULL:
-        old = (<size_t*> (<char*> memory - HEADER))[0] - HEADER
-        memcpy(grown, memory, min(size, old))
-        data_free(ctx, memory, old)
+        unpoison(block, HEADER)
+        memcpy(grown, memory, min(size, (<size_t*> block)[1]))
+        data_free(ctx, memory, size)
     return grown
 
 

@@ -152,9 +152,9 @@ cdef inline void drop(floating* y, const floating* x, ptrdiff_t n, uint64_t seed
     kernels.dropout(y, x, n, kernels.random_key(seed, place // T, place % T), rate)
 
 
-cdef size_t vocabulary_room(const Task* task, size_t size) noexcept nogil:
-    """Bytes of scratchpad of one thread for vocabulary_block()."""
-    return room(tiles_size(BLOCK_ROWS, max(task.H, task.V), size) + area(64, max(task.H, task.V)), size)
+cdef ptrdiff_t vocabulary_tiles(const Task* task, size_t size) noexcept nogil:
+    """Elements of scratchpad of one thread for vocabulary_block()."""
+    return tiles_size(BLOCK_ROWS, max(task.H, task.V), size) + area(64, max(task.H, task.V))
 
 
 cdef void vocabulary_block(const Task* task, floating* dscores, double* losses, floating* dh, floating* h_read,
@@ -216,7 +216,7 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, double
     cdef size_t block_bytes
     task.ldv = leading(V, size)
     task.ldw = leading(W, size)
-    block_bytes = vocabulary_room(task, size)
+    block_bytes = room(vocabulary_tiles(task, size), size)
 
     cdef void* batch_memory
     cdef ptrdiff_t* place
@@ -290,7 +290,7 @@ cdef double train_step(Task* task, Workspace workspace, floating** grads, double
         Wh_transposed = <floating*> workspace.take(packed_size(G, H, size), size)
         W_vocab_packed = <floating*> workspace.take(packed_size(H, V, size), size)
         W_vocab_transposed = <floating*> workspace.take(packed_size(V, H, size), size)
-        block_scratch = <char*> workspace.take(area(threads, block_bytes), 1)
+        block_scratch = <char*> workspace.take_each(threads, vocabulary_tiles(task, size), size)
         left = <floating*> workspace.take(tiles_size(H, most, size), size)
         right = <floating*> workspace.take(packed_size(most, max(G, V), size), size)
         features_left = <floating*> workspace.take(tiles_size(D, N, size), size)

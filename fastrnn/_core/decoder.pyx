@@ -17,8 +17,8 @@ from . cimport kernels
 from .arrays cimport data, dim, ids_of, new, wrap_ids
 from .captioner cimport parameters
 from .kernels cimport (
-    TOO_LARGE, Workspace, area, leading, multiply, pack, pack_tiles, packed_size, random_key, room, share,
-    threads_for, tile_height, tiles_size, uniform,
+    TOO_LARGE, Workspace, area, leading, multiply, pack, pack_tiles, packed_size, poison, random_key, room, share,
+    threads_for, tile_height, tiles_size, uniform, unpoison,
 )
 from .layers cimport columns_product
 
@@ -111,6 +111,17 @@ cdef void pack_model(Decoder* d, const Packed* parts, const floating* features, 
     d.h0, d.products, d.Wx, d.Wh, d.W_vocab = h0, products, Wx, Wh, W_vocab
 
 
+cdef inline void* part(char* memory, size_t* used, ptrdiff_t count, size_t size) noexcept nogil:
+    """The next part of a block of memory; where that is NULL, only its size is counted."""
+    cdef size_t at = used[0]
+    used[0] = min(used[0] + room(count, size), <size_t> TOO_LARGE)
+    if memory == NULL:
+        return NULL
+    unpoison(memory + at, count * size)
+    poison(memory + at + count * size, used[0] - at - count * size)
+    return memory + at
+
+
 # ---- Greedy decoding -------------------------------------------------------------------------------------------------
 
 cdef size_t decode_room(const Decoder* d, ptrdiff_t rows, size_t size) noexcept nogil:
@@ -122,15 +133,15 @@ cdef size_t decode_room(const Decoder* d, ptrdiff_t rows, size_t size) noexcept 
 cdef void decode_block(const Decoder* d, int32_t* captions, const floating* h0, char* memory,
                        ptrdiff_t rows) noexcept nogil:
     """Decode `rows` pictures from h0 (rows, ldh) into captions (rows, T); rows that end are dropped."""
-    cdef size_t size = sizeof(floating)
-    cdef floating* gates = <floating*> memory
-    cdef floating* h = <floating*> (memory + room(area(rows, d.ldg), size))
-    cdef floating* c = <floating*> (<char*> h + room(area(rows, d.ldh), size))
-    cdef floating* scores = <floating*> (<char*> c + room(area(rows, d.ldh), size))
-    cdef floating* tiles = <floating*> (<char*> scores + room(area(rows, d.ldv), size))
+    cdef size_t size = sizeof(floating), used = 0
+    cdef floating* gates = <floating*> part(memory, &used, rows * d.ldg, size)
+    cdef floating* h = <floating*> part(memory, &used, rows * d.ldh, size)
+    cdef floating* c = <floating*> part(memory, &used, rows * d.ldh, size)
+    cdef floating* scores = <floating*> part(memory, &used, rows * d.ldv, size)
+    cdef floating* tiles = <floating*> part(memory, &used, tiles_size(rows, d.H, size) + 16 * d.H, size)
+    cdef ptrdiff_t* row = <ptrdiff_t*> part(memory, &used, rows, sizeof(ptrdiff_t))
+    cdef ptrdiff_t* word = <ptrdiff_t*> part(memory, &used, rows, sizeof(ptrdiff_t))
     cdef const floating* products = <const floating*> d.products
-    cdef ptrdiff_t* row = <ptrdiff_t*> (<char*> tiles + room(tiles_size(rows, d.H, size) + 16 * d.H, size))
-    cdef ptrdiff_t* word = <ptrdiff_t*> (<char*> row + room(rows, sizeof(ptrdiff_t)))
     cdef ptrdiff_t t, i, kept, height, count, active = rows
     cdef bint packed = False
     cdef uint64_t mode = kernels.denormals_flush()
@@ -375,13 +386,6 @@ cdef struct Block:
     void* nothing         # (H,) zeros: the cell state before the first word
     void* weights         # (V,)
     void* vectors         # (rows, max(H, W)) few rows only
-
-
-cdef inline void* part(char* memory, size_t* used, ptrdiff_t count, size_t size) noexcept nogil:
-    """The next part of a block of memory; where that is NULL, only its size is counted."""
-    cdef size_t at = used[0]
-    used[0] = min(used[0] + room(count, size), <size_t> TOO_LARGE)
-    return NULL if memory == NULL else memory + at
 
 
 cdef void hypotheses_at(Hypotheses* to, ptrdiff_t places, ptrdiff_t T, char* memory, size_t* used) noexcept nogil:
@@ -946,17 +950,17 @@ cdef void mix_block(const Mixer* mixer, int32_t* inputs, floating* h, const ptrd
     h (N, ldh) is the initial state and is written over; row n needs the states of its first steps[n] inputs.
     """
     cdef const Decoder* d = &mixer.model
-    cdef size_t size = sizeof(floating)
+    cdef size_t size = sizeof(floating), used = 0
     cdef ptrdiff_t most = last - first, width = max(d.H, d.W)
-    cdef floating* gates = <floating*> memory
-    cdef floating* c = <floating*> (memory + room(most * d.ldg, size))
-    cdef floating* scores = <floating*> (<char*> c + room(most * d.ldh, size))
-    cdef floating* weight = <floating*> (<char*> scores + room(most * d.ldv, size))
-    cdef floating* tiles = <floating*> (<char*> weight + room(d.V, size))
-    cdef ptrdiff_t* row = <ptrdiff_t*> (<char*> tiles + room(most * width + 16 * width, size))
-    cdef ptrdiff_t* vector_at = <ptrdiff_t*> (<char*> row + room(most, sizeof(ptrdiff_t)))
-    cdef ptrdiff_t* h_at = <ptrdiff_t*> (<char*> vector_at + room(most, sizeof(ptrdiff_t)))
-    cdef ptrdiff_t* scored = <ptrdiff_t*> (<char*> h_at + room(most, sizeof(ptrdiff_t)))
+    cdef floating* gates = <floating*> part(memory, &used, most * d.ldg, size)
+    cdef floating* c = <floating*> part(memory, &used, most * d.ldh, size)
+    cdef floating* scores = <floating*> part(memory, &used, most * d.ldv, size)
+    cdef floating* weight = <floating*> part(memory, &used, d.V, size)
+    cdef floating* tiles = <floating*> part(memory, &used, (most + 16) * width, size)
+    cdef ptrdiff_t* row = <ptrdiff_t*> part(memory, &used, most, sizeof(ptrdiff_t))
+    cdef ptrdiff_t* vector_at = <ptrdiff_t*> part(memory, &used, most, sizeof(ptrdiff_t))
+    cdef ptrdiff_t* h_at = <ptrdiff_t*> part(memory, &used, most, sizeof(ptrdiff_t))
+    cdef ptrdiff_t* scored = <ptrdiff_t*> part(memory, &used, most, sizeof(ptrdiff_t))
     cdef ptrdiff_t t, n, i, rows, wanted, height, count, word
     cdef floating* state
     cdef floating* cell

@@ -84,6 +84,8 @@ cdef extern from "sizes.h" nogil:
 cdef extern from "debug.h" nogil:
     const bint DEBUGGING "FRN_HAS_DEBUG"
     void spoil "frn_spoil"(void* memory, size_t bytes)
+    void poison "frn_poison"(void* memory, size_t bytes)
+    void unpoison "frn_unpoison"(void* memory, size_t bytes)
 
 cdef uint64_t denormals_flush() noexcept nogil
 cdef void denormals_restore(uint64_t mode) noexcept nogil
@@ -105,6 +107,7 @@ cdef class Workspace:
     cdef int begin(self, int lap) except -1
     cdef int reserve(self, size_t size) except -1
     cdef void* take(self, ptrdiff_t count, size_t size) noexcept
+    cdef void* take_each(self, ptrdiff_t parts, ptrdiff_t count, size_t size) noexcept
 
 
 cdef ptrdiff_t leading(ptrdiff_t columns, size_t size) noexcept nogil

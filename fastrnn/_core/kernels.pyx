@@ -486,8 +486,6 @@ cdef extern from "debug.h":
     void frn_fail_after(ptrdiff_t count)
     int frn_fails()
     ptrdiff_t frn_live_blocks()
-    void frn_poison(void* memory, size_t bytes)
-    void frn_unpoison(void* memory, size_t bytes)
 
 
 def debugging():
@@ -531,7 +529,7 @@ cdef void* take_kept(int place) noexcept:
 
 cdef void block_release(void* memory, size_t size) noexcept:
     """Give a block of `size` bytes back to the system."""
-    frn_unpoison(memory, size)
+    unpoison(memory, size)
     frn_free(memory)
 
 
@@ -552,8 +550,9 @@ cdef void* block_alloc(size_t size, size_t* got) noexcept:
         got[0] = size
         memory = frn_alloc(size)
     if memory != NULL:
-        frn_unpoison(memory, got[0])
+        unpoison(memory, got[0])
         spoil(memory, got[0])
+        poison(<char*> memory + size, got[0] - size)
     return memory
 
 
@@ -569,7 +568,9 @@ cdef void block_free(void* memory, size_t size) noexcept:
     while kept_count == KEPT_BLOCKS or kept_total + size > KEPT_BYTES:
         block_release(kept[0], kept_size[0])
         take_kept(0)
-    frn_poison(memory, size)
+    unpoison(memory, size)
+    spoil(memory, size)
+    poison(memory, size)
     kept[kept_count], kept_size[kept_count] = memory, size
     kept_count += 1
     kept_total += size
@@ -609,9 +610,9 @@ cdef class Workspace:
         """Begin to go through the parts: lap 0 counts them, lap 1 hands them out."""
         if lap > 0:
             self.reserve(self.used)
-            frn_unpoison(self.memory, self.capacity)
+            unpoison(self.memory, self.capacity)
             spoil(self.memory, self.capacity)
-            frn_poison(self.memory, self.capacity)
+            poison(self.memory, self.capacity)
         self.counting = lap == 0
         self.used = 0
         return 0
@@ -640,8 +641,18 @@ cdef class Workspace:
             return NULL
         if self.used > self.capacity:
             abort()  # there were other parts on the first lap
-        frn_unpoison(self.memory + at, count * size)
+        unpoison(self.memory + at, count * size)
         return self.memory + at
+
+    cdef void* take_each(self, ptrdiff_t parts, ptrdiff_t count, size_t size) noexcept:
+        """Room for `count` elements for each of several threads, the next one's room(count, size) bytes further."""
+        cdef size_t step = room(count, size)
+        cdef char* first = <char*> self.take(area(parts, step), 1)
+        cdef ptrdiff_t q
+        if first != NULL:
+            for q in range(parts):
+                poison(first + q * step + count * size, step - count * size)
+        return first
 
 
 cdef ptrdiff_t leading(ptrdiff_t columns, size_t size) noexcept nogil:

@@ -21,11 +21,11 @@ cdef inline ptrdiff_t before(const Batch* batch, ptrdiff_t t, ptrdiff_t r) noexc
     """The row of h and c that holds the state of the r-th longest row before step t: N initial ones, then tokens."""
     return r if t == 0 else batch.N + batch.offset[t - 1] + r
 
-cdef size_t forward_room(const Batch* batch, ptrdiff_t D, int threads, size_t size) noexcept nogil
+cdef ptrdiff_t forward_tiles(const Batch* batch, ptrdiff_t D, int threads, size_t size) noexcept nogil
 cdef void steps_forward(const Batch* batch, floating* gates, floating* h, floating* c, floating* out,
                         const ptrdiff_t* out_at, const floating* x, const ptrdiff_t* x_at, ptrdiff_t D,
                         const floating* bias, const floating* weights, floating* scratch, int threads) noexcept nogil
-cdef size_t backward_room(const Batch* batch, int threads, size_t size) noexcept nogil
+cdef ptrdiff_t backward_tiles(const Batch* batch, int threads, size_t size) noexcept nogil
 cdef void steps_backward(const Batch* batch, floating* da, floating* dstate, floating* dc, floating* dx,
                          ptrdiff_t dx_step, ptrdiff_t dx_row, ptrdiff_t D, const floating* dh, const ptrdiff_t* dh_at,
                          const floating* gates, const floating* h, const floating* c, const floating* Wh_transposed,

@@ -85,12 +85,12 @@ cdef void batch_sort(Batch* batch, void* memory, const ptrdiff_t* lengths, ptrdi
 
 # ---- Forward ---------------------------------------------------------------------------------------------------------
 
-cdef size_t forward_room(const Batch* batch, ptrdiff_t D, int threads, size_t size) noexcept nogil:
-    """Bytes of scratchpad that steps_forward() needs: none where D is 0, as h is read as it lies."""
+cdef ptrdiff_t forward_tiles(const Batch* batch, ptrdiff_t D, int threads, size_t size) noexcept nogil:
+    """Elements of scratchpad of a thread in steps_forward(): none where D is 0, as h is read as it lies."""
     cdef ptrdiff_t rows = rows_of(batch, 0, 1 if by_columns(batch, threads) else threads)
     if D == 0:
         return 0
-    return area(threads, room(tiles_size(rows, D + batch.H, size), size))
+    return tiles_size(rows, D + batch.H, size)
 
 
 cdef inline ptrdiff_t rows_of(const Batch* batch, ptrdiff_t t, ptrdiff_t stride) noexcept nogil:
@@ -110,7 +110,7 @@ cdef void steps_forward(const Batch* batch, floating* gates, floating* h, floati
     """
     cdef int k
     cdef ptrdiff_t t
-    cdef size_t part = forward_room(batch, D, threads, sizeof(floating)) // threads
+    cdef size_t part = room(forward_tiles(batch, D, threads, sizeof(floating)), sizeof(floating)) if D > 0 else 0
     if threads == 1:
         rows_forward(batch, gates, h, c, out, out_at, x, x_at, D, bias, weights, scratch, 0, 1)
         return
@@ -228,9 +228,9 @@ cdef void pack_inputs(floating* tile, const floating* x, const ptrdiff_t* x_at, 
 
 # ---- Backward --------------------------------------------------------------------------------------------------------
 
-cdef size_t backward_room(const Batch* batch, int threads, size_t size) noexcept nogil:
-    """Bytes of scratchpad that steps_backward() needs for dx; without dx it needs none."""
-    return area(threads, room(tiles_size(rows_of(batch, 0, threads), batch.gates, size), size))
+cdef ptrdiff_t backward_tiles(const Batch* batch, int threads, size_t size) noexcept nogil:
+    """Elements of scratchpad of a thread in steps_backward() for dx; without dx it needs none."""
+    return tiles_size(rows_of(batch, 0, threads), batch.gates, size)
 
 
 cdef void steps_backward(const Batch* batch, floating* da, floating* dstate, floating* dc, floating* dx,
@@ -247,7 +247,7 @@ cdef void steps_backward(const Batch* batch, floating* da, floating* dstate, flo
     """
     cdef int k
     cdef ptrdiff_t t
-    cdef size_t part = backward_room(batch, threads, sizeof(floating)) // threads if dx != NULL else 0
+    cdef size_t part = room(backward_tiles(batch, threads, sizeof(floating)), sizeof(floating)) if dx != NULL else 0
     if threads == 1:
         rows_backward(batch, da, dstate, dc, dx, dx_step, dx_row, D, dh, dh_at, gates, h, c, Wh_transposed,
                       Wx_transposed, scratch, 0, 1)
@@ -458,7 +458,7 @@ cdef int run_forward(Sequence s, floating* out, floating* c_out, const floating*
         out_at = <ptrdiff_t*> scratch.take(tokens, sizeof(ptrdiff_t))
         if packing:
             weights = <floating*> scratch.take(packed_size(D + H, G, size), size)
-            tiles = <floating*> scratch.take(forward_room(batch, D, across, size), 1)
+            tiles = <floating*> scratch.take_each(across, forward_tiles(batch, D, across, size), size)
     with nogil:
         for r in range(N):
             memcpy(h + r * batch.ldh, h0 + batch.row[r] * H, H * size)
@@ -566,7 +566,7 @@ cdef int run_backward(Sequence s, floating* dx, floating* dh0, floating* dc0, fl
         dc = <floating*> scratch.take(area(N, batch.ldh), size)
         Wh_packed = <floating*> scratch.take(packed_size(G, H, size), size)
         Wx_packed = <floating*> scratch.take(packed_size(G, D, size), size)
-        tiles = <floating*> scratch.take(backward_room(batch, across, size), 1)
+        tiles = <floating*> scratch.take_each(across, backward_tiles(batch, across, size), size)
         da_packed = <floating*> scratch.take(packed_size(tokens, G, size), size)
         x_tiles = <floating*> scratch.take(tiles_size(D, tokens, size), size)
         h_tiles = <floating*> scratch.take(tiles_size(H, tokens, size), size)
