@@ -11,6 +11,7 @@ import errno
 import io
 import math
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from .files import is_text, read_json, read_text
+from .files import in_a_line, is_text, read_json, read_text
 
 BASE_DIR = str(Path(__file__).resolve().parent / "datasets" / "coco_captioning")
 
@@ -27,6 +28,7 @@ _COURSE_DIR = str(Path("cs231n", "datasets", "coco_captioning"))
 
 _SPLITS = ("train", "val")
 _MOST_UNWRITTEN = 1 << 24
+_MOST_UNWRITTEN_CHUNKS = 1 << 15
 _MOST_COMPRESSED = 1100
 """What a byte in a file can stand for: deflate comes to 1032."""
 
@@ -55,6 +57,11 @@ def load_coco_data(
         ``{train,val}_captions`` int (captions, words), ``{train,val}_image_idxs`` int (captions,),
         and whatever else the caption file holds; ``{train,val}_features`` float (images, D);
         ``idx_to_word`` list of str, ``word_to_idx`` dict; ``{train,val}_urls`` str (images,).
+
+    Notes
+    -----
+    Datasets may be compressed by gzip, alone or with the filters shuffle and fletcher32; those that
+    went through other filters, or lie in another file, are refused.
 
     Raises
     ------
@@ -219,23 +226,28 @@ def _read_h5(path: str) -> dict[str, np.ndarray]:
     found = {}
     where = path
     try:
+        size = Path(path).stat().st_size
+        room = _MOST_UNWRITTEN + _MOST_COMPRESSED * size
         with h5py.File(path, "r") as file:
             for name in file:
-                where = f"{path}: dataset {name!r}"
+                where = f"{path}: dataset {name!r:.60}"
                 # What lies in another file is not read, whatever this one says of it.
                 if not isinstance(file.get(name, getlink=True), h5py.HardLink):
                     raise ValueError("is a link")
                 node = file[name]
                 if isinstance(node, h5py.Dataset):
-                    found[name] = _read_dataset(node, Path(path).stat().st_size)
+                    found[name] = _read_dataset(node, size, room)
+                    room -= found[name].nbytes
     except ValueError as error:
         raise ValueError(f"{where} {error}") from None
     except Exception as error:
-        raise OSError(f"{where} cannot be read, damaged or no HDF5 file ({error})") from error
+        raise OSError(
+            f"{where} cannot be read, damaged or no HDF5 file ({in_a_line(error)})"
+        ) from error
     return found
 
 
-def _read_dataset(node: h5py.Dataset, size: int) -> np.ndarray:
+def _read_dataset(node: h5py.Dataset, size: int, room: int) -> np.ndarray:
     """Read a dataset that is all in its file, and not out of proportion to what is there."""
     if node.dtype.kind not in "biufcS":
         raise ValueError(f"has dtype {node.dtype}, must hold numbers")
@@ -243,11 +255,57 @@ def _read_dataset(node: h5py.Dataset, size: int) -> np.ndarray:
         raise ValueError("lies in other files")
     # Chunks that were never written cost nothing in a file, and compressed ones a thousandth.
     claimed = math.prod(node.shape or ()) * node.dtype.itemsize
-    there = min(node.id.get_storage_size(), size)
+    stored = node.id.get_storage_size()
+    there = min(stored, size)
     if claimed > _MOST_UNWRITTEN + _MOST_COMPRESSED * there:
         raise ValueError(f"has shape {node.shape}, but only {there} bytes")
+    if claimed > room:
+        raise ValueError(f"has shape {node.shape}, too much in all for a file of {size} bytes")
+    kept = node.id.get_type().get_size()  # of odd floats it is not that of their dtype
+    if node.chunks is not None:
+        _check_chunks(node, math.prod(node.chunks) * kept, size)
+    elif stored not in (0, math.prod(node.shape or ()) * kept):
+        raise ValueError(f"has shape {node.shape}, but {stored} bytes")
     values = np.asarray(node[()])
     return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _check_chunks(node: h5py.Dataset, wanted: int, size: int) -> None:
+    """Refuse chunks that are shorter than they should be: HDF5 reads on behind their ends."""
+    plist = node.id.get_create_plist()
+    filters = [plist.get_filter(number)[0] for number in range(plist.get_nfilters())]
+    known = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
+    if not known.issuperset(filters) or filters.count(h5py.h5z.FILTER_DEFLATE) > 1:
+        raise ValueError(f"has the filters {filters}; expected gzip, shuffle, fletcher32 or none")
+    if wanted > _MOST_UNWRITTEN + _MOST_COMPRESSED * size:
+        raise ValueError(f"has chunks of {wanted} bytes, but {size} bytes in all")
+    # Time goes by the number of chunks, written or not; those that are written are in an index.
+    grid = math.prod(-(-long // short) for long, short in zip(node.shape, node.chunks, strict=True))
+    if grid > _MOST_UNWRITTEN_CHUNKS + size // 8:
+        raise ValueError(f"has {grid} chunks, but {size} bytes in all")
+    chunks: list[Any] = []
+    node.id.chunk_iter(chunks.append)
+    for chunk in chunks:
+        # A filter that could not make a chunk smaller is left out, and marked so.
+        passed = [f for k, f in enumerate(filters) if not chunk.filter_mask >> k & 1]
+        length = chunk.size
+        if h5py.h5z.FILTER_DEFLATE in passed and length <= size:
+            content = node.id.read_direct_chunk(chunk.chunk_offset)[1]
+            at = passed.index(h5py.h5z.FILTER_DEFLATE)
+            length = len(content) - 4 * passed[at:].count(h5py.h5z.FILTER_FLETCHER32)
+            length = _inflated_size(content[: max(length, 0)], wanted + 4 * len(filters))
+            passed = passed[:at]
+        if length - 4 * passed.count(h5py.h5z.FILTER_FLETCHER32) != wanted:
+            raise ValueError(f"has a chunk at {chunk.chunk_offset} that is not {wanted} bytes")
+
+
+def _inflated_size(content: bytes, most: int) -> int:
+    """Return how long deflated bytes are when inflated: at most `most` + 1; 0 if they are none."""
+    inflater = zlib.decompressobj()
+    try:
+        return len(inflater.decompress(content, most + 1)) if content else 0
+    except zlib.error:
+        return 0
 
 
 def _require(
@@ -312,10 +370,11 @@ def _read_vocabulary(path: str) -> dict[str, Any]:
         # True == 1 == 1.0, but only one of them is an id.
         if not isinstance(word, str) or type(ids.get(word)) is not int or ids[word] != idx:
             raise ValueError(
-                f"{path}: 'idx_to_word' says {word!r} at {idx}, which 'word_to_idx' does not say"
+                f"{path}: 'idx_to_word' says {word!r:.60} at {idx}, which 'word_to_idx' does not "
+                "say"
             )
         if "\0" in word or not is_text(word):
-            raise ValueError(f"{path}: 'idx_to_word' has {word!r} at {idx}, which is no text")
+            raise ValueError(f"{path}: 'idx_to_word' has {word!r:.60} at {idx}, which is no text")
     return vocab
 
 

@@ -204,6 +204,12 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"{path}: not a JSON file ({error})") from None
 
 
+def in_a_line(error: object) -> str:
+    """Return what an exception of another library says, without line ends and not for ever."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
 def is_text(text: str) -> bool:
     """Return whether a string is text that a file can hold: no half of a surrogate pair."""
     try:
@@ -257,7 +263,7 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     except PermissionError:
         raise
     except Exception as error:  # whatever zipfile or numpy meet in there
-        raise ValueError(f"{path}: damaged, or no npz file ({error})") from None
+        raise ValueError(f"{path}: damaged, or no npz file ({in_a_line(error)})") from None
     return arrays
 
 
