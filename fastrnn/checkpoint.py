@@ -165,6 +165,8 @@ def _check_about(about: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {value!r:.60} in its state of training")
     if type(about["step"]) is not int:
         raise KeyError("step")
+    if about["step"] >= 2**63:
+        raise ValueError("step is too large in its state of training")
     sums = about.get("sums", [0.0, 0, 0.0, 0])
     if len(sums) != 4 or not all(type(number) in (int, float) for number in sums):
         raise ValueError(f"sums is {sums!r:.60} in its state of training")

@@ -418,6 +418,8 @@ def read_references(path: str | os.PathLike[str], urls: Sequence[str]) -> list[l
             raise ValueError(
                 f"{path}: its annotations are not COCO's ({type(error).__name__}: {error})"
             ) from None
+        if not all(isinstance(name, str) for name in named):
+            raise ValueError(f"{path}: names images by what is no text")
         named = {_last_part(name): known for name, known in named.items()}
         captions = [named.get(_last_part(url), []) for url in urls]
         if not any(captions):

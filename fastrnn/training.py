@@ -47,7 +47,15 @@ from .checkpoint import (
 from .classifiers.rnn import CaptioningRNN, CaptioningWorkspace, Regularisation
 from .coco_utils import decode_captions, read_captioning_directory
 from .decoding import sample
-from .files import read_json, read_sealed, remove_unfinished, write_json, write_sealed, write_text
+from .files import (
+    in_a_line,
+    read_json,
+    read_sealed,
+    remove_unfinished,
+    write_json,
+    write_sealed,
+    write_text,
+)
 from .metrics import CaptionScorer, read_references
 from .reference import checks
 from .rewards import CiderReward
@@ -1362,10 +1370,16 @@ class Run:
         place = directory or self.data_directory
         if place is None:
             raise ValueError(f"{self.directory}: does not say where its data are")
+        max_train = self.settings.get("max_train")
+        if max_train is not None and (type(max_train) is not int or max_train < 0):
+            raise ValueError(
+                f"{self.directory / SETTINGS_FILE}: max_train is {max_train!r:.60}; expected a "
+                "number of captions"
+            )
         return read_training_data(
             place,
             raw_features=bool(self.settings.get("raw_features")),
-            max_train=self.settings.get("max_train"),
+            max_train=max_train,
             seed=self.config.seed,
         )
 
@@ -1380,8 +1394,8 @@ class Run:
                 forget_bias=checks.as_number("forget_bias", s["forget_bias"]),
                 embed_scale=checks.as_number("embed_scale", s["embed_scale"]),
             )  # fmt: skip
-        except (KeyError, TypeError, OverflowError) as error:
-            about = f"has no {error}" if isinstance(error, KeyError) else str(error)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            about = f"has no {error}" if isinstance(error, KeyError) else in_a_line(error)
             raise ValueError(f"{self.directory / SETTINGS_FILE}: {about}") from None
 
 
@@ -1417,13 +1431,17 @@ def read_run(run: str | PathLike[str]) -> Run:
     try:
         config = TrainConfig(**{name: v for name, v in settings.items() if name in known})
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {in_a_line(error)}") from None
     data = settings.get("data")
     if data is not None and (not isinstance(data, str) or "\0" in data):
         raise ValueError(f"{path}: data is {data!r:.60}; expected a directory")
     place = None if data is None else Path(data)
+    try:
+        lost = place is not None and not place.is_dir()
+    except OSError as error:  # a name that is too long
+        raise ValueError(f"{path}: data is {data!r:.60} ({error.strerror})") from None
     # Drawn scenes are in the run directory, which may have been moved.
-    if place is not None and not place.is_dir() and (directory / "data").is_dir():
+    if lost and (directory / "data").is_dir():
         place = directory / "data"
     return Run(directory, settings, config, place)
 

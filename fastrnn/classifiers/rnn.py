@@ -454,6 +454,8 @@ class CaptioningRNN:
                 words, ids = arrays["words"], arrays["word_ids"]
                 if words.dtype.kind != "U" or ids.dtype.kind not in "iu":
                     raise ValueError(f"its words are {words.dtype}, their ids {ids.dtype}")
+                if words.ndim != 1 or ids.ndim != 1:
+                    raise ValueError(f"its words are {words.ndim}-d, their ids {ids.ndim}-d")
                 known = dict(zip(words.tolist(), ids.tolist(), strict=True))
                 if not all(map(is_text, known)):
                     raise ValueError("its words are no text")

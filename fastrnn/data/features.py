@@ -178,10 +178,10 @@ class PCA:
             mean, components = arrays["mean"], arrays["components"]
         except KeyError as error:
             raise ValueError(f"{os.fspath(path)}: has no {error}; no components there") from None
-        if components.ndim != 2 or mean.shape != components.shape[1:]:
+        if components.ndim != 2 or not components.size or mean.shape != components.shape[1:]:
             raise ValueError(
                 f"{os.fspath(path)}: components has shape {components.shape}, mean {mean.shape}; "
-                "expected (K, D) and (D,)"
+                "expected (K, D) and (D,), neither of them 0"
             )
         for name, array in (("mean", mean), ("components", components)):
             if array.dtype.kind != "f":

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..files import read_json, write_json
+from ..files import in_a_line, read_json, write_json
 from .features import PCA, describe_pictures
 from .layout import write_captioning_directory
 from .scene_language import describe, words_of_the_language
@@ -133,4 +133,4 @@ def read_scenes(directory: str | os.PathLike[str], split: str = "val") -> list[S
     try:
         return [Scene.from_json(shapes) for shapes in found]
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{path}: does not hold scenes ({error})") from None
+        raise ValueError(f"{path}: does not hold scenes ({in_a_line(error)})") from None
