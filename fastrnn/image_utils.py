@@ -16,8 +16,13 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from .files import in_a_line, open_file
+
 SQUEEZENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 SQUEEZENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF")
+"""The kinds of pictures that are read. Pillow knows more, and starts Ghostscript for some."""
 
 _TIMEOUT_SECONDS = 30
 
@@ -158,6 +163,11 @@ def image_from_url(url: str | os.PathLike[str]) -> np.ndarray | None:
     uint8 ndarray or None
         Pixels, (H, W, 3) for colour and (H, W) for grey. None where nothing could be fetched; the
         reason is printed.
+
+    Raises
+    ------
+    OSError
+        What was fetched is no picture.
     """
     url = os.fspath(url)
     try:
@@ -177,7 +187,7 @@ def image_from_url(url: str | os.PathLike[str]) -> np.ndarray | None:
     except OSError as error:
         print("URL Error: ", error.strerror or error, url)
         return None
-    return _decode_pixels(io.BytesIO(content))
+    return _decode_pixels(content, url[:200])
 
 
 def load_image(filename: str | os.PathLike[str], size: int | None = None) -> np.ndarray:
@@ -206,7 +216,9 @@ def load_image(filename: str | os.PathLike[str], size: int | None = None) -> np.
     """
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1, was {size}")
-    return _decode_pixels(filename, size)
+    with open_file(filename) as file:
+        content = file.read()
+    return _decode_pixels(content, os.fspath(filename), size)
 
 
 def _mean_offset(mean_img: np.ndarray | None, mean: str) -> np.ndarray | float:
@@ -222,16 +234,19 @@ def _mean_offset(mean_img: np.ndarray | None, mean: str) -> np.ndarray | float:
     return mean_img.mean(axis=(1, 2), keepdims=True) if mean == "pixel" else mean_img
 
 
-def _decode_pixels(source: Any, size: int | None = None) -> np.ndarray:
+def _decode_pixels(content: bytes, name: str, size: int | None = None) -> np.ndarray:
     from PIL import Image  # comes with matplotlib; importing it costs what few callers need
 
-    with Image.open(source) as picture:
-        # Palette indices and printers' colours are no pixel values that anyone could plot.
-        image = picture if picture.mode in ("L", "RGB", "RGBA") else picture.convert("RGB")
-        if size is not None:
-            scale = size / min(image.size)
-            image = image.resize(
-                (max(1, round(image.width * scale)), max(1, round(image.height * scale))),
-                Image.Resampling.BILINEAR,
-            )
-        return np.array(image)
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            # Palette indices and printers' colours are no pixel values that anyone could plot.
+            image = picture if picture.mode in ("L", "RGB", "RGBA") else picture.convert("RGB")
+            if size is not None:
+                scale = size / min(image.size)
+                image = image.resize(
+                    (max(1, round(image.width * scale)), max(1, round(image.height * scale))),
+                    Image.Resampling.BILINEAR,
+                )
+            return np.array(image)
+    except Exception as error:  # damaged pictures meet SyntaxError, struct.error and others
+        raise OSError(f"{name}: cannot be read as a picture ({in_a_line(error)})") from error

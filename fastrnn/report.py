@@ -37,6 +37,7 @@ from .data.scene_data import read_scenes
 from .data.scene_language import caption_is_true
 from .decoding import Decoded, beam_search, greedy
 from .files import open_file, parse_json, read_json, write_text
+from .image_utils import FORMATS
 from .metrics import METRIC_NAMES, CaptionScorer
 from .training import Run, read_run, references_of
 
@@ -82,7 +83,7 @@ def draw_loss(history: Sequence[Mapping[str, Any]]) -> bytes:
     figure = Figure(figsize=(8, 4), dpi=150, layout="constrained", facecolor=_COLORS["paper"])
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(facecolor=_COLORS["paper"])
-    taught = [r for r in steps if r["loss"] is not None]
+    taught = [r for r in steps if r.get("loss") is not None]
     at, loss = [r["epoch"] for r in taught], [r["loss"] for r in taught]
     axes.plot(at, loss, color=_COLORS["train"], lw=1.5, label="training")
     known = [r for r in epochs if r["val_loss"] is not None]
@@ -335,7 +336,9 @@ class Report:
             "script": script,
             "data": _embedded_json(shown),
         }
-        return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], frame)
+        page = re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], frame)
+        # Names of directories, and settings, may hold what is no text.
+        return page.encode("utf-8", "replace").decode("utf-8")
 
     def _about(self) -> str:
         settings = self._made_of.settings
@@ -516,7 +519,7 @@ def _points(records: Sequence[Mapping[str, Any]], name: str, scale: float = 1.0)
     known = [
         (float(record["epoch"]), float(record[name]) * scale)
         for record in records
-        if record.get(name) is not None and math.isfinite(record[name])
+        if record.get(name) is not None and math.isfinite(float(record[name]) * scale)
     ]
     if len(known) > _MOST_POINTS:
         # The curve at half of its last epoch would be news; the end of each group is where it is.
@@ -715,15 +718,15 @@ def _show_pictures(gallery: _Gallery, paths: Sequence[Path | None], most: int) -
 def _picture(path: Path) -> tuple[str, bool] | None:
     """Read a picture as a data URI, and whether it is so small that its pixels should be seen."""
     try:
-        with Image.open(path) as picture:
+        with open_file(path) as file, Image.open(file, formats=FORMATS) as picture:
             drawn = picture.format == "PNG"
             picture.draft("RGB", (_MOST_PIXELS, _MOST_PIXELS))
             image = picture.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except Exception:  # damaged ones meet SyntaxError, struct.error and others
         return None  # a picture that cannot be read is a picture that is not there
     image.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
     kind = "png" if drawn else "jpeg"
-    file = io.BytesIO()
-    image.save(file, format=kind, quality=85)
-    data = base64.b64encode(file.getvalue()).decode("ascii")
+    shown = io.BytesIO()
+    image.save(shown, format=kind, quality=85)
+    data = base64.b64encode(shown.getvalue()).decode("ascii")
     return f"data:image/{kind};base64,{data}", max(image.size) <= 96
