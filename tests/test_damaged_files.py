@@ -5,14 +5,19 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import subprocess
+import sys
 import threading
 import zipfile
+import zlib
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 from coco_layout import WORDS, write_layout
+from PIL import EpsImagePlugin, Image
 
 from fastrnn.checkpoint import load_model, read_checkpoint
 from fastrnn.classifiers.rnn import CaptioningRNN
@@ -29,8 +34,9 @@ from fastrnn.files import (
     write_sealed,
     write_text,
 )
+from fastrnn.image_utils import load_image
 from fastrnn.metrics import read_references
-from fastrnn.report import Report, read_history
+from fastrnn.report import Report, draw_loss, read_history, write_report
 from fastrnn.training import TrainConfig, Trainer, read_run
 
 DEEP = "[" * 200_000 + "]" * 200_000
@@ -148,6 +154,99 @@ def test_settings_whose_data_is_no_place(tmp_path, data):
         read_run(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "about"),
+    [({"max_train": "a"}, "max_train is 'a'"), ({"max_train": True}, "max_train is True"),
+     ({"max_train": -1}, "max_train is -1"), ({"cell": "a"}, "Invalid cell_type"),
+     ({"bias_start": []}, "bias_start is"), ({"bias_start": "a" * 5000}, "bias_start is"),
+     ({"data": "a" * 5000}, "data is 'aaa")],
+)  # fmt: skip
+def test_settings_name_their_file(layout, trained, tmp_path, wrong, about):
+    start = {"bias_start": "frequencies", "forget_bias": 1.0, "embed_scale": 0.1}
+    settings = json.loads((trained / "settings.json").read_text()) | start | wrong
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=rf"^{path}: {about}") as caught:
+        run = read_run(tmp_path)
+        run.start_model(run.read_data(layout))
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_page_of_settings_that_are_no_text(trained, tmp_path):
+    run = tmp_path / "a\udcffb"  # a directory's name in Latin-1
+    run.mkdir()
+    for name in ("settings.json", "history.jsonl"):
+        (run / name).write_bytes((trained / name).read_bytes())
+    settings = json.loads((run / "settings.json").read_text()) | {"cell": "\ud800"}
+    (run / "settings.json").write_text(json.dumps(settings))
+    assert "<title>a?b" in write_report(run).read_text("utf-8")
+
+
+def test_a_history_beyond_all_curves(trained, tmp_path):
+    (tmp_path / "settings.json").write_bytes((trained / "settings.json").read_bytes())
+    records = [{"epoch": 1, "val_loss": 2.0, "val_cider": 1e308}, {"epoch": 1.5}]
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "history.jsonl").write_text(text)
+    assert write_report(tmp_path).is_file()
+    assert draw_loss(read_history(tmp_path / "history.jsonl"))[1:4] == b"PNG"
+
+
+def test_references_of_images_without_names(tmp_path):
+    path = tmp_path / "r.json"
+    images = [{"id": 1, "file_name": 7}]
+    path.write_text(json.dumps({"images": images, "annotations": []}))
+    with pytest.raises(ValueError, match=rf"^{path}: names images by what is no text"):
+        read_references(path, ["a"])
+
+
+def test_scenes_that_are_none_in_one_line(tmp_path):
+    shape = {"kind": "circle", "a\nb": 1}
+    (tmp_path / "val_scenes.json").write_text(json.dumps([[shape]]))
+    with pytest.raises(ValueError, match=r"val_scenes\.json: does not hold scenes") as caught:
+        read_scenes(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_long_word_makes_no_long_message(layout):
+    words = [*WORDS[:-1], "a" * 50_000]
+    ids = {word: idx for idx, word in enumerate(WORDS)}
+    (layout / VOCABULARY).write_text(json.dumps({"idx_to_word": words, "word_to_idx": ids}))
+    with pytest.raises(ValueError, match="which 'word_to_idx' does not say") as caught:
+        read_captioning_directory(layout)
+    assert len(str(caught.value)) < 500
+
+
+# -- pictures
+
+
+def test_no_program_draws_a_picture(tmp_path, monkeypatch):
+    path = tmp_path / "a.eps"
+    Image.new("RGB", (4, 4)).save(path)
+
+    def start(*arguments, **named):
+        raise AssertionError("a program is started")
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setattr(subprocess, "check_call", start)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
+    with pytest.raises(OSError, match=rf"^{path}: cannot be read as a picture"):
+        load_image(path)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "bmp", "tiff", "webp", "ppm"])
+def test_a_damaged_picture_names_its_file(tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    whole = path.read_bytes()
+    assert load_image(path).shape[:2] == (9, 7)
+    for cut in (0, 8, len(whole) // 2):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(OSError, match=rf"^{path}: cannot be read as a picture") as caught:
+            load_image(path)
+        assert "\n" not in str(caught.value)
+
+
 # -- the layout
 
 
@@ -242,6 +341,89 @@ def test_an_h5_file_reads_no_other(layout, tmp_path):
             read_captioning_directory(layout)
 
 
+def write_raw_chunk(
+    path: Path, raw: bytes, filters: tuple[int, ...] = (), chunk: int = 1 << 20, mask: int = 0
+) -> None:
+    """Write a data set of one chunk, whose bytes in the file are `raw`."""
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_chunk((chunk,))
+    for code in filters:
+        plist.set_filter(code, h5py.h5z.FLAG_OPTIONAL, (9,) if code == DEFLATE else ())
+    space = h5py.h5s.create_simple((16,), (h5py.h5s.UNLIMITED,))
+    with h5py.File(path, "w") as file:
+        kind = h5py.h5t.NATIVE_FLOAT
+        dataset = h5py.h5d.create(file.id, b"features", kind, space, plist)
+        dataset.write_direct_chunk((0,), raw, mask)
+
+
+DEFLATE, SHUFFLE, FLETCHER32, SCALEOFFSET = 1, 2, 3, 6
+
+
+@pytest.mark.parametrize(
+    ("raw", "options"),
+    [
+        # HDF5 reads on behind these, and the interpreter crashes.
+        (zlib.compress(bytes(64)), {"filters": (DEFLATE,)}),
+        (b"1234", {"filters": (DEFLATE,), "mask": 1}),
+        (zlib.compress(bytes(64)), {"filters": (SHUFFLE, DEFLATE)}),
+        (zlib.compress(bytes(64)) + b"1234", {"filters": (DEFLATE, FLETCHER32)}),
+        # It unpacks these without an end.
+        (zlib.compress(bytes(1 << 26), 9), {"filters": (DEFLATE,), "chunk": 16}),
+        (zlib.compress(zlib.compress(bytes(1 << 30), 9), 9), {"filters": (DEFLATE, DEFLATE)}),
+        # Its own code for these does not look where it writes.
+        (b"1234", {"filters": (FLETCHER32, SCALEOFFSET)}),
+        (b"1234", {"filters": (32000,)}),
+    ],
+)
+def test_a_chunk_that_is_not_what_hdf5_takes_it_for(layout, raw, options):
+    path = layout / "train2014_vgg16_fc7_pca.h5"
+    write_raw_chunk(path, raw, **options)
+    # In a process of its own, because of what happens where this is not refused.
+    call = f"from fastrnn.coco_utils import load_coco_data; load_coco_data({str(layout)!r})"
+    result = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True)
+    assert result.returncode == 1, result.stderr
+    error = result.stderr.splitlines()[-1]
+    assert re.match(rf"ValueError: {path}: dataset 'features' has (the filters|a chunk)", error)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compression": "gzip"}, {"compression": "gzip", "shuffle": True, "fletcher32": True},
+        {"fletcher32": True}, {"chunks": (5, 3)}, {"chunks": (5, 3), "compression": "gzip"},
+        {"chunks": (50, 70), "maxshape": (None, None)},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("version", ["earliest", "latest"])
+def test_chunks_that_are_whole_are_read(layout, options, version):
+    path = layout / "train2014_vgg16_fc7_pca.h5"
+    # Random bits are no smaller when deflated: HDF5 leaves the filter out of such chunks.
+    bits = np.random.default_rng(0).integers(0, 2**32, (12, 7), dtype=np.uint32)
+    for features in (np.ones((12, 7), np.float32), bits.view(np.float32)):
+        with h5py.File(path, "w", libver=version) as file:
+            file.create_dataset("features", data=features, **options)
+        found = read_captioning_directory(layout)["train_features"]
+        assert found.tobytes() == features.tobytes()
+
+
+def test_many_claims_of_one_file(layout):
+    path = layout / "train2014_vgg16_fc7_pca.h5"
+    with h5py.File(path, "a") as file:
+        for number in range(40):
+            file.create_dataset(f"a{number}", (1 << 22,), "f4", fillvalue=1)
+    assert path.stat().st_size < 50_000
+    with pytest.raises(ValueError, match=r"dataset 'a\d+' .* too much in all for a file of"):
+        read_captioning_directory(layout)
+
+
+def test_more_chunks_than_a_file_can_hold(layout):
+    path = layout / "train2014_vgg16_fc7_pca.h5"
+    with h5py.File(path, "a") as file:
+        file.create_dataset("a", (1 << 22,), "f4", chunks=(1,))
+    with pytest.raises(ValueError, match="dataset 'a' has 4194304 chunks, but "):
+        read_captioning_directory(layout)
+
+
 # -- npz
 
 
@@ -313,6 +495,35 @@ def test_a_checkpoint_whose_state_is_none(trained, tmp_path, change):
         read_checkpoint(path)
 
 
+def test_steps_without_number(trained, tmp_path):
+    arrays = read_sealed(trained / "checkpoints" / "step-00000001.npz")
+    about = json.loads(str(arrays["training/about"])) | {"step": 10**400}
+    path = tmp_path / "c.npz"
+    write_sealed(path, arrays | {"training/about": np.array(json.dumps(about))})
+    with pytest.raises(ValueError, match=rf"^{path}: step is too large"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["words", "word_ids"])
+def test_words_of_two_axes(tmp_path, name):
+    """As lists they would be 2**40 empty ones."""
+    arrays = CaptioningRNN({"<NULL>": 0}, 1, 1, 1).to_arrays()
+    wrong = arrays | {name: np.empty((1 << 40, 0), arrays[name].dtype)}
+    write_sealed(tmp_path / "model.npz", wrong)
+    with pytest.raises(ValueError, match=r"its words are \d-d, their ids \d-d"):
+        load_model(tmp_path)
+
+
+def test_what_numpy_says_stays_one_line(tmp_path):
+    path = tmp_path / "a.npz"
+    member = header((1,)).replace(b"'shape'", b"1:{1:2" + b"\n") + bytes(4)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", member)
+    with pytest.raises(ValueError, match=rf"^{path}: damaged, or no npz file") as caught:
+        read_npz(path)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("text", [DEEP, "[]", "3", '{"format": 1, "format": 1}', '{"format": 1}'])
 def test_a_checkpoint_without_a_state(trained, tmp_path, text):
     arrays = read_sealed(trained / "checkpoints" / "step-00000001.npz")
@@ -339,7 +550,8 @@ def test_moments_of_another_shape(trained, tmp_path, name):
     "arrays",
     [{"mean": np.zeros(3)}, {"mean": np.zeros(3), "components": np.zeros((2, 4))},
      {"mean": np.zeros(3), "components": np.zeros(3)},
-     {"mean": np.zeros(3, int), "components": np.zeros((2, 3))}],
+     {"mean": np.zeros(3, int), "components": np.zeros((2, 3))},
+     {"mean": np.zeros(0), "components": np.zeros((1 << 40, 0))}],
 )  # fmt: skip
 def test_components_that_are_none(tmp_path, arrays):
     path = tmp_path / "pca.npz"
