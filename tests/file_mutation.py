@@ -7,6 +7,7 @@ changed, and its members get the CRC of what they now hold.
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import re
@@ -113,12 +114,12 @@ def mutate_tree(value: Any, rng: Random, names: Sequence[str] = ()) -> Any:
         old = container[key]
         how = rng.randrange(10)
         if how in (0, 1, 2):
-            container[key] = rng.choice(_VALUES)
+            container[key] = copy.deepcopy(rng.choice(_VALUES))
         elif how == 3 and container is not top:
             del container[key]
         elif how == 4:
             other, place = rng.choice(nodes)
-            container[key] = json.loads(json.dumps(other[place]))
+            container[key] = copy.deepcopy(other[place])
         elif how == 5 and isinstance(old, (int, float)):
             near = [1, -1, 0.5, old, -2 * old]
             container[key] = rng.choice([str(old), float(old) if abs(old) < 1e300 else 0.0,
@@ -127,12 +128,12 @@ def mutate_tree(value: Any, rng: Random, names: Sequence[str] = ()) -> Any:
             cut = rng.randrange(len(old) + 1)
             container[key] = old[:cut] + rng.choice(["", "\0", "\ud800", "/", old, " "]) + old[cut:]
         elif how == 6:
-            container[key] = rng.choice([[old], {"a": old}, [old, old], str(old)])
+            container[key] = rng.choice([[old], {"a": old}, [old, copy.deepcopy(old)], str(old)])
         elif how == 7 and isinstance(container, dict):
             name = rng.choice([*names, *container, "a"])
-            container[name] = rng.choice([old, *_VALUES])
+            container[name] = copy.deepcopy(rng.choice([old, *_VALUES]))
         elif how == 8 and isinstance(container, list) and container is not top:
-            container[key:key] = [old] * rng.choice([1, 2, 100])
+            container[key:key] = [copy.deepcopy(old) for _ in range(rng.choice([1, 2, 100]))]
         elif how == 9 and isinstance(container, dict) and names:
             container[rng.choice(names)] = container.pop(key)
     return top[0]
@@ -326,12 +327,73 @@ def h5_mutator(datasets: dict[str, np.ndarray], place: Path) -> Mutate:
     (place / "secret").write_bytes(secret.tobytes())
 
     def mutate(data: bytes, rng: Random) -> bytes:
-        if rng.random() < 0.5:
-            return mutate_bytes(data, rng)
-        found = build_h5(datasets, place, rng)
-        return mutate_bytes(found, rng) if rng.random() < 0.5 else found
+        harmed = rng.random() < 0.75
+        found = data if rng.random() < 0.5 else build_h5(datasets, place, rng)
+        # HDF5 2.0 does not come back from a damaged global heap, and no reader can keep it from
+        # looking: to open a virtual data set is enough. SECURITY.md says so.
+        if harmed and b"GCOL" not in found:
+            found = with_checksums(mutate_bytes(found, rng))
+        return found
 
     return mutate
+
+
+def _lookup3(data: bytes) -> int:
+    """Return Bob Jenkins's hash of 2006, HDF5's checksum of metadata."""
+    mask = 0xFFFFFFFF
+
+    def turn(x: int, k: int) -> int:
+        return (x << k | x >> (32 - k)) & mask
+
+    a = b = c = (0xDEADBEEF + len(data)) & mask
+    start = 0
+    while len(data) - start > 12:
+        x, y, z = (int.from_bytes(data[start + k : start + k + 4], "little") for k in (0, 4, 8))
+        a, b, c = (a + x) & mask, (b + y) & mask, (c + z) & mask
+        a = (a - c) & mask ^ turn(c, 4)
+        c = (c + b) & mask
+        b = (b - a) & mask ^ turn(a, 6)
+        a = (a + c) & mask
+        c = (c - b) & mask ^ turn(b, 8)
+        b = (b + a) & mask
+        a = (a - c) & mask ^ turn(c, 16)
+        c = (c + b) & mask
+        b = (b - a) & mask ^ turn(a, 19)
+        a = (a + c) & mask
+        c = (c - b) & mask ^ turn(b, 4)
+        b = (b + a) & mask
+        start += 12
+    if start == len(data):
+        return c
+    rest = data[start:].ljust(12, b"\0")
+    x, y, z = (int.from_bytes(rest[k : k + 4], "little") for k in (0, 4, 8))
+    a, b, c = (a + x) & mask, (b + y) & mask, (c + z) & mask
+    c = ((c ^ b) - turn(b, 14)) & mask
+    a = ((a ^ c) - turn(c, 11)) & mask
+    b = ((b ^ a) - turn(a, 25)) & mask
+    c = ((c ^ b) - turn(b, 16)) & mask
+    a = ((a ^ c) - turn(c, 4)) & mask
+    b = ((b ^ a) - turn(a, 14)) & mask
+    return ((c ^ b) - turn(b, 24)) & mask
+
+
+def with_checksums(data: bytes) -> bytes:
+    """Make the checksums of an HDF5 file's superblock and object headers right again."""
+    found = bytearray(data)
+    ends = []
+    if data[:8] == b"\x89HDF\r\n\x1a\n" and len(data) > 48 and data[8] in (2, 3):
+        ends.append((0, 44))
+    for match in re.finditer(rb"OHDR\x02", data):
+        start = match.start()
+        flags = data[start + 5] if start + 5 < len(data) else 0
+        at = start + 6 + 16 * (flags >> 5 & 1) + 4 * (flags >> 4 & 1)
+        width = 1 << (flags & 3)
+        end = at + width + int.from_bytes(data[at : at + width], "little")
+        if end + 4 <= len(data) and end - start < 4096:
+            ends.append((start, end))
+    for start, end in ends:
+        found[end : end + 4] = _lookup3(bytes(found[start:end])).to_bytes(4, "little")
+    return bytes(found)
 
 
 def build_h5(datasets: dict[str, np.ndarray], place: Path, rng: Random) -> bytes:
@@ -438,10 +500,16 @@ def _chunked(file, name, array, place, rng):
             file.id, name.encode(), h5py.h5t.py_create(array.dtype, logical=True), space, plist
         )
     )
-    if rng.random() < 0.6:
+    # HDF5 itself takes long over a large chunk, and its filter scaleoffset corrupts the heap behind
+    # any other; what is written raw only seems to be such.
+    filters = [plist.get_filter(k)[0] for k in range(plist.get_nfilters())]
+    tame = h5py.h5z.FILTER_SCALEOFFSET not in filters[1:]
+    if rng.random() < 0.6 and tame and np.prod(chunk, dtype=float) < 1 << 16:
         dataset[: len(array)] = array
         return
-    raw = rng.choice([rng.randbytes(30), _deflated(1 << 10), _deflated(1 << 24, 2), b"", b"\0" * 9])
+    if not filters:
+        return  # HDF5 takes as many bytes as the chunk should have, whatever there are
+    raw = rng.choice([rng.randbytes(30), _deflated(1 << 10), _deflated(1 << 24, 2), b"\0" * 9])
     dataset.id.write_direct_chunk((0,) * array.ndim, raw, rng.choice([0, 0, 1, 3, 2**32 - 1]))
 
 
@@ -515,7 +583,21 @@ def _described(file, name, array, place, rng):
         file.attrs["a"] = "a" * rng.choice([10, 60_000])
 
 
+def write_compact(file: h5py.File, name: str, array: np.ndarray) -> None:
+    """Write a data set into its own header."""
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_layout(h5py.h5d.COMPACT)
+    kind, space = h5py.h5t.py_create(array.dtype), h5py.h5s.create_simple(array.shape)
+    dataset = h5py.Dataset(h5py.h5d.create(file.id, name.encode(), kind, space, plist))
+    dataset[...] = array
+
+
+def _compact(file, name, array, place, rng):
+    write_compact(file, name, np.resize(array, rng.choice([array.shape, (0,), (3, 5), (1000,)])))
+
+
 _WRONG_H5 = [
+    _compact,
     _other_type, _other_shape, _other_values, _chunked, _chunked, _elsewhere, _linked, _many,
     _described, lambda file, name, array, place, rng: None,
 ]  # fmt: skip

@@ -36,6 +36,7 @@ import traceback
 import types
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -44,7 +45,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-if importlib.util.find_spec("atheris"):
+if __name__ == "__main__" and importlib.util.find_spec("atheris"):
     import atheris
 
     own_modules = atheris.instrument_imports(
@@ -77,14 +78,16 @@ from file_mutation import (
     mutate_bytes,
     mutate_text,
     npz_mutator,
+    write_compact,
 )
 
 from fastrnn.classifiers.rnn import CaptioningRNN
 from fastrnn.data.scenes import make_scene
 
 SECONDS = 5
-"""That a file of at most `LARGEST` bytes may take."""
-LARGEST = 1 << 16
+"""Of the processor, that a file may take."""
+PATIENCE = 60
+"""Seconds after which a reader waits for what never comes."""
 MEMORY = 500 << 20
 ADDRESSES = 1 << 30
 """Beyond what the process has at the beginning: a guard for the machine."""
@@ -110,6 +113,8 @@ class Reader:
     """
 
     refusals: tuple[type[Exception], ...] = (ValueError, OSError)
+    largest = 1 << 13
+    """Bytes in a file, at most."""
     mutate: Mutate
 
     def __init__(self, place: Path) -> None:
@@ -142,6 +147,7 @@ def require(holds: bool, what: str) -> None:
 class Captions(Reader):
     """coco2014_captions.h5"""
 
+    largest = 1 << 16
     file = "coco2014_captions.h5"
     datasets = ("train_captions", "train_image_idxs", "val_captions", "val_image_idxs")
 
@@ -152,8 +158,8 @@ class Captions(Reader):
         self.add_h5_seeds({name: arrays[self.source_of(name)] for name in self.datasets})
 
     def names(self) -> list[str]:
-        # What does not fit the captions is told of these.
-        return [str(self.path), str(self.layout / Captions.file), str(self.layout / Features.file)]
+        # What does not fit another file may be told of that.
+        return [f"{self.layout}{os.sep}"]
 
     def source_of(self, name: str) -> str:
         return name
@@ -167,10 +173,14 @@ class Captions(Reader):
                 for name, array in arrays.items():
                     file.create_dataset(name, data=array, **options)
             self.seeds.append((self.place / "seed.h5").read_bytes())
-        with h5py.File(self.place / "seed.h5", "w", libver="latest") as file:
-            for name, array in arrays.items():
-                file[name] = array
-        self.seeds.append((self.place / "seed.h5").read_bytes())
+        for version in ("earliest", "latest"):
+            with h5py.File(self.place / "seed.h5", "w", libver=version) as file:
+                for name, array in arrays.items():
+                    if version == "earliest":
+                        write_compact(file, name, array)
+                    else:
+                        file[name] = array
+            self.seeds.append((self.place / "seed.h5").read_bytes())
         self.mutate = h5_mutator(arrays, self.place)
 
     def read(self) -> None:
@@ -204,6 +214,7 @@ class Features(Captions):
 class Vocabulary(Captions):
     """coco2014_vocab.json"""
 
+    largest = Reader.largest
     file = "coco2014_vocab.json"
 
     def prepare(self) -> None:
@@ -216,6 +227,7 @@ class Vocabulary(Captions):
 class Urls(Captions):
     """train2014_urls.txt"""
 
+    largest = Reader.largest
     file = "train2014_urls.txt"
 
     def prepare(self) -> None:
@@ -245,6 +257,8 @@ def small_models() -> list[CaptioningRNN]:
 class Model(Reader):
     """best_model.npz"""
 
+    largest = 1 << 16
+
     def prepare(self) -> None:
         for model in small_models():
             model.save(self.path)
@@ -254,9 +268,9 @@ class Model(Reader):
     def read(self) -> None:
         model = fastrnn.checkpoint.load_model(self.path)
         words = len(model.word_to_idx)
-        require(sorted(model.word_to_idx.values()) == list(range(words)), "ids without a gap")
+        whole = sorted(model.word_to_idx.values()) == list(range(words))
         width, hidden = model.params["W_proj"].shape
-        if "<START>" in model.word_to_idx and words and width and hidden:
+        if "<START>" in model.word_to_idx and whole and width and hidden:
             ids = model.sample(np.ones((2, width), model.params["W_proj"].dtype), 3)
             require(bool((ids >= 0).all() and (ids < words).all()), "word ids")
             fastrnn.coco_utils.decode_captions(ids, model.idx_to_word)
@@ -266,6 +280,8 @@ class Model(Reader):
 
 class Checkpoint(Reader):
     """checkpoints/step-00000002.npz, and to go on from there"""
+
+    largest = 1 << 16
 
     def prepare(self) -> None:
         write_layout(self.place / "data")
@@ -552,8 +568,7 @@ class Watch:
 def starved(error: BaseException | None) -> bool:
     """Whether an exception comes of want of memory."""
     while error is not None:
-        text = str(error).lower()
-        if isinstance(error, MemoryError) or "allocation fail" in text or "alloc memory" in text:
+        if isinstance(error, MemoryError):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -562,7 +577,7 @@ def starved(error: BaseException | None) -> bool:
 def attempt(reader: Reader, data: bytes, watch: Watch) -> bool:
     """Let a reader read `data`; return whether it did, or raise what it must not do."""
     reader.path.write_bytes(data)
-    before = watch.grown()
+    before, since = watch.grown(), time.process_time()
     read = True
     try:
         reader.read()
@@ -580,7 +595,9 @@ def attempt(reader: Reader, data: bytes, watch: Watch) -> bool:
     if watch.seen:
         raise Fault(watch.seen.pop())
     if before < MEMORY <= watch.grown():
-        raise Fault(f"takes {watch.grown() >> 20} MB")
+        raise Fault("takes too much memory")
+    if time.process_time() - since > SECONDS:
+        raise Fault("takes too long")
     return read
 
 
@@ -588,14 +605,23 @@ def attempt(reader: Reader, data: bytes, watch: Watch) -> bool:
 
 
 class Tally:
-    """Numbers that outlive the process which counts them: files tried, files read."""
+    """What outlives the process which counts: files tried, files read, and what it is about."""
 
     def __init__(self) -> None:
-        self.shared = mmap.mmap(-1, 16)
+        self.shared = mmap.mmap(-1, 17)
 
     def add(self, read: bool) -> None:
         tried, were_read = self.counts()
         self.shared[:16] = struct.pack("<QQ", tried + 1, were_read + read)
+
+    @contextlib.contextmanager
+    def making(self) -> Iterator[None]:
+        """While a file is made: HDF5 may crash over what it is asked to write, too."""
+        self.shared[16] = 1
+        try:
+            yield
+        finally:
+            self.shared[16] = 0
 
     def counts(self) -> tuple[int, int]:
         return struct.unpack("<QQ", self.shared[:16])
@@ -646,13 +672,14 @@ def fuzz(name: str, place: Path, seconds: float, seed: int, faults: Path, tally:
         rng = Random(seed)
         if atheris is not None and rng.random() < 0.1:
             return atheris.Mutate(data, most)
-        found = reader.mutate(bytes(data), rng)
+        with tally.making():
+            found = reader.mutate(bytes(data), rng)
         return found if len(found) <= most else bytes(data)[:most]
 
     if atheris is not None:
         options = [
-            f"-max_total_time={max(round(seconds), 1)}", f"-seed={seed}", f"-timeout={SECONDS}",
-            f"-max_len={LARGEST}", "-rss_limit_mb=0", "-len_control=0",
+            f"-max_total_time={max(round(seconds), 1)}", f"-seed={seed}", f"-timeout={PATIENCE}",
+            f"-max_len={reader.largest}", "-rss_limit_mb=0", "-len_control=0",
             f"-artifact_prefix={place}/", "-reload=0", str(corpus),
         ]  # fmt: skip
         atheris.Setup(["fuzz_files", *options], one, custom_mutator=mutate)
@@ -660,10 +687,10 @@ def fuzz(name: str, place: Path, seconds: float, seed: int, faults: Path, tally:
     rng = Random(seed)
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        signal.alarm(SECONDS)
+        signal.alarm(PATIENCE)
         data = rng.choice(reader.seeds + reader.strange)
         for _ in range(rng.choice([1, 1, 2, 4])):
-            data = mutate(data, LARGEST, rng.getrandbits(32))
+            data = mutate(data, reader.largest, rng.getrandbits(32))
         (place / "crash-last").write_bytes(data)
         one(data)
     signal.alarm(0)
@@ -700,16 +727,19 @@ def work_on(name: str, seconds: float, seed: int, faults: Path) -> tuple[int, in
                     with contextlib.suppress(Exception):
                         sys.stderr.flush()
                     os._exit(code)
-            status = wait_for(child, left + 30)
+            status = wait_for(child, left + 2 * PATIENCE)
             if status == 0:
                 break
             seed += 1
             log = (place / "log").read_text("utf-8", "replace")
-            if tally.counts()[0] == before and "libFuzzer" not in log:
-                raise RuntimeError(f"{name}: its files cannot be made or are not read\n{log}")
             artefact = next(
                 (p for kind in ("crash-*", "timeout-*", "oom-*") for p in place.glob(kind)), None
             )
+            if artefact is None and tally.counts()[0] == before and "libFuzzer" not in log:
+                raise RuntimeError(f"{name}: its files cannot be made or are not read\n{log}")
+            if tally.shared[16]:
+                tally.shared[16] = 0
+                continue
             data = b"" if artefact is None else artefact.read_bytes()
             about = artefact.name.split("-")[0] if artefact else f"ends with status {status}"
             frames = re.findall(r"^ +#\d+ 0x\w+ +in (\w+)", log, re.M)
@@ -751,7 +781,7 @@ def main() -> int:
     if given.file is not None:
         with tempfile.TemporaryDirectory() as place:
             reader = READERS[given.readers[0]](Path(place))
-            signal.alarm(SECONDS)
+            signal.alarm(PATIENCE)
             read = attempt(reader, given.file.read_bytes(), Watch(Path(place)))
             print("read" if read else "refused")
         return 0
