@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from . import checks
 from ._core import decoder as _core
 from .classifiers.rnn import CaptioningRNN
 from .coco_utils import decode_captions
-from .reference import checks
 
 LENGTH_RULES = ("power", "wu")
 

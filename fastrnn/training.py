@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, optim
+from . import __version__, checks, optim
 from ._core import kernels
 from .checkpoint import (
     HISTORY_FILE,
@@ -49,7 +49,6 @@ from .coco_utils import decode_captions, read_captioning_directory
 from .decoding import sample
 from .files import read_json, read_sealed, remove_unfinished, write_json, write_sealed, write_text
 from .metrics import CaptionScorer, read_references
-from .reference import checks
 from .rewards import CiderReward
 from .runlock import RunLock
 

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from .._core import captioner as _core
 from .._core import decoder as _decoder
 from .._core.kernels import Workspace
 from ..files import is_text, read_sealed, write_sealed
-from ..reference import checks
-from ..reference.random import EMBED, MIX, VOCAB, stream_seed
+from ..seeds import EMBED, MIX, VOCAB, stream_seed
 
 FORMAT = 2
 """Version of the arrangement of a model's file."""

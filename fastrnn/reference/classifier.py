@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from . import checks, random
+from .. import checks
+from . import random
 from .decoding import mix
 from .layers import affine_backward, affine_forward
 from .rnn_layers import (
