@@ -8,20 +8,17 @@ assignment's.
 
 from __future__ import annotations
 
-import errno
 import math
-import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .caption_tokens import caption_tokens
 from .coco_utils import decode_captions, sample_coco_minibatch
-from .files import is_text, read_json
+from .data.references import read_references as read_references
 from .words import END, START, UNK
 
 METRIC_NAMES = {
@@ -372,86 +369,6 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> fl
         split = [reference.replace(UNK, "<nothing>").split() for reference in known]
         total += meteor_score(split, text.split(), wordnet=wordnet)
     return total / len(texts)
-
-
-def read_references(path: str | os.PathLike[str], urls: Sequence[str]) -> list[list[str]]:
-    """Read what people wrote about images from a JSON file.
-
-    Parameters
-    ----------
-    path : path
-        One of three forms: an object of file names, each with its list of captions; COCO's
-        annotations (``images`` and ``annotations``); or a list of lists of captions, in the order
-        of `urls`.
-    urls : sequence of str
-        The images. In the first two forms they are found by the last part of their URLs or paths;
-        COCO's ``file_name``, ``coco_url`` and ``flickr_url`` all count.
-
-    Returns
-    -------
-    list of lists of str
-        The captions of each image; an empty list where the file has none.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file.
-    ValueError
-        It is no JSON file of these forms, or has none of the images.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, "no such file of references", str(path))
-    found = read_json(path)
-    if isinstance(found, list):
-        if len(found) != len(urls):
-            raise ValueError(
-                f"{path}: a list of {len(found)} entries; expected one for each of the "
-                f"{len(urls)} images"
-            )
-        captions = found
-    elif isinstance(found, dict):
-        try:
-            named = _coco_references(found) if "annotations" in found else found
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path}: its annotations are not COCO's ({type(error).__name__}: {error})"
-            ) from None
-        named = {_last_part(name): known for name, known in named.items()}
-        captions = [named.get(_last_part(url), []) for url in urls]
-        if not any(captions):
-            first = f", the first of which is {_last_part(urls[0])!r}" if len(urls) else ""
-            raise ValueError(
-                f"{path}: names {len(named)} images, but none of the {len(urls)} wanted{first}"
-            )
-    else:
-        raise ValueError(f"{path}: holds a {type(found).__name__}; expected a list or an object")
-    for image, known in enumerate(captions):
-        if not isinstance(known, list) or not all(isinstance(caption, str) for caption in known):
-            raise ValueError(
-                f"{path}: the captions of image {image} ({urls[image]}) are not a list of strings"
-            )
-        if not all(map(is_text, known)):
-            raise ValueError(
-                f"{path}: a caption of image {image} ({urls[image]}) holds half a character"
-            )
-    return captions
-
-
-def _coco_references(found: Mapping[str, Any]) -> dict[str, list[str]]:
-    by_id: dict[Any, list[str]] = {}
-    for annotation in found["annotations"]:
-        by_id.setdefault(annotation["image_id"], []).append(annotation["caption"])
-    return {
-        image[key]: by_id.get(image["id"], [])
-        for image in found["images"]
-        for key in ("file_name", "coco_url", "flickr_url")
-        if image.get(key)
-    }
-
-
-def _last_part(url: str) -> str:
-    return url.rstrip("/").rsplit("/", 1)[-1]
 
 
 def diversity(captions: Sequence[str]) -> dict[str, Any]:

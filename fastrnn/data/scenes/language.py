@@ -1,4 +1,4 @@
-"""The language of the scenes: spoken, parsed, and held against what was drawn.
+"""A small language for captions of scenes: generate captions, parse them, check if they are true.
 
 ::
 
@@ -8,16 +8,16 @@
     listing  = item { "," item } "and" item  |  group
     item     = np  |  group
     counting = "there" ("is" | "are") group { "and" group }
-    naming   = "the" [colour] shape "is" size  |  "the" [size] shape "is" colour
-    np       = ("a" | "the") [size] [colour] shape
-    group    = ("one" | "two" | "three" | "four") [size] [colour] noun
-    noun     = shape | shape "s" (as the number asks; "one" is not said in a listing)
+    naming   = "the" [color] shape "is" size  |  "the" [size] shape "is" color
+    np       = ("a" | "the") [size] [color] shape
+    group    = ("one" | "two" | "three" | "four") [size] [color] noun
+    noun     = shape | shape "s"    ("one circle", "two circles"; no "one" in a listing)
     relator  = "left" "of" | "right" "of" | "above" | "below"
     spot     = ("top" | "bottom") ("left" | "right") | "middle"
 
-What a caption claims: things named in one caption are different things; "the" says that just one
-thing in the scene fits; a count is exact; relations and spots are about centres. Number agrees
-("one cross", "two crosses").
+A caption is true if all of its claims are true of the scene. The objects that a caption names are
+different objects. "the" means that exactly one object of the scene matches. Counts are exact.
+Relations and spots refer to the centers of objects.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from itertools import permutations
 
 import numpy as np
 
-from .scenes import COLORS, SHAPES, SIDE, SIZES, Scene, Shape
+from .draw import COLORS, SHAPES, SIDE, SIZES, Scene, Shape
 
 NUMBERS = ("one", "two", "three", "four")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -38,14 +38,22 @@ _ANY = "shape"
 _PLURAL = {kind: kind + ("es" if kind.endswith("s") else "s") for kind in (*SHAPES, _ANY)}
 _SINGULAR = {plural: kind for kind, plural in _PLURAL.items()}
 _APART = 2.0
-"""Pixels by which centres must differ before one thing is left of (above, ...) another."""
+"""Smallest distance in pixels at which one center is left of (above, ...) another."""
 _MIDDLE = SIDE / 6
-"""Pixels from the centre of the picture within which a thing is "in the middle"."""
+"""Largest distance in pixels from the center of the image that counts as "in the middle"."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """A description: None leaves a property open; `definite` where just one thing must fit."""
+    """A description of an object.
+
+    Attributes
+    ----------
+    kind, color, size : str or None
+        Its properties; None matches any.
+    definite : bool
+        Whether exactly one object must match ("the"). Default False.
+    """
 
     kind: str | None = None
     color: str | None = None
@@ -53,7 +61,7 @@ class Thing:
     definite: bool = False
 
     def fits(self, shape: Shape) -> bool:
-        """Whether the description holds of `shape`."""
+        """Return whether a shape matches, leaving `definite` aside."""
         return (
             self.kind in (None, shape.kind)
             and self.color in (None, shape.color)
@@ -61,21 +69,21 @@ class Thing:
         )
 
     def found_in(self, scene: Scene) -> list[Shape]:
-        """The shapes that fit; none if `definite` and there is not exactly one."""
+        """Return the shapes that match; none if `definite` and the match is not unique."""
         found = [shape for shape in scene.shapes if self.fits(shape)]
         return [] if self.definite and len(found) != 1 else found
 
 
 @dataclass(frozen=True)
 class Relation:
-    """ "`first` is `relation` `second`"."""
+    """The claim "`first` is `relation` `second`"."""
 
     first: Thing
     relation: str
     second: Thing
 
     def holds(self, scene: Scene) -> bool:
-        """Whether two different shapes stand so."""
+        """Return whether two different shapes of the scene are in this relation."""
         return any(
             a is not b and related(a, self.relation, b)
             for a in self.first.found_in(scene)
@@ -85,24 +93,24 @@ class Relation:
 
 @dataclass(frozen=True)
 class Place:
-    """ "`thing` is in the `spot`"."""
+    """The claim "`thing` is in the `spot`"."""
 
     thing: Thing
     spot: str
 
     def holds(self, scene: Scene) -> bool:
-        """Whether a shape that fits has its centre there."""
+        """Return whether the center of a matching shape is in the spot."""
         return any(within(shape, self.spot) for shape in self.thing.found_in(scene))
 
 
 @dataclass(frozen=True)
 class Listing:
-    """ "`things[0]` , `things[1]` and ...": all are there, each a different one."""
+    """The claim "`things[0]` , `things[1]` and ...": the scene contains all of them."""
 
     things: tuple[Thing, ...]
 
     def holds(self, scene: Scene) -> bool:
-        """Whether the things can be matched one to one with shapes."""
+        """Return whether the things can be matched with different shapes of the scene."""
         found = [thing.found_in(scene) for thing in self.things]
         return any(
             all(
@@ -115,25 +123,25 @@ class Listing:
 
 @dataclass(frozen=True)
 class Count:
-    """ "there are `number` `thing`s": exactly as many."""
+    """The claim "there are `number` `thing`s": exactly as many."""
 
     thing: Thing
     number: int
 
     def holds(self, scene: Scene) -> bool:
-        """Whether just that many shapes fit."""
+        """Return whether exactly `number` shapes of the scene match."""
         return len(self.thing.found_in(scene)) == self.number
 
 
 @dataclass(frozen=True)
 class Naming:
-    """ "the `thing` is `quality`"."""
+    """The claim "the `thing` is `quality`", with a color or a size as the quality."""
 
     thing: Thing
     quality: Thing
 
     def holds(self, scene: Scene) -> bool:
-        """Whether the one shape that fits has the quality."""
+        """Return whether the only matching shape has the quality."""
         return any(self.quality.fits(shape) for shape in self.thing.found_in(scene))
 
 
@@ -141,13 +149,13 @@ Claim = Relation | Place | Listing | Count | Naming
 
 
 def related(a: Shape, relation: str, b: Shape) -> bool:
-    """Whether `a` is left of (right of, above, below) `b`, by 2 pixels at least."""
+    """Return whether `a` is left of (right of, above, below) `b`, by at least 2 pixels."""
     gap = {"left of": b.x - a.x, "right of": a.x - b.x, "above": b.y - a.y, "below": a.y - b.y}
     return gap[relation] >= _APART
 
 
 def within(shape: Shape, spot: str) -> bool:
-    """Whether the centre of `shape` is in that quarter, or in the middle, of the picture."""
+    """Return whether the center of `shape` is in a quarter or in the middle of the image."""
     dx, dy = shape.x - SIDE / 2, shape.y - SIDE / 2
     if spot == "middle":
         return float(np.hypot(dx, dy)) <= _MIDDLE
@@ -155,80 +163,80 @@ def within(shape: Shape, spot: str) -> bool:
     return (dy < 0) == (upper == "top") and (dx < 0) == (left == "left")
 
 
-# -- listening
+# -- Parsing
 
 
-class _Reader:
-    """A cursor over the words of a caption."""
+class _Parser:
+    """A recursive descent parser with a cursor over the words of a caption."""
 
     def __init__(self, caption: str):
         self.words = caption.split()
-        self.at = 0
+        self.position = 0
 
-    def fail(self, wanted: str) -> ValueError:
-        got = self.words[self.at] if self.at < len(self.words) else "the end"
+    def error(self, wanted: str) -> ValueError:
+        got = self.words[self.position] if self.position < len(self.words) else "the end"
         caption = " ".join(self.words)
-        return ValueError(f"word {self.at + 1} of {caption!r} is {got!r}, not {wanted}")
+        return ValueError(f"word {self.position + 1} of {caption!r} is {got!r}; expected {wanted}")
 
-    def sees(self, *words: str) -> bool:
-        return self.at < len(self.words) and self.words[self.at] in words
+    def peek(self, *words: str) -> bool:
+        return self.position < len(self.words) and self.words[self.position] in words
 
     def take(self, *words: str) -> str | None:
-        if not self.sees(*words):
+        if not self.peek(*words):
             return None
-        self.at += 1
-        return self.words[self.at - 1]
+        self.position += 1
+        return self.words[self.position - 1]
 
-    def need(self, *words: str) -> str:
+    def expect(self, *words: str) -> str:
         word = self.take(*words)
         if word is None:
-            raise self.fail(" or ".join(words))
+            raise self.error(" or ".join(words))
         return word
 
-    def done(self) -> None:
-        if self.at < len(self.words):
-            raise self.fail("the end")
+    def end(self) -> None:
+        if self.position < len(self.words):
+            raise self.error("the end")
 
     def spot(self) -> str:
-        first = self.need("top", "bottom", "middle")
-        return first if first == "middle" else f"{first} {self.need('left', 'right')}"
+        first = self.expect("top", "bottom", "middle")
+        return first if first == "middle" else f"{first} {self.expect('left', 'right')}"
 
     def noun_phrase(self) -> Thing:
-        article = self.need("a", "the")
+        article = self.expect("a", "the")
         size, color = self.take(*SIZES), self.take(*COLORS)
-        kind = self.need(*SHAPES, _ANY)
+        kind = self.expect(*SHAPES, _ANY)
         return Thing(None if kind == _ANY else kind, color, size, article == "the")
 
     def group(self) -> Count:
-        number = 1 + NUMBERS.index(self.need(*NUMBERS))
+        number = 1 + NUMBERS.index(self.expect(*NUMBERS))
         size, color = self.take(*SIZES), self.take(*COLORS)
-        kind = self.need(*_PLURAL) if number == 1 else _SINGULAR[self.need(*_SINGULAR)]
+        kind = self.expect(*_PLURAL) if number == 1 else _SINGULAR[self.expect(*_SINGULAR)]
         return Count(Thing(None if kind == _ANY else kind, color, size), number)
 
 
-def _listing(reader: _Reader, first: Thing | Count) -> tuple[Claim, ...]:
-    """The rest of a listing that begins with `first`."""
+def _listing(parser: _Parser, first: Thing | Count) -> tuple[Claim, ...]:
+    """Parse the rest of a listing that begins with `first`."""
     items = [first]
 
     def item() -> Thing | Count:
-        return reader.group() if reader.sees(*NUMBERS) else reader.noun_phrase()
+        return parser.group() if parser.peek(*NUMBERS) else parser.noun_phrase()
 
-    while reader.take(","):
+    while parser.take(","):
         items.append(item())
-    if len(items) > 1 or isinstance(first, Thing) or reader.sees("and"):
-        reader.need("and")
+    if len(items) > 1 or isinstance(first, Thing) or parser.peek("and"):
+        parser.expect("and")
         items.append(item())
     if any(isinstance(item, Count) and item.number == 1 for item in items):
-        raise ValueError('a listing says "a", not "one"')
+        raise ValueError('a listing has "one"; expected "a"')
     counts = [item for item in items if isinstance(item, Count)]
-    # What is counted is also there to be matched: the rest are other things than those.
+    # Counted objects take part in the matching too: the other things are different objects.
     things = [item for item in items if isinstance(item, Thing)]
     things += [count.thing for count in counts for _ in range(count.number)]
     return (Listing(tuple(things)), *counts)
 
 
 def parse_caption(caption: str) -> tuple[Claim, ...]:
-    """What a caption claims.
+    """Parse a caption into its claims.
 
     Parameters
     ----------
@@ -242,55 +250,55 @@ def parse_caption(caption: str) -> tuple[Claim, ...]:
     Raises
     ------
     ValueError
-        If the caption is not in the grammar of this module, naming the word at fault.
+        If the caption is not grammatical; the message names the first wrong word.
     """
-    reader = _Reader(caption)
+    parser = _Parser(caption)
     claims: tuple[Claim, ...]
-    if reader.take("there"):
-        verb = reader.need("is", "are")
-        if (verb == "is") != reader.sees("one"):
-            raise reader.fail("a number that agrees with the verb")
-        counts = [reader.group()]
-        while reader.take("and"):
-            counts.append(reader.group())
+    if parser.take("there"):
+        verb = parser.expect("is", "are")
+        if (verb == "is") != parser.peek("one"):
+            raise parser.error("a number that agrees with the verb")
+        counts = [parser.group()]
+        while parser.take("and"):
+            counts.append(parser.group())
         claims = tuple(counts)
-    elif reader.take("in"):
-        reader.need("the")
-        spot = reader.spot()
-        reader.need("there")
-        reader.need("is")
-        if reader.sees("the"):
-            raise reader.fail("a")
-        claims = (Place(reader.noun_phrase(), spot),)
-    elif reader.sees(*NUMBERS):
-        claims = _listing(reader, reader.group())
+    elif parser.take("in"):
+        parser.expect("the")
+        spot = parser.spot()
+        parser.expect("there")
+        parser.expect("is")
+        if parser.peek("the"):
+            raise parser.error("a")
+        claims = (Place(parser.noun_phrase(), spot),)
+    elif parser.peek(*NUMBERS):
+        claims = _listing(parser, parser.group())
     else:
-        first = reader.noun_phrase()
-        if reader.take("is"):
-            if reader.take("in"):
-                reader.need("the")
-                claims = (Place(first, reader.spot()),)
-            elif reader.sees(*SIZES, *COLORS):
+        first = parser.noun_phrase()
+        if parser.take("is"):
+            if parser.take("in"):
+                parser.expect("the")
+                claims = (Place(first, parser.spot()),)
+            elif parser.peek(*SIZES, *COLORS):
                 if not first.definite:
-                    raise reader.fail("a relation or a place")
-                size = reader.take(*SIZES)
-                color = None if size else reader.need(*COLORS)
+                    raise parser.error("a relation or a place")
+                size = parser.take(*SIZES)
+                color = None if size else parser.expect(*COLORS)
                 if (size and first.size) or (color and first.color):
-                    raise ValueError(f"{caption!r} names the same property twice")
+                    raise ValueError(f"{caption!r} has a property twice; expected it once")
                 claims = (Naming(first, Thing(color=color, size=size)),)
             else:
-                relation = reader.need("left", "right", "above", "below")
+                relation = parser.expect("left", "right", "above", "below")
                 if relation in ("left", "right"):
-                    relation += " " + reader.need("of")
-                claims = (Relation(first, relation, reader.noun_phrase()),)
+                    relation += " " + parser.expect("of")
+                claims = (Relation(first, relation, parser.noun_phrase()),)
         else:
-            claims = _listing(reader, first)
-    reader.done()
+            claims = _listing(parser, first)
+    parser.end()
     return claims
 
 
 def caption_is_true(caption: str, scene: Scene) -> bool:
-    """Whether a caption is grammatical and all that it claims holds of the scene."""
+    """Return whether a caption is grammatical and true of a scene."""
     try:
         claims = parse_caption(caption)
     except ValueError:
@@ -298,11 +306,14 @@ def caption_is_true(caption: str, scene: Scene) -> bool:
     return all(claim.holds(scene) for claim in claims)
 
 
-# -- speaking
+# -- Generating
 
 
-class _Speaker:
-    """Says one true thing about a scene in one of several ways."""
+class _Generator:
+    """Generates true captions of a scene, with a method for each kind of caption.
+
+    A method returns None if the scene has no caption of its kind.
+    """
 
     def __init__(self, scene: Scene, rng: np.random.Generator):
         self.scene = scene
@@ -312,7 +323,7 @@ class _Speaker:
         return [self.scene.shapes[i] for i in self.rng.permutation(len(self.scene.shapes))]
 
     def phrase(self, shape: Shape, definite: bool | None = None) -> str:
-        """Name a shape by colour and kind, and by its size half of the time."""
+        """Return a noun phrase with color and kind, and half of the time with the size."""
         size: str | None = shape.size
         if self.rng.random() < 0.5:
             size = None
@@ -331,7 +342,7 @@ class _Speaker:
         if not others:
             return None
         b = others[0]
-        # People name the axis along which the two lie farther apart.
+        # As people do, use the axis along which the two are farther apart.
         if abs(b.x - a.x) >= abs(b.y - a.y):
             relation = "left of" if a.x < b.x else "right of"
         else:
@@ -340,11 +351,11 @@ class _Speaker:
 
     def place(self) -> str | None:
         for shape in self.shuffled():
-            off_centre = [abs(shape.x - SIDE / 2), abs(shape.y - SIDE / 2)]
-            if max(off_centre) < _MIDDLE / 2:
+            off_center = [abs(shape.x - SIDE / 2), abs(shape.y - SIDE / 2)]
+            if max(off_center) < _MIDDLE / 2:
                 spot = "middle"
-            elif min(off_centre) < SIDE / 8:
-                continue  # near the line between two quarters: nobody would name either
+            elif min(off_center) < SIDE / 8:
+                continue  # too close to the border between two quarters
             else:
                 spot = ("top " if shape.y < SIDE / 2 else "bottom ") + (
                     "left" if shape.x < SIDE / 2 else "right"
@@ -370,7 +381,7 @@ class _Speaker:
         return " , ".join(phrases[:-1]) + " and " + phrases[-1]
 
     def counting(self) -> str:
-        """Count the things by kind or by colour."""
+        """Count the objects by kind or by color."""
         sort: Callable[[Shape], str]
         by_kind = self.rng.random() < 0.5
         sort = (lambda shape: shape.kind) if by_kind else (lambda shape: shape.color)
@@ -397,26 +408,27 @@ class _Speaker:
 
 
 def describe(scene: Scene, rng: np.random.Generator, number: int = 5) -> list[str]:
-    """True captions of a scene, of as many different kinds as it has to offer.
+    """Generate true captions of a scene, of as many different kinds as possible.
 
     Parameters
     ----------
     scene : Scene
-        With at least one shape.
+        A scene with at least one shape.
     rng : numpy.random.Generator
-    number : int
-        How many captions.
+        Source of randomness.
+    number : int, optional
+        Number of captions. Default 5.
 
     Returns
     -------
     list of str
-        Lower-case words separated by spaces; :func:`caption_is_true` of each.
+        Lowercase words separated by spaces. `caption_is_true` returns True for each.
     """
-    speaker = _Speaker(scene, rng)
-    ways = [speaker.relation, speaker.place, speaker.listing, speaker.relation]
+    generator = _Generator(scene, rng)
+    ways = [generator.relation, generator.place, generator.listing, generator.relation]
     captions: list[str] = []
     while len(captions) < number:
-        for way in [*ways, speaker.counting if rng.random() < 0.5 else speaker.naming]:
+        for way in [*ways, generator.counting if rng.random() < 0.5 else generator.naming]:
             caption = way()
             if caption is not None and len(captions) < number:
                 captions.append(caption)
@@ -424,7 +436,7 @@ def describe(scene: Scene, rng: np.random.Generator, number: int = 5) -> list[st
 
 
 def words_of_the_language() -> list[str]:
-    """Every word that a caption can hold, in alphabetical order."""
+    """Return every word that captions can contain, in alphabetical order."""
     words = {"a", "and", "the", "is", "are", "in", "there", "of", ",", *NUMBERS, *SHAPES}
     words |= {*COLORS, *SIZES, *_PLURAL, *_SINGULAR}
     words |= {word for phrase in (*RELATIONS, *SPOTS) for word in phrase.split()}

@@ -1,4 +1,4 @@
-"""The scenes as a data set: pictures, captions and features in the h5 layout, made on the spot."""
+"""Scene data sets: images, captions and features, written in CS231n's layout."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..files import read_json, write_json
-from .features import PCA, describe_pictures
-from .layout import write_captioning_directory
-from .scene_language import describe, words_of_the_language
-from .scenes import Scene, draw_scenes, make_scene
+from ...files import read_json, write_json
+from ..layout import write_captioning_directory
+from ..pca import PCA
+from .draw import Scene, draw_scenes, make_scene
+from .features import describe_pictures
+from .language import describe, words_of_the_language
 
 SCENES_FILE = "{split}_scenes.json"
-"""Beside the captions: what was drawn, so that captions can be held against it."""
+"""File of the scenes of a split, against which captions can be checked."""
+PCA_FILE = "pca.npz"
+"""File of the principal components, for the features of new images."""
 
 
 @dataclass(frozen=True)
 class SceneSet:
-    """Scenes with their pictures (N, SIDE, SIDE, 3) uint8 and five captions each."""
+    """N scenes with their images, uint8 (N, SIDE, SIDE, 3), and five captions each."""
 
     scenes: list[Scene]
     images: np.ndarray
@@ -30,25 +33,25 @@ class SceneSet:
 
 
 def make_scenes(num_train: int, num_val: int, seed: int) -> dict[str, SceneSet]:
-    """Make a training and a validation set.
+    """Make a training set and a validation set.
 
     Parameters
     ----------
     num_train, num_val : int
-        Scenes in each, at least 1.
+        Number of scenes in each set, at least 1.
     seed : int
-        The same seed gives the same sets.
+        Random seed.
 
     Returns
     -------
-    dict
-        A `SceneSet` under each of "train" and "val". No scene is in both: positions are real
-        numbers, and drawn anew.
+    dict of str to SceneSet
+        The sets, under "train" and "val". They have no scene in common, because positions are
+        random real numbers.
 
     Raises
     ------
     ValueError
-        A number is out of range.
+        If `num_train` or `num_val` is less than 1.
     """
     sets = {}
     rng = np.random.default_rng(seed)
@@ -57,7 +60,7 @@ def make_scenes(num_train: int, num_val: int, seed: int) -> dict[str, SceneSet]:
             raise ValueError(f"num_{split} is {number}; expected at least 1")
         scenes = [make_scene(rng) for _ in range(number)]
         captions = [describe(scene, rng) for scene in scenes]
-        # A few at a time stay in the cache while they are drawn.
+        # Small groups of images fit in the cache while they are drawn.
         images = [draw_scenes(scenes[i : i + 50], rng) for i in range(0, number, 50)]
         sets[split] = SceneSet(scenes, np.concatenate(images), captions)
     return sets
@@ -71,23 +74,23 @@ def write_scenes(
     size: int = 40,
     threads: int = 1,
 ) -> None:
-    """Make scenes and write them as a data set.
+    """Make scenes and write them to a data directory.
 
     Parameters
     ----------
     directory : path
-        Made if it is not there.
+        The data directory, created if it does not exist.
     num_train, num_val, seed : int
-        As for `make_scenes`.
+        See `make_scenes`.
     size : int, optional
-        Number of principal components.
+        Number of principal components. Default 40.
     threads : int, optional
-        Threads that describe pictures; the result does not depend on it.
+        Number of threads that compute features. It does not change the result. Default 1.
 
     Notes
     -----
-    Beside the files of the layout it writes ``{train,val}_scenes.json``, ``pca.npz`` (for the
-    features of new pictures, see `features_of`) and the pictures of the validation set.
+    In addition to the files of the layout, this writes ``{train,val}_scenes.json``, ``pca.npz``
+    (see `fastrnn.data.scenes.features.features_of`) and the images of the validation set.
     """
     directory = Path(directory)
     images = directory / "images"
@@ -99,7 +102,7 @@ def write_scenes(
             parts = np.array_split(made.images, min(len(made.images), 8 * threads))
             features[split] = np.concatenate(list(pool.map(describe_pictures, parts)))
     pca = PCA.fit(features["train"], size)
-    pca.save(directory / "pca.npz")
+    pca.save(directory / PCA_FILE)
     urls = {}
     for split, made in sets.items():
         urls[split] = [f"images/{split}{i:05d}.png" for i in range(len(made.scenes))]
@@ -119,12 +122,24 @@ def write_scenes(
 
 
 def read_scenes(directory: str | os.PathLike[str], split: str = "val") -> list[Scene] | None:
-    """Read what was drawn; None where `directory` is not of this making.
+    """Read the scenes of a split of a data directory.
+
+    Parameters
+    ----------
+    directory : path
+        The data directory.
+    split : {'val', 'train'}, optional
+        The split. Default 'val'.
+
+    Returns
+    -------
+    list of Scene or None
+        The scene of each image; None if the data set does not consist of scenes.
 
     Raises
     ------
     ValueError
-        The file is there, but does not hold scenes.
+        If the file of the scenes is damaged.
     """
     path = Path(directory) / SCENES_FILE.format(split=split)
     if not path.is_file():
@@ -133,4 +148,4 @@ def read_scenes(directory: str | os.PathLike[str], split: str = "val") -> list[S
     try:
         return [Scene.from_json(shapes) for shapes in found]
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{path}: does not hold scenes ({error})") from None
+        raise ValueError(f"{path}: cannot be read as scenes ({error})") from None
