@@ -506,9 +506,6 @@ cdef tuple step(object params, object features, object captions, object null, bi
         written = tuple([grads.get(name) for name in NAMES]) if type(grads) is dict else (None,) * 8
         if not can_hold(written, arrays):
             written = tuple([new_like(array) for array in arrays[1:]])
-            grads = dict(zip(NAMES, written))
-    else:
-        grads = None
     for k in range(8):
         array = arrays[1 + k]
         source[k] = data(array)
@@ -532,4 +529,4 @@ cdef tuple step(object params, object features, object captions, object null, bi
     for k in range(PHASES):
         spent[k] += task.spent[k]
     unlock()
-    return np.float64(value), grads
+    return np.float64(value), dict(zip(NAMES, written)) if log_probs is None else None

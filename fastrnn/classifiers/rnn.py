@@ -263,11 +263,12 @@ class CaptioningRNN:
                 )  # fmt: skip
         if workspace is None:
             return _core.loss(self.params, features, captions, self._null, lstm, **given)
-        loss, workspace.grads = _core.loss(
+        loss, grads = _core.loss(
             self.params, features, captions, self._null, lstm, workspace.memory, workspace.grads,
             **given,
         )  # fmt: skip
-        return loss, dict(workspace.grads)
+        workspace.grads = dict(grads)
+        return loss, grads
 
     def word_log_probs(
         self,
