@@ -8,6 +8,7 @@ Replace ``cs231n`` by ``fastrnn`` in the imports of a notebook; see the modules 
 from __future__ import annotations
 
 import os as _os
+from operator import index as _index
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,7 @@ def set_num_threads(count: int) -> None:
     """
     if isinstance(count, bool) or not hasattr(count, "__index__"):
         raise TypeError(f"count is {count!r}; expected an integer")
+    count = _index(count)  # once: what is checked is what is used
     if count < 1 or count > 1024:
         raise ValueError(f"count is {count}; expected 1 to 1024 threads")
     _kernels.set_threads(count)

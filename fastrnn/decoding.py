@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -302,9 +303,10 @@ def sample(
 def _integer(name: str, value: Any, least: int) -> int:
     if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an integer, was {value!r}")
+    value = index(value)  # once: what is checked is what is used
     if value < least:
         raise ValueError(f"{name} must be at least {least}, was {value}")
-    return int(value)
+    return value
 
 
 def _count(name: str, value: Any, least: int) -> int:
@@ -317,9 +319,10 @@ def _count(name: str, value: Any, least: int) -> int:
 def _number(name: str, value: Any) -> float:
     if isinstance(value, (bool, np.bool_, str)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, was {value!r}")
+    value = float(value)
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, was {value}")
-    return float(value)
+    return value
 
 
 def _length_scores(

@@ -517,7 +517,7 @@ class Trainer:
         self.model = model
         self.data = data
         self.config = config or TrainConfig()
-        self.run = None if run is None else Path(run)
+        self.run = None if run is None else Path(run).absolute()
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.step = 0
@@ -639,7 +639,7 @@ class Trainer:
             settings={name: v for name, v in found.settings.items() if name not in own},
             on_step=on_step, on_validation=on_validation, on_epoch=on_epoch,
         )  # fmt: skip
-        trainer.run = found.directory
+        trainer.run = found.directory.absolute()
         trainer._resumed = True
         trainer._newest_known = newest
         if checkpoint is not None:

@@ -421,7 +421,7 @@ def loss(params, features, captions, null, bint lstm, Workspace workspace=None, 
 
 def word_log_probs(params, features, captions, null, bint lstm, Workspace workspace=None):
     """Return the log-probabilities float64 (N, T) of captions[:, 1:], 0 where they are `null`."""
-    captions = np.asarray(captions)
+    captions = ids_of("captions", captions)
     found = np.zeros((captions.shape[0], captions.shape[1] - 1))
     step(params, features, captions, null, lstm, workspace, None, None, None, 0, 0, 0, 0, 0, found)
     return found

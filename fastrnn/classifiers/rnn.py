@@ -339,27 +339,30 @@ class CaptioningRNN:
         if stop_at_end and self._end is None:
             raise ValueError("word_to_idx has no '<END>', the word for stop_at_end to stop at")
 
-        captions = np.full((features.shape[0], max_length), self._null, dtype=np.int32)
         end = self._end if stop_at_end else None
         lstm = self.cell_type == "lstm"
-        _decoder.sample(self.params, features, self._start, end, captions, lstm)
-        return captions
+        return _decoder.sample(
+            self.params, features, lstm, self._start, end, self._null, max_length
+        )
 
     def _check_batch(
         self, features: np.ndarray, captions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        features, captions = self._check_features(features), np.asarray(captions)
+        features, captions = np.asarray(features), np.asarray(captions)
+        if captions.dtype.kind not in "iu":
+            raise TypeError(f"captions must be integers, dtype was {captions.dtype}")
+        features = self._check_features(features)
         if captions.ndim != 2 or captions.shape[1] < 1 or captions.shape[0] != features.shape[0]:
             raise ValueError(
                 f"captions must have shape (N, T + 1) with N = {features.shape[0]} as in features, "
                 f"was {captions.shape}"
             )
-        if captions.dtype.kind not in "iu":
-            raise TypeError(f"captions must be integers, dtype was {captions.dtype}")
         return features, captions
 
     def _check_features(self, features: np.ndarray) -> np.ndarray:
         features = np.asarray(features)
+        if features.dtype.kind not in "biuf":
+            raise TypeError(f"features must be real numbers, dtype was {features.dtype}")
         input_dim = self.params["W_proj"].shape[0]
         if features.ndim != 2 or features.shape[1] != input_dim:
             raise ValueError(

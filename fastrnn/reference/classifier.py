@@ -149,6 +149,8 @@ class CaptioningRNN:
         checks.match_shapes(
             {"D": len(p["W_proj"])}, features=(features, "N D"), captions=(captions, "N L")
         )
+        if captions.shape[1] < 1:
+            raise ValueError(f"captions has shape {captions.shape}; expected (N, T + 1)")
         checks.match_model({**p, "features": features}, self.cell_type == "lstm")
         checks.check_ids("captions", captions, len(p["W_embed"]))
         captions_in, captions_out = captions[:, :-1], captions[:, 1:]
