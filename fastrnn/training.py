@@ -793,7 +793,7 @@ class Trainer:
         self._settle(wait=False)
         began = time.perf_counter()
         rate = self._take_step()
-        self._seconds += time.perf_counter() - began
+        self._seconds += seconds_since(began)
         record = None
         if self.step % self.steps_per_epoch == 0:
             record = self._end_epoch(rate)
@@ -1010,7 +1010,7 @@ class Trainer:
         if self._validation is None:
             self._validation = _Validation(self.data, self.config)
         metrics, said = self._validation.measure(self.model, self._workspace)
-        seconds = time.perf_counter() - began
+        seconds = seconds_since(began)
         if self.on_validation:
             self.on_validation(self, metrics, said)
         epoch = self.step // self.steps_per_epoch
@@ -1253,6 +1253,14 @@ class Trainer:
 
         self._unwritten = run, write
         return write
+
+
+def seconds_since(began: float) -> float:
+    """Return the time since `time.perf_counter` gave `began`.
+
+    It is above 0, also where the clock is too coarse to see it, or has jumped.
+    """
+    return max(time.perf_counter() - began, 1e-9)
 
 
 def _write_history(run: Path, history: Sequence[Mapping[str, Any]]) -> None:
