@@ -7,6 +7,7 @@ into npz files without pickle; `write_sealed` puts a checksum of the content bes
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -25,6 +26,10 @@ import numpy as np
 CHECKSUM = "checksum"
 _UNFINISHED = ".unfinished"
 _CHUNK = 1 << 20
+_CANNOT_FLUSH = (
+    errno.EACCES, errno.EBADF, errno.EINVAL, errno.EISDIR, errno.ENOSYS, errno.ENOTSUP, errno.EPERM,
+)  # fmt: skip
+"""What systems say that cannot flush a directory; anything else is a fault of the disk."""
 
 
 def write_aside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
@@ -57,11 +62,11 @@ def write_aside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) 
             os.fsync(file.fileno())
         aside.replace(path)
         _flush_directory(path.parent)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise _about(path, error) from error
-    except BaseException:
-        aside.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # what went wrong first is what is told
+            aside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _about(path, error) from error
         raise
 
 
@@ -90,14 +95,23 @@ def _flush_directory(directory: Path) -> None:
     # platform can do it; then the name is as safe as it can be.
     try:
         handle = os.open(directory, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:
+            raise
+
+
+def make_directory(path: str | os.PathLike[str]) -> None:
+    """Make a directory, and those above it, if need be, and flush their names to the disk."""
+    path = Path(path)
+    if not path.is_dir():
+        if path.parent != path:
+            make_directory(path.parent)
+        path.mkdir(exist_ok=True)
+        _flush_directory(path.parent)
 
 
 def is_unfinished(path: str | os.PathLike[str]) -> bool:
@@ -235,8 +249,8 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     Raises
     ------
-    FileNotFoundError
-        There is no such file.
+    OSError
+        There is no such file, or the system cannot read it: that says nothing of its content.
     ValueError
         The file is damaged, is no npz file, or holds Python objects.
     """
@@ -245,18 +259,25 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
     arrays: dict[str, np.ndarray] = {}
     try:
-        with open_file(path) as file, zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-            if sum(member.file_size for member in members) > os.fstat(file.fileno()).st_size:
-                raise ValueError("its arrays are larger than the file")
-            for member in members:
-                name = member.filename.removesuffix(".npy")
-                if name in arrays:
-                    raise ValueError(f"has {name!r} twice")
-                arrays[name] = _read_array(archive, member)
-    except PermissionError:
-        raise
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            # Where zipfile looks for its directory, it would take an error of the system for the
+            # lack of one.
+            file.seek(max(size - (1 << 17), 0))
+            file.read()
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+                if sum(member.file_size for member in members) > size:
+                    raise ValueError("its arrays are larger than the file")
+                for member in members:
+                    name = member.filename.removesuffix(".npy")
+                    if name in arrays:
+                        raise ValueError(f"has {name!r} twice")
+                    arrays[name] = _read_array(archive, member)
     except Exception as error:  # whatever zipfile or numpy meet in there
+        # EINVAL comes of a damaged file that has zipfile look before its beginning.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise _about(path, error) from error
         raise ValueError(f"{path}: damaged, or no npz file ({error})") from None
     return arrays
 

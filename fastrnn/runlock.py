@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -11,7 +12,7 @@ from types import TracebackType
 
 import filelock
 
-from .files import write_text
+from .files import make_directory, write_text
 
 LOCK_FILE = ".lock"
 HOLDER_FILE = ".lock-holder"
@@ -69,20 +70,23 @@ class RunLock:
         OSError
             The directory cannot be written.
         """
-        self._place.mkdir(parents=True, exist_ok=True)
         if self._process != os.getpid():  # the parent's lock stays the parent's
             self._make()
         held = self._lock.is_locked
         try:
+            make_directory(self._place)
             self._lock.acquire()
         except filelock.Timeout:
             raise RunInUseError(
                 f"{self.run} is in use by {_holder(self._place)}; wait for it or stop it"
             ) from None
+        except OSError as error:
+            about = f"the run directory cannot be locked ({error.strerror or error})"
+            raise OSError(error.errno or errno.EIO, about, str(self.run)) from error
         if not held:
-            about = {"host": socket.gethostname(), "process": os.getpid()}
+            holder = {"host": socket.gethostname(), "process": os.getpid()}
             try:
-                write_text(self._place / HOLDER_FILE, json.dumps(about))
+                write_text(self._place / HOLDER_FILE, json.dumps(holder))
             except BaseException:
                 self.release()
                 raise
