@@ -152,7 +152,7 @@ def test_bleu_by_nltk_without_pycocoevalcap(
         assert found[f"bleu_{order}"] == pytest.approx(expected)
     assert found["rouge_l"] is None and found["cider"] is None
     assert scorer.missing == (
-        'BLEU is NLTK\'s, rouge_l and cider are missing: pip install "fastrnn[eval]"'
+        'BLEU is computed by NLTK; rouge_l and cider are missing: pip install "fastrnn[eval]"'
     )
     with pytest.raises(ImportError, match=r"pip install \"fastrnn\[eval\]\""):
         scorer.cider(candidates)
