@@ -139,8 +139,8 @@ class CiderReward:
         Returns
         -------
         float64 ndarray (M,)
-            CIDEr-D of each caption. The only caption of an image gets the mean of all captions
-            that do have others to compare with.
+            CIDEr-D of each caption. A caption that is the only one of its image gets the mean
+            score of the captions that are not.
         """
         others = np.diff(self._first)[self._image_idxs] - 1
         scores = np.zeros(len(others))

@@ -126,7 +126,7 @@ def test_only_float_arrays_can_be_stepped(x):
         lambda: eval_numerical_gradient_array(np.sum, x, 1.0),
         lambda: grad_check_sparse(np.sum, x, x),
     ):
-        with pytest.raises(TypeError, match="x must be an ndarray of floats"):
+        with pytest.raises(TypeError, match=r"^x is .*; expected an ndarray of floats"):
             call()
     with pytest.raises(TypeError, match=r"inputs\[0\].vals"):
         eval_numerical_gradient_blobs(np.sum, [Blob(x, x)], Blob(np.ones(1)))

@@ -174,7 +174,7 @@ def test_pre_processing_refuses():
     pixels, mean_img = np.zeros((4, 6, 3)), np.zeros((3, 4, 6))
     with pytest.raises(ValueError, match="'median'"):
         preprocess_image(pixels, mean_img, "median")
-    with pytest.raises(ValueError, match="needs mean_img"):
+    with pytest.raises(ValueError, match="mean_img is None"):
         preprocess_image(pixels, mean="pixel")
     with pytest.raises(ValueError, match=r"img.*\(4, 6\)"):
         preprocess_image(pixels[..., 0])
