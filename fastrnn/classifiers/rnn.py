@@ -220,8 +220,8 @@ class CaptioningRNN:
             probable: with weights equal to reward minus baseline, the gradient is that of
             REINFORCE (Williams 1992).
         workspace : CaptioningWorkspace, optional
-            Memory to reuse between calls. The returned gradients are then views of it, and the
-            next call overwrites them. Without a workspace, they are new arrays.
+            Memory to reuse between calls. The returned gradients then belong to the workspace,
+            and the next call overwrites them. Without a workspace, they are new arrays.
         regularisation : Regularisation, optional
             Dropout, label smoothing and scheduled sampling. None by default.
 
@@ -476,7 +476,7 @@ class CaptioningRNN:
                     raise ValueError(f"its words are {words.dtype}, their ids {ids.dtype}")
                 known = dict(zip(words.tolist(), ids.tolist(), strict=True))
                 if not all(map(is_text, known)):
-                    raise ValueError("its words are no text")
+                    raise ValueError("its words are not valid Unicode text")
                 dtype, cell = arrays["W_embed"].dtype, str(arrays["cell_type"])
                 if dtype not in (np.float32, np.float64) or cell not in ("rnn", "lstm"):
                     raise ValueError(f"its cell is {cell!r:.20}, of {dtype}")
