@@ -347,9 +347,9 @@ def markdown(result: dict[str, Any]) -> str:
         heads = [title, *names, "torch / fastrnn", *(["% of peak"] if rated else [])]
         parts.append(table(heads, lines))
     parts.append(
-        "Times are medians. torch / fastrnn uses the faster torch variant. % of peak is the rate of "
-        "necessary work (`bench/work.py`) relative to the FMA peak of all threads. All libraries "
-        "draw the same minibatches; drawing is part of the time of a step."
+        "Times are medians. torch / fastrnn uses the faster torch version. % of peak is the rate "
+        "of necessary work (`bench/work.py`) relative to the FMA peak of all threads. All "
+        "libraries draw the same minibatches; drawing is part of the time of a step."
     )
     lines = []
     for goal in result["goals"]:

@@ -1,4 +1,4 @@
-"""Numeric gradients against derivatives known by hand."""
+"""Numerical gradients against derivatives computed by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastrnn.gradient_check import (
 
 
 class Blob:
-    """Values with their upstream gradients, as the course's blob functions want them."""
+    """Values and their gradients, in the form that the course's blob functions take."""
 
     def __init__(self, vals, diffs=None):
         self.vals = vals

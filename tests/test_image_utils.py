@@ -1,4 +1,4 @@
-"""Pictures: fetched, loaded, blurred, and pre-processed as two course generations do."""
+"""Images: download, load, blur, and preprocess for both versions of the course."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fastrnn.image_utils import (
 
 @pytest.fixture
 def picture(tmp_path, rng):
-    """A small PNG, and the pixels in it."""
+    """The path of a small PNG file, and its pixels."""
     pixels = rng.integers(0, 256, (4, 6, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "picture.png")
     return tmp_path / "picture.png", pixels
@@ -31,7 +31,7 @@ def picture(tmp_path, rng):
 
 @pytest.fixture
 def server(picture):
-    """A web server on this machine that has the picture and nothing else."""
+    """The URL of a local web server that serves only the image."""
     content = picture[0].read_bytes()
 
     class Handler(http.server.BaseHTTPRequestHandler):
