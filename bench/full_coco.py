@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     def say(line: str) -> None:
         print(line, file=sys.stderr if options.json == "-" else sys.stdout, flush=True)
 
-    say(f"{COCO_ROWS} captions: {source}; {COCO_IMAGES} pictures: random features of {shape.F}")
+    say(f"{COCO_ROWS} captions: {source}; {COCO_IMAGES} images: random features of {shape.F}")
     for _ in range(WARM):
         solver._step()
     start = time.perf_counter()

@@ -96,7 +96,7 @@ def sgd(
     TypeError
         If `w` is not a float32 or float64 array, or `dw` is not numeric.
     ValueError
-        If the shapes differ, or `w` or a state array to be updated in place is read-only.
+        If the shapes differ, or `w` is read-only.
     """
     config = {} if config is None else config
     rate = float(config.setdefault("learning_rate", 1e-2))
