@@ -633,7 +633,7 @@ def test_order_of_checks_of_a_batch():
     bad_ids, bad_weights = captions + 100, [np.nan, 1.0]
     for m in (model, twin_model):
         for no_numbers in ((features, []), (features, {}), ({}, captions), (["a"], captions[:1])):
-            with pytest.raises(TypeError, match="captions|features"):
+            with pytest.raises(TypeError, match=r"captions|features"):
                 m.loss(*no_numbers)
         with pytest.raises(ValueError, match="captions"):
             m.loss(features, captions[:, :0])
