@@ -48,6 +48,7 @@ from .training import (
     loss_per_word,
     read_run,
     references_of,
+    seconds_since,
 )
 
 SCENES = {"num_train": 12000, "num_val": 1000}
@@ -695,7 +696,7 @@ class _Progress:
 
     def _say(self, text: str, rate: bool = True) -> None:
         self._spoke = time.perf_counter()
-        seconds = self._spoke - self._began
+        seconds = seconds_since(self._began)
         done = max(self._seen - self._start, 1)
         if rate:
             text += f"  {done / seconds:,.0f} captions/s"
@@ -753,7 +754,7 @@ def _report(trainer: Trainer, directory: Path, began: float, *, page: bool = Tru
     if page:
         picture = draw_loss(trainer.history)
         write_aside(out / "loss.png", lambda file: file.write(picture))
-    metrics["seconds"] = time.perf_counter() - began
+    metrics["seconds"] = seconds_since(began)
     write_json(out / "metrics.json", metrics)
     if page:
         write_report(out, directory=directory, data=data)
@@ -847,7 +848,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     began = time.perf_counter()
     captions = _decode(arguments, model, features[:count])
-    seconds = time.perf_counter() - began
+    seconds = seconds_since(began)
 
     said, meant = [captions[image] for image in known], [references[image] for image in known]
     scorer = CaptionScorer(meant)

@@ -1,6 +1,7 @@
-"""CS231n's ``layers.py``, as far as the captioning assignment goes: affine, ReLU and two losses.
+"""The layers of CS231n's ``layers.py`` that captioning needs: affine, ReLU and two losses.
 
-The affine map and the softmax loss run in the compiled core; ReLU and the SVM loss are plain NumPy.
+The affine layer and the softmax loss run in the compiled core. ReLU and the SVM loss are plain
+NumPy.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ __all__ = [
 
 
 def affine_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, tuple]:
-    """Affine map of each row: ``out = x w + b``.
+    """Affine (fully connected) layer: ``out = x w + b``.
 
     Parameters
     ----------
     x : ndarray, shape (N, d_1, ..., d_k)
-        Inputs; each row is read as a vector of D = d_1 * ... * d_k numbers.
+        Inputs. Each row is flattened to a vector of length D = d_1 * ... * d_k.
     w : ndarray, shape (D, M)
         Weights.
     b : ndarray, shape (M,)
@@ -45,7 +46,7 @@ def affine_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndar
     TypeError
         If the common dtype of the arguments is neither float32 nor float64.
     ValueError
-        If the shapes do not fit each other.
+        If the shapes do not match.
     """
     return _core.affine_forward(x, w, b)
 
@@ -58,7 +59,7 @@ def affine_backward(dout: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndar
     dout : ndarray, shape (N, M)
         Gradient of the loss with respect to the output.
     cache : tuple
-        From `affine_forward`.
+        Cache returned by `affine_forward`.
 
     Returns
     -------
@@ -73,9 +74,9 @@ def affine_backward(dout: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndar
     ------
     TypeError
         If the common dtype of `dout` and the cache is neither float32 nor float64, or `cache` is
-        no tuple.
+        not a tuple.
     ValueError
-        If `dout` does not have the shape of the output, or `cache` is that of another function.
+        If `dout` does not have the shape of the output, or `cache` comes from another function.
     """
     return _core.affine_backward(dout, cache)
 
@@ -135,7 +136,7 @@ def relu_backward(dout: np.ndarray, cache: np.ndarray) -> np.ndarray:
 
 
 def softmax_loss(x: np.ndarray, y: np.ndarray) -> tuple[np.float64, np.ndarray]:
-    """Cross-entropy of the softmax of scores, averaged over the batch.
+    """Softmax cross-entropy loss, averaged over the batch.
 
     ``loss = -1/N sum_n log(exp(x[n, y_n]) / sum_c exp(x[n, c]))``
 
@@ -144,7 +145,7 @@ def softmax_loss(x: np.ndarray, y: np.ndarray) -> tuple[np.float64, np.ndarray]:
     x : ndarray, shape (N, C)
         Scores.
     y : ndarray of int, shape (N,)
-        The right class of each row; negative ids count from the end, as in NumPy.
+        Correct class of each row, in ``[-C, C)``; negative ids count from the end, as in NumPy.
 
     Returns
     -------
@@ -156,11 +157,11 @@ def softmax_loss(x: np.ndarray, y: np.ndarray) -> tuple[np.float64, np.ndarray]:
     Raises
     ------
     TypeError
-        If `x` is not floating or `y` not integer.
+        If `x` does not have a float32, float64 or integer dtype, or `y` an integer dtype.
     ValueError
-        If the shapes do not fit each other.
+        If the shapes do not match.
     IndexError
-        If `y` holds an id outside ``[-C, C)``.
+        If `y` contains an id outside ``[-C, C)``.
     """
     return _core.softmax_loss(x, y)
 

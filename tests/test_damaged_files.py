@@ -270,7 +270,7 @@ def test_an_array_of_huge_claims(tmp_path, member):
     path = tmp_path / "a.npz"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", member)
-    with pytest.raises(ValueError, match=rf"^{path}: damaged, or no npz file"):
+    with pytest.raises(ValueError, match=rf"^{path}: damaged, or not an npz file"):
         read_npz(path)
     with pytest.raises(ValueError, match=rf"^{path}: "):
         load_model(path)
