@@ -200,7 +200,7 @@ def read_settings(run: str | os.PathLike[str]) -> dict[str, Any]:
             raise ValueError(f"{path}: {section} is {values!r:.60}; expected a JSON object")
         names = {key: name for name, key in _SECTIONS.get(section, {}).items()}
         for key, value in values.items():
-            settings[names.get(key, key)] = value
+            settings[names[key] if key in names else key] = value
     return settings
 
 
