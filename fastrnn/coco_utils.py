@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 
 from .files import is_text, read_json, read_text
+from .words import END, NULL
 
 BASE_DIR = str(Path(__file__).resolve().parent / "datasets" / "coco_captioning")
 
@@ -198,9 +199,9 @@ def _decode(row: list[int], idx_to_word: Any) -> str:
                 f"captions hold word id {idx}, which is not among the {len(idx_to_word)} of "
                 "idx_to_word"
             ) from None
-        if word != "<NULL>":
+        if word != NULL:
             words.append(word)
-        if word == "<END>":
+        if word == END:
             break
     return " ".join(words)
 

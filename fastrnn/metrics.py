@@ -22,6 +22,7 @@ import numpy as np
 from .caption_tokens import caption_tokens
 from .coco_utils import decode_captions, sample_coco_minibatch
 from .files import is_text, read_json
+from .words import END, START, UNK
 
 METRIC_NAMES = {
     "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4",
@@ -32,8 +33,6 @@ BLEU_NAMES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 _ORDERS = 4
 _CIDER_SIGMA = 6.0
 _INSTALL = 'pip install "fastrnn[eval]"'
-_UNKNOWN = "<UNK>"
-"""What ``<UNK>`` stays in references; candidates' tokens are in lower case, so none equals it."""
 
 
 def evaluate_captions(
@@ -225,7 +224,7 @@ def _reference_texts(references: Sequence[Sequence[str]], tokenized: bool) -> li
             raise ValueError(f"references[{image}] is empty; expected at least one caption")
         texts.append(
             [
-                _text(reference, f"references[{image}][{number}]", tokenized, _UNKNOWN)
+                _text(reference, f"references[{image}][{number}]", tokenized, UNK)
                 for number, reference in enumerate(known)
             ]
         )
@@ -319,7 +318,7 @@ def bleu_1(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> fl
         most: Counter[str] = Counter()
         for reference in known:
             most |= Counter(reference.split())
-        del most["<UNK>"]
+        del most[UNK]
         matched += (Counter(words) & most).total()
         spoken += len(words)
         wanted += min((abs(n - len(words)), n) for n in (len(r.split()) for r in known))[1]
@@ -370,7 +369,7 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> fl
     total = 0.0
     for text, known in zip(texts, _reference_texts(references, tokenized=False), strict=True):
         # NLTK puts words into lower case, where the unknown one would match: it is told apart here.
-        split = [reference.replace(_UNKNOWN, "<nothing>").split() for reference in known]
+        split = [reference.replace(UNK, "<nothing>").split() for reference in known]
         total += meteor_score(split, text.split(), wordnet=wordnet)
     return total / len(texts)
 
@@ -529,7 +528,7 @@ def BLEU_score(gt_caption: str, sample_caption: str) -> float:
         [
             word
             for word in caption.split(" ")
-            if not any(special in word for special in ("<START>", "<END>", "<UNK>"))
+            if not any(special in word for special in (START, END, UNK))
         ]
         for caption in (sample_caption, gt_caption)
     )

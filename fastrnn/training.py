@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, optim
+from . import __version__, checks, optim
 from ._core import kernels
 from .checkpoint import (
     HISTORY_FILE,
@@ -53,7 +53,6 @@ from .evaluation import evenly_spread, loss_per_word, perplexity
 from .evaluation import references_of as references_of
 from .files import read_json, read_sealed, remove_unfinished, write_json, write_sealed, write_text
 from .metrics import CaptionScorer, read_references
-from .reference import checks
 from .rewards import CiderReward
 from .runlock import RunLock
 

@@ -9,7 +9,7 @@ from libc.string cimport memcpy, memset
 
 from .kernels cimport DEBUGGING, TOO_LARGE, area, block_alloc, block_free, poison, spoil, unpoison
 
-from ..reference import checks
+from .. import checks
 
 cnp.import_array()
 

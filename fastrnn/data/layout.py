@@ -11,8 +11,7 @@ import h5py
 import numpy as np
 
 from ..files import write_aside, write_json, write_text
-
-SPECIAL_WORDS = ("<NULL>", "<START>", "<END>", "<UNK>")
+from ..words import SPECIAL_WORDS
 
 
 def write_h5(path: str | os.PathLike[str], datasets: Mapping[str, np.ndarray]) -> None:

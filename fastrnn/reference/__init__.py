@@ -4,6 +4,7 @@ Numeric gradients in float64 prove these functions, and the compiled ones are co
 them. Start with ``rnn_layers``.
 """
 
+from .. import checks
 from . import layers, optim, rnn_layers
 from .classifier import CaptioningRNN
 from .layers import (
@@ -50,6 +51,7 @@ __all__ = [
     "affine_backward",
     "affine_forward",
     "average",
+    "checks",
     "clip_by_norm",
     "clip_by_value",
     "layers",

@@ -9,7 +9,7 @@ integers count as float64. Letters in shapes: N rows of a batch, D inputs, M out
 
 import numpy as np
 
-from . import checks as _checks
+from .. import checks as _checks
 
 
 def affine_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, tuple]:

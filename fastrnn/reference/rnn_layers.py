@@ -18,7 +18,7 @@ for a word id outside ``[-V, V)``; the message names the argument. NaN and Inf f
 
 import numpy as np
 
-from . import checks as _checks
+from .. import checks as _checks
 from .layers import affine_backward, affine_forward
 
 
