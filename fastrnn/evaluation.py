@@ -20,6 +20,7 @@ from .classifiers.rnn import CaptioningRNN, CaptioningWorkspace
 from .coco_utils import decode_captions
 from .decoding import Decoded, beam_search
 from .metrics import METRIC_NAMES, CaptionScorer, read_references
+from .words import NULL, strip_end, strip_start_and_end
 
 __all__ = [
     "Evaluator",
@@ -71,7 +72,7 @@ def references_of(data: Mapping[str, Any], split: str = "val") -> list[list[str]
     by_image: list[list[str]] = [[] for _ in data[f"{split}_features"]]
     texts = decode_captions(data[f"{split}_captions"], data["idx_to_word"])
     for image, text in zip(data[f"{split}_image_idxs"].tolist(), texts, strict=True):
-        by_image[image].append(text.removeprefix("<START>").removesuffix("<END>").strip())
+        by_image[image].append(strip_start_and_end(text))
     return by_image
 
 
@@ -138,7 +139,7 @@ def caption_images(model: CaptioningRNN, features: np.ndarray, max_length: int =
     for start in range(0, len(features), _AT_ONCE):
         ids = model.sample(features[start : start + _AT_ONCE], max_length, stop_at_end=True)
         captions += decode_captions(ids, model.idx_to_word)
-    return [caption.removesuffix("<END>").strip() for caption in captions]
+    return [strip_end(caption) for caption in captions]
 
 
 def decode_images(
@@ -249,7 +250,7 @@ def loss_per_word(
         return None
     images = data[f"{split}_image_idxs"]
     rows = evenly_spread(len(captions), limit)
-    words = int(np.count_nonzero(captions[rows, 1:] != model.word_to_idx["<NULL>"]))
+    words = int(np.count_nonzero(captions[rows, 1:] != model.word_to_idx[NULL]))
     if not words:
         return None
     total = 0.0
