@@ -12,6 +12,30 @@ from collections.abc import Mapping
 import numpy as np
 
 
+class ArgumentError(ValueError):
+    """The value of an argument is out of range, or it does not fit the other arguments.
+
+    Parameters
+    ----------
+    name : str
+        The argument.
+    problem : str
+        What is wrong, as in "is 0; expected at least 1". It follows the name in the message.
+
+    Attributes
+    ----------
+    name, problem : str
+        As given, so that the command line can name its own option instead.
+    """
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(name, problem)
+        self.name, self.problem = name, problem
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.problem}"
+
+
 def as_floats(**arrays) -> list[np.ndarray]:
     """Convert arrays to their common dtype, by NumPy's promotion rules.
 

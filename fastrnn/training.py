@@ -45,8 +45,12 @@ from .checkpoint import (
     remove_checkpoints,
 )
 from .classifiers.rnn import CaptioningRNN, CaptioningWorkspace, Regularisation
-from .coco_utils import decode_captions, read_captioning_directory
+from .coco_utils import read_captioning_directory
 from .decoding import sample
+from .evaluation import caption_images as caption_images
+from .evaluation import evaluate as evaluate
+from .evaluation import evenly_spread, loss_per_word, perplexity
+from .evaluation import references_of as references_of
 from .files import (
     make_directory,
     read_json,
@@ -1289,7 +1293,7 @@ class _Validation:
         known = np.flatnonzero([bool(texts) for texts in references])
         if not len(known):
             return
-        self.images = known[_evenly(len(known), config.val_images)]
+        self.images = known[evenly_spread(len(known), config.val_images)]
         self._scorer = CaptionScorer([references[i] for i in self.images])
         self.missing = self._scorer.missing or "it is not among the metrics"
 
@@ -1310,60 +1314,8 @@ class _Validation:
             if self._scorer is not None:
                 metrics.update(self._scorer.evaluate(captions, rouge=False))
         metrics["loss"] = loss
-        metrics["perplexity"] = None if loss is None else math.exp(min(loss, 700.0))
+        metrics["perplexity"] = perplexity(loss)
         return metrics, captions
-
-
-def _evenly(count: int, limit: int | None) -> np.ndarray:
-    """Return at most `limit` of the numbers below `count`, evenly spread."""
-    chosen = count if limit is None else min(limit, count)
-    return np.linspace(0, max(count - 1, 0), chosen).round().astype(np.intp)
-
-
-def loss_per_word(
-    model: CaptioningRNN,
-    data: Mapping[str, Any],
-    split: str = "val",
-    *,
-    limit: int | None = None,
-    batch_size: int = 250,
-    workspace: CaptioningWorkspace | None = None,
-) -> float | None:
-    """Return a model's loss per word over the captions of a part of the data.
-
-    Parameters
-    ----------
-    model : CaptioningRNN
-    data : mapping
-        As `fastrnn.coco_utils.load_coco_data` returns it.
-    split : {'val', 'train'}, optional
-    limit : int, optional
-        Take this many captions, evenly spread; all of them by default.
-    batch_size : int, optional
-        Captions at a time.
-    workspace : CaptioningWorkspace, optional
-        Memory to use.
-
-    Returns
-    -------
-    float or None
-        In nats per word; None if there are no words.
-    """
-    captions = data.get(f"{split}_captions")
-    if captions is None or not len(captions):
-        return None
-    images = data[f"{split}_image_idxs"]
-    rows = _evenly(len(captions), limit)
-    words = int(np.count_nonzero(captions[rows, 1:] != model.word_to_idx["<NULL>"]))
-    if not words:
-        return None
-    total = 0.0
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        features = data[f"{split}_features"][images[batch]]
-        said = model.word_log_probs(features, captions[batch], workspace=workspace)
-        total -= float(said.sum())
-    return total / words
 
 
 @dataclass(frozen=True)
@@ -1520,71 +1472,3 @@ def read_training_data(
         images = len(data["val_features"])
         data["val_references"] = read_references(references, data["val_urls"][:images].tolist())
     return data
-
-
-def caption_images(model: CaptioningRNN, features: np.ndarray, max_length: int = 30) -> list[str]:
-    """Caption pictures greedily, in words.
-
-    Parameters
-    ----------
-    model : CaptioningRNN
-    features : float ndarray (N, D)
-    max_length : int, optional
-        Words in a caption, at most.
-
-    Returns
-    -------
-    list of N str
-        Words separated by spaces, without ``<END>``.
-    """
-    captions: list[str] = []
-    for start in range(0, len(features), 1000):
-        ids = model.sample(features[start : start + 1000], max_length, stop_at_end=True)
-        captions += decode_captions(ids, model.idx_to_word)
-    return [caption.removesuffix("<END>").strip() for caption in captions]
-
-
-def references_of(data: Mapping[str, Any], split: str = "val") -> list[list[str]]:
-    """Return the captions of every image of a part of the data, in words; some may have none.
-
-    They are ``<split>_references`` of the data where there are such, else its captions decoded.
-    """
-    if data.get(f"{split}_references") is not None:
-        return [list(texts) for texts in data[f"{split}_references"]]
-    by_image: list[list[str]] = [[] for _ in data[f"{split}_features"]]
-    texts = decode_captions(data[f"{split}_captions"], data["idx_to_word"])
-    for image, text in zip(data[f"{split}_image_idxs"].tolist(), texts, strict=True):
-        by_image[image].append(text.removeprefix("<START>").removesuffix("<END>").strip())
-    return by_image
-
-
-def evaluate(
-    captions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    true: Sequence[bool] | None = None,
-) -> dict[str, Any]:
-    """Measure captions.
-
-    Parameters
-    ----------
-    captions : sequence of str
-        One for each image.
-    references : sequence of sequences of str
-        As `references_of` returns them; images without any are left out.
-    true : sequence of bool, optional
-        Whether each is true of its image, where that can be told.
-
-    Returns
-    -------
-    dict
-        ``images``, ``distinct_captions``, what `fastrnn.metrics.CaptionScorer.evaluate` gives
-        (None without references), and ``true_share`` with `true`.
-    """
-    known = [(c, r) for c, r in zip(captions, references, strict=True) if r]
-    metrics: dict[str, Any] = {"images": len(captions), "distinct_captions": len(set(captions))}
-    metrics.update(dict.fromkeys(("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")))
-    if known:
-        metrics.update(CaptionScorer([r for _, r in known]).evaluate([c for c, _ in known]))
-    if true is not None:
-        metrics["true_share"] = sum(true) / max(len(true), 1)
-    return metrics
