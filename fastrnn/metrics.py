@@ -33,7 +33,7 @@ _ORDERS = 4
 _CIDER_SIGMA = 6.0
 _INSTALL = 'pip install "fastrnn[eval]"'
 _UNKNOWN = "<UNK>"
-"""``<UNK>`` in references stays in upper case, so that no lower-case candidate token matches it."""
+"""What ``<UNK>`` stays in references; candidates' tokens are in lower case, so none equals it."""
 
 
 def evaluate_captions(

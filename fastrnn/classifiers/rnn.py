@@ -174,7 +174,7 @@ class CaptioningRNN:
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise TypeError(f"dtype is {np.dtype(dtype)}; expected float32 or float64")
         if "<NULL>" not in word_to_idx:
-            raise KeyError("word_to_idx has no '<NULL>', the word that pads captions")
+            raise KeyError("word_to_idx has no '<NULL>', the word that fills captions up")
 
         self.cell_type = cell_type
         self.dtype = dtype
@@ -339,9 +339,9 @@ class CaptioningRNN:
             raise ValueError(f"max_length is {max_length}; expected at least 0")
         checks.check_count("max_length", max_length)
         if self._start is None:
-            raise ValueError("word_to_idx has no '<START>'; sampling starts with it")
+            raise ValueError("word_to_idx has no '<START>', the word that sampling begins with")
         if stop_at_end and self._end is None:
-            raise ValueError("word_to_idx has no '<END>'; stop_at_end requires it")
+            raise ValueError("word_to_idx has no '<END>', the word for stop_at_end to stop at")
 
         end = self._end if stop_at_end else None
         lstm = self.cell_type == "lstm"

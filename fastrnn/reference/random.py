@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 EMBED, VOCAB, MIX = 1, 2, 3
-"""RNG stream ids, one per purpose. Different streams are independent."""
+"""Streams: what is drawn for one purpose says nothing about what is drawn for another."""
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -23,7 +23,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def stream_seed(seed: int, stream: int) -> int:
-    """Return the 64-bit seed of an RNG stream."""
+    """Return the 64-bit seed of a stream."""
     return (seed + stream * 0x9E3779B97F4A7C15) % 2**64
 
 
