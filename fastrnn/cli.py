@@ -605,7 +605,7 @@ def _make_directory(
 
 
 def _draw_scenes(directory: Path, seed: int) -> None:
-    from .data.scene_data import write_scenes
+    from .data.scenes.dataset import write_scenes
 
     print(f"drawing {SCENES['num_train'] + SCENES['num_val']} scenes", flush=True)
     write_scenes(directory, **SCENES, seed=seed, threads=fastrnn.get_num_threads())
@@ -716,8 +716,8 @@ def _kind(record: Mapping[str, Any]) -> str:
 def _report(trainer: Trainer, directory: Path, began: float, *, page: bool = True) -> None:
     """Caption the validation pictures with the best model; write and print what came of it."""
     # matplotlib takes its time to load; what is refused is refused without it.
-    from .data.scene_data import read_scenes
-    from .data.scene_language import caption_is_true
+    from .data.scenes.dataset import read_scenes
+    from .data.scenes.language import caption_is_true
     from .report import draw_loss, write_report
 
     out, data, best = trainer.run, trainer.data, trainer.best

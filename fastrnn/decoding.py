@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from . import checks
 from ._core import decoder as _core
 from .classifiers.rnn import CaptioningRNN
 from .coco_utils import decode_captions
-from .reference import checks
+from .words import END, NULL, START, UNK, strip_end
 
 LENGTH_RULES = ("power", "wu")
 
@@ -70,7 +71,7 @@ class Decoded:
         found = np.isfinite(self.log_probs)
         texts = decode_captions(self.ids[found], idx_to_word)
         return [
-            [text.removesuffix("<END>").rstrip() for text in group]
+            [strip_end(text) for text in group]
             for group in _by_count(texts, found.sum(axis=1).tolist())
         ]
 
@@ -365,21 +366,21 @@ def _common(
         raise TypeError(f"suppress is {suppress!r}; expected a list of words")
     never = [("suppress", word) for word in suppress]
     if suppress_unk:
-        never.append(("suppress_unk", "<UNK>"))
-    for name, word in [("decoding", "<START>"), ("decoding", "<END>"), *never]:
+        never.append(("suppress_unk", UNK))
+    for name, word in [("decoding", START), ("decoding", END), *never]:
         if word not in model.word_to_idx:
             raise ValueError(f"{name}: word_to_idx has no {word!r}")
     V, word_to_idx = len(model.params["W_embed"]), model.word_to_idx
-    for word in ("<START>", "<END>"):
+    for word in (START, END):
         if not 0 <= word_to_idx[word] < V:
             raise ValueError(f"{word} has the id {word_to_idx[word]}; expected one in [0, {V})")
     return {
         "params": model.params,
         "features": features,
         "lstm": model.cell_type == "lstm",
-        "start": word_to_idx["<START>"],
-        "end": word_to_idx["<END>"],
-        "null": word_to_idx["<NULL>"],
+        "start": word_to_idx[START],
+        "end": word_to_idx[END],
+        "null": word_to_idx[NULL],
         "max_length": max_length,
         # an n-gram longer than the caption cannot repeat
         "no_repeat_ngram": min(_integer("no_repeat_ngram", no_repeat_ngram, 0), max_length + 1),

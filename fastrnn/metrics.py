@@ -8,20 +8,18 @@ score many sets of captions; `evaluate_captions` scores a single set. `BLEU_scor
 
 from __future__ import annotations
 
-import errno
 import math
-import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .caption_tokens import caption_tokens
 from .coco_utils import decode_captions, sample_coco_minibatch
-from .files import is_text, read_json
+from .data.references import read_references as read_references
+from .words import END, START, UNK
 
 METRIC_NAMES = {
     "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4",
@@ -32,8 +30,6 @@ BLEU_NAMES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 _ORDERS = 4
 _CIDER_SIGMA = 6.0
 _INSTALL = 'pip install "fastrnn[eval]"'
-_UNKNOWN = "<UNK>"
-"""What ``<UNK>`` stays in references; candidates' tokens are in lower case, so none equals it."""
 
 
 def evaluate_captions(
@@ -227,7 +223,7 @@ def _reference_texts(references: Sequence[Sequence[str]], tokenized: bool) -> li
             raise ValueError(f"references[{image}] is empty; expected at least one caption")
         texts.append(
             [
-                _text(reference, f"references[{image}][{number}]", tokenized, _UNKNOWN)
+                _text(reference, f"references[{image}][{number}]", tokenized, UNK)
                 for number, reference in enumerate(known)
             ]
         )
@@ -320,7 +316,7 @@ def bleu_1(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> fl
         most: Counter[str] = Counter()
         for reference in known:
             most |= Counter(reference.split())
-        del most["<UNK>"]
+        del most[UNK]
         matched += (Counter(words) & most).total()
         spoken += len(words)
         wanted += min((abs(n - len(words)), n) for n in (len(r.split()) for r in known))[1]
@@ -372,90 +368,9 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> fl
     total = 0.0
     for text, known in zip(texts, _reference_texts(references, tokenized=False), strict=True):
         # NLTK converts words to lower case, so <UNK> would match <unk>: replace it in references.
-        split = [reference.replace(_UNKNOWN, "<nothing>").split() for reference in known]
+        split = [reference.replace(UNK, "<nothing>").split() for reference in known]
         total += meteor_score(split, text.split(), wordnet=wordnet)
     return total / len(texts)
-
-
-def read_references(path: str | os.PathLike[str], urls: Sequence[str]) -> list[list[str]]:
-    """Read the reference captions of images from a JSON file.
-
-    Parameters
-    ----------
-    path : path
-        A JSON file in one of three formats: an object that maps file names to lists of captions;
-        COCO's annotations (``images`` and ``annotations``); or a list of lists of captions in the
-        order of `urls`.
-    urls : sequence of str
-        URLs or paths of the images. In the first two formats, images are matched by the last
-        component of the URL or path; COCO's ``file_name``, ``coco_url`` and ``flickr_url`` are all
-        tried.
-
-    Returns
-    -------
-    list of lists of str
-        Reference captions of each image; an empty list if the file has none for it.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the file does not exist.
-    ValueError
-        If the file is not JSON in one of these formats, or contains none of the images.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, "no such file of references", str(path))
-    found = read_json(path)
-    if isinstance(found, list):
-        if len(found) != len(urls):
-            raise ValueError(
-                f"{path}: a list of {len(found)} entries; expected one for each of the "
-                f"{len(urls)} images"
-            )
-        captions = found
-    elif isinstance(found, dict):
-        try:
-            named = _coco_references(found) if "annotations" in found else found
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path}: its annotations are not COCO's ({type(error).__name__}: {error})"
-            ) from None
-        named = {_last_part(name): known for name, known in named.items()}
-        captions = [named.get(_last_part(url), []) for url in urls]
-        if not any(captions):
-            first = f", the first of which is {_last_part(urls[0])!r}" if len(urls) else ""
-            raise ValueError(
-                f"{path}: names {len(named)} images, but none of the {len(urls)} wanted{first}"
-            )
-    else:
-        raise ValueError(f"{path}: holds a {type(found).__name__}; expected a list or an object")
-    for image, known in enumerate(captions):
-        if not isinstance(known, list) or not all(isinstance(caption, str) for caption in known):
-            raise ValueError(
-                f"{path}: the captions of image {image} ({urls[image]}) are not a list of strings"
-            )
-        if not all(map(is_text, known)):
-            raise ValueError(
-                f"{path}: a caption of image {image} ({urls[image]}) holds half a character"
-            )
-    return captions
-
-
-def _coco_references(found: Mapping[str, Any]) -> dict[str, list[str]]:
-    by_id: dict[Any, list[str]] = {}
-    for annotation in found["annotations"]:
-        by_id.setdefault(annotation["image_id"], []).append(annotation["caption"])
-    return {
-        image[key]: by_id.get(image["id"], [])
-        for image in found["images"]
-        for key in ("file_name", "coco_url", "flickr_url")
-        if image.get(key)
-    }
-
-
-def _last_part(url: str) -> str:
-    return url.rstrip("/").rsplit("/", 1)[-1]
 
 
 def diversity(captions: Sequence[str]) -> dict[str, Any]:
@@ -533,7 +448,7 @@ def BLEU_score(gt_caption: str, sample_caption: str) -> float:
         [
             word
             for word in caption.split(" ")
-            if not any(special in word for special in ("<START>", "<END>", "<UNK>"))
+            if not any(special in word for special in (START, END, UNK))
         ]
         for caption in (sample_caption, gt_caption)
     )

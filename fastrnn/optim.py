@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from . import checks as _checks
 from ._core import optim as _core
-from .reference import checks as _checks
 
 
 def _stepped(

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from scipy import sparse
 
+from .words import NULL, START, UNK
+
 _ORDERS = 4
 _SIGMA = 6.0  # sigma of the length penalty, in words (Vedantam, Zitnick and Parikh 2015, section 8)
 _ROWS = 5000  # captions per chunk in agreement(), which bounds the memory
@@ -68,7 +70,7 @@ class CiderReward:
         self._base = len(word_to_idx) + 2
         if self._base**_ORDERS >= 2**63:
             raise ValueError(f"word_to_idx has {len(word_to_idx)} words; expected at most 55,000")
-        self._silent = [word_to_idx[w] for w in ("<NULL>", "<START>") if w in word_to_idx]
+        self._silent = [word_to_idx[w] for w in (NULL, START) if w in word_to_idx]
         self._captions, self._image_idxs = captions, image_idxs
         counts = np.bincount(image_idxs, minlength=images)
         self._first = np.concatenate([[0], np.cumsum(counts)])
@@ -76,8 +78,8 @@ class CiderReward:
         self._log_images = math.log(max(int((counts > 0).sum()), 1))
 
         known = captions.astype(np.int64)
-        if "<UNK>" in word_to_idx:
-            known[known == word_to_idx["<UNK>"]] = self._base - 2
+        if UNK in word_to_idx:
+            known[known == word_to_idx[UNK]] = self._base - 2
         self._lengths = self._bigrams(known)
         # For each n: sorted codes of the G n-grams, their idf, tf-idf matrix (M, G), its row norms.
         self._orders = []

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, optim
+from . import __version__, checks, optim
 from ._core import kernels
 from .checkpoint import (
     HISTORY_FILE,
@@ -57,7 +57,6 @@ from .files import (
     write_text,
 )
 from .metrics import CaptionScorer, read_references
-from .reference import checks
 from .rewards import CiderReward
 from .runlock import RunLock
 

@@ -14,7 +14,7 @@ from libc.string cimport memcpy, memset
 
 from .kernels cimport DEBUGGING, TOO_LARGE, area, block_alloc, block_free, poison, spoil, unpoison
 
-from ..reference import checks
+from .. import checks
 
 cdef extern from "numpy/arrayobject.h":
     object PyArray_View(cnp.ndarray array, void* dtype, void* type)

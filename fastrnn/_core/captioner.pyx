@@ -22,7 +22,7 @@ from .kernels cimport (
 from .layers cimport sort_by_word
 from .sequence cimport Batch, batch_size, batch_sort, before, steps_backward, steps_forward
 
-from ..reference import checks
+from .. import checks
 
 cnp.import_array()
 

@@ -22,7 +22,7 @@ from .kernels cimport (
 )
 from .layers cimport columns_product
 
-from ..reference import checks
+from .. import checks
 
 cnp.import_array()
 

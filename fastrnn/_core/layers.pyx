@@ -13,7 +13,7 @@ from . cimport kernels
 from .arrays cimport data, dim, floats, has_shape, ids_of, new, new_like, refuse, wrap_ids
 from .kernels cimport TOO_LARGE, Workspace, area, packed_size, share, threads_for, tiles_size
 
-from ..reference import checks
+from .. import checks
 from ..reference import layers as twin_layers
 from ..reference import rnn_layers as twin
 

@@ -23,7 +23,7 @@ from .kernels cimport (
     tiles_size,
 )
 
-from ..reference import checks
+from .. import checks
 from ..reference import rnn_layers as twin
 
 cnp.import_array()

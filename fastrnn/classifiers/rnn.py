@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from .._core import captioner as _core
 from .._core import decoder as _decoder
 from .._core.kernels import Workspace
 from ..files import is_text, read_sealed, write_sealed
-from ..reference import checks
-from ..reference.random import EMBED, MIX, VOCAB, stream_seed
+from ..seeds import EMBED, MIX, VOCAB, stream_seed
+from ..words import END, NULL, START
 
 FORMAT = 2
 """Version of the model file format."""
@@ -173,16 +174,16 @@ class CaptioningRNN:
                 raise ValueError(f"{name} is {dim}; expected at least 1")
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise TypeError(f"dtype is {np.dtype(dtype)}; expected float32 or float64")
-        if "<NULL>" not in word_to_idx:
-            raise KeyError("word_to_idx has no '<NULL>', the word that fills captions up")
+        if NULL not in word_to_idx:
+            raise KeyError(f"word_to_idx has no {NULL!r}; expected the word that pads captions")
 
         self.cell_type = cell_type
         self.dtype = dtype
         self.word_to_idx = word_to_idx
         self.idx_to_word = {idx: word for word, idx in word_to_idx.items()}
-        self._null = word_to_idx["<NULL>"]
-        self._start = word_to_idx.get("<START>")
-        self._end = word_to_idx.get("<END>")
+        self._null = word_to_idx[NULL]
+        self._start = word_to_idx.get(START)
+        self._end = word_to_idx.get(END)
 
         vocab_size = len(word_to_idx)
         gates = {"rnn": 1, "lstm": 4}[cell_type] * hidden_dim
@@ -339,9 +340,13 @@ class CaptioningRNN:
             raise ValueError(f"max_length is {max_length}; expected at least 0")
         checks.check_count("max_length", max_length)
         if self._start is None:
-            raise ValueError("word_to_idx has no '<START>', the word that sampling begins with")
+            raise ValueError(
+                f"word_to_idx has no {START!r}; expected the word that sampling starts from"
+            )
         if stop_at_end and self._end is None:
-            raise ValueError("word_to_idx has no '<END>', the word for stop_at_end to stop at")
+            raise ValueError(
+                f"word_to_idx has no {END!r}; expected the word that stop_at_end stops at"
+            )
 
         end = self._end if stop_at_end else None
         lstm = self.cell_type == "lstm"

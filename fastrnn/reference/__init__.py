@@ -4,6 +4,7 @@ These functions are tested against numerical gradients in float64, and the compi
 tested against them. To read the code, start with ``rnn_layers``.
 """
 
+from .. import checks
 from . import layers, optim, rnn_layers
 from .classifier import CaptioningRNN
 from .layers import (
@@ -50,6 +51,7 @@ __all__ = [
     "affine_backward",
     "affine_forward",
     "average",
+    "checks",
     "clip_by_norm",
     "clip_by_value",
     "layers",

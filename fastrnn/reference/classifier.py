@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from . import checks, random
+from .. import checks
+from ..words import END, NULL, START
+from . import random
 from .decoding import mix
 from .layers import affine_backward, affine_forward
 from .rnn_layers import (
@@ -77,16 +79,16 @@ class CaptioningRNN:
     ) -> None:
         if cell_type not in {"rnn", "lstm"}:
             raise ValueError(f'Invalid cell_type "{cell_type}"')
-        if "<NULL>" not in word_to_idx:
-            raise KeyError("word_to_idx lacks the word <NULL>, which pads captions")
+        if NULL not in word_to_idx:
+            raise KeyError(f"word_to_idx has no {NULL!r}; expected the word that pads captions")
 
         self.cell_type = cell_type
         self.dtype = dtype
         self.word_to_idx = word_to_idx
         self.idx_to_word = {index: word for word, index in word_to_idx.items()}
-        self._null = word_to_idx["<NULL>"]
-        self._start = word_to_idx.get("<START>")
-        self._end = word_to_idx.get("<END>")
+        self._null = word_to_idx[NULL]
+        self._start = word_to_idx.get(START)
+        self._end = word_to_idx.get(END)
 
         V, D, W, H = len(word_to_idx), input_dim, wordvec_dim, hidden_dim
         gates = {"rnn": 1, "lstm": 4}[cell_type]
@@ -265,9 +267,13 @@ class CaptioningRNN:
         """
         p = self.params
         if self._start is None:
-            raise ValueError("sample needs the word <START>; word_to_idx lacks it")
+            raise ValueError(
+                f"word_to_idx has no {START!r}; expected the word that sampling starts from"
+            )
         if stop_at_end and self._end is None:
-            raise ValueError("stop_at_end needs the word <END>; word_to_idx lacks it")
+            raise ValueError(
+                f"word_to_idx has no {END!r}; expected the word that stop_at_end stops at"
+            )
         (features,) = checks.as_floats(features=features)
         N = checks.match_shapes({"D": len(p["W_proj"])}, features=(features, "N D"))["N"]
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..words import END, START
 from . import random
 from .rnn_layers import lstm_step_forward, rnn_step_forward
 
@@ -79,7 +80,7 @@ def followers(
     state : tuple of ndarray
         h and c after the last word of the hypothesis is fed in.
     """
-    word = hypothesis.words[-1] if hypothesis.words else model.word_to_idx["<START>"]
+    word = hypothesis.words[-1] if hypothesis.words else model.word_to_idx[START]
     lstm = model.cell_type == "lstm"
     (scores,), state = step(model.params, np.array([word]), hypothesis.state, lstm)
     log_probs = log_softmax(scores)
@@ -132,7 +133,7 @@ def beam_search(
     list of list of (Hypothesis, float)
         The best captions of each image and their scores, best first.
     """
-    end = model.word_to_idx["<END>"]
+    end = model.word_to_idx[END]
     share = width // groups
 
     def score(hypothesis: Hypothesis) -> float:
@@ -217,7 +218,7 @@ def sample(
     list of list of Hypothesis
         `count` captions for each image, in the order of the draws.
     """
-    end = model.word_to_idx["<END>"]
+    end = model.word_to_idx[END]
 
     def caption(row: int, number: int) -> Hypothesis:
         state = initial_state(model.params, features[row : row + 1])

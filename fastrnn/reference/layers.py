@@ -12,7 +12,7 @@ Shapes: N is the batch size, D the input size, M the output size, C the number o
 
 import numpy as np
 
-from . import checks as _checks
+from .. import checks as _checks
 
 
 def affine_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, tuple]:

@@ -8,7 +8,7 @@ dtype of `w`.
 
 import numpy as np
 
-from . import checks as _checks
+from .. import checks as _checks
 
 
 def sgd(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.ndarray, dict]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-EMBED, VOCAB, MIX = 1, 2, 3
-"""Streams: what is drawn for one purpose says nothing about what is drawn for another."""
+from ..seeds import EMBED, MIX, VOCAB, stream_seed
+
+__all__ = ["EMBED", "MIX", "VOCAB", "dropout_mask", "stream_seed", "uniform"]
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -20,11 +21,6 @@ def _mix(x: np.ndarray) -> np.ndarray:
     x = x ^ (x >> np.uint32(15))
     x = x * np.uint32(0x735A2D97)
     return x ^ (x >> np.uint32(15))
-
-
-def stream_seed(seed: int, stream: int) -> int:
-    """Return the 64-bit seed of a stream."""
-    return (seed + stream * 0x9E3779B97F4A7C15) % 2**64
 
 
 def uniform(seed: int, row: ArrayLike, t: ArrayLike, units: int) -> np.ndarray:

@@ -18,7 +18,7 @@ outside ``[-V, V)``. The message names the argument. NaN and Inf propagate.
 
 import numpy as np
 
-from . import checks as _checks
+from .. import checks as _checks
 from .layers import affine_backward, affine_forward
 
 
