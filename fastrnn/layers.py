@@ -1,6 +1,7 @@
 """The layers of CS231n's ``layers.py`` that captioning needs: affine, ReLU and two losses.
 
-The affine layer and the softmax loss run in the compiled core; ReLU and the SVM loss are plain NumPy.
+The affine layer and the softmax loss run in the compiled core. ReLU and the SVM loss are plain
+NumPy.
 """
 
 from __future__ import annotations
