@@ -176,9 +176,9 @@ def test_constructor_refuses():
 @pytest.mark.parametrize(
     ("features", "captions", "error", "says"),
     [
-        (np.zeros((3, 4)), np.ones((3, 4), int), ValueError, r"features.*D = 5.*\(3, 4\)"),
+        (np.zeros((3, 4)), np.ones((3, 4), int), ValueError, r"features.*\(3, 4\).*D = 5"),
         (np.zeros(5), np.ones((1, 4), int), ValueError, r"features.*\(5,\)"),
-        (np.zeros((3, 5)), np.ones((2, 4), int), ValueError, r"captions.*N = 3.*\(2, 4\)"),
+        (np.zeros((3, 5)), np.ones((2, 4), int), ValueError, r"captions.*\(2, 4\).*N = 3"),
         (np.zeros((3, 5)), np.ones(3, int), ValueError, r"captions.*\(3,\)"),
         (np.zeros((3, 5)), np.ones((3, 0), int), ValueError, r"captions.*\(3, 0\)"),
         (np.zeros((3, 5)), np.ones((3, 4)), TypeError, "captions.*float64"),

@@ -175,7 +175,7 @@ class CaptioningRNN:
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise TypeError(f"dtype is {np.dtype(dtype)}; expected float32 or float64")
         if NULL not in word_to_idx:
-            raise KeyError(f"word_to_idx has no {NULL!r}, the word that pads captions")
+            raise KeyError(f"word_to_idx has no {NULL!r}; expected the word that pads captions")
 
         self.cell_type = cell_type
         self.dtype = dtype
@@ -340,9 +340,13 @@ class CaptioningRNN:
             raise ValueError(f"max_length is {max_length}; expected at least 0")
         checks.check_count("max_length", max_length)
         if self._start is None:
-            raise ValueError(f"word_to_idx has no {START!r}; sampling starts with it")
+            raise ValueError(
+                f"word_to_idx has no {START!r}; expected the word that sampling starts from"
+            )
         if stop_at_end and self._end is None:
-            raise ValueError(f"word_to_idx has no {END!r}; stop_at_end requires it")
+            raise ValueError(
+                f"word_to_idx has no {END!r}; expected the word that stop_at_end stops at"
+            )
 
         end = self._end if stop_at_end else None
         lstm = self.cell_type == "lstm"

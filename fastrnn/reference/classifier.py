@@ -80,7 +80,7 @@ class CaptioningRNN:
         if cell_type not in {"rnn", "lstm"}:
             raise ValueError(f'Invalid cell_type "{cell_type}"')
         if NULL not in word_to_idx:
-            raise KeyError(f"word_to_idx has no {NULL!r}, the word that pads captions")
+            raise KeyError(f"word_to_idx has no {NULL!r}; expected the word that pads captions")
 
         self.cell_type = cell_type
         self.dtype = dtype
@@ -267,9 +267,13 @@ class CaptioningRNN:
         """
         p = self.params
         if self._start is None:
-            raise ValueError(f"word_to_idx has no {START!r}; sampling starts with it")
+            raise ValueError(
+                f"word_to_idx has no {START!r}; expected the word that sampling starts from"
+            )
         if stop_at_end and self._end is None:
-            raise ValueError(f"word_to_idx has no {END!r}; stop_at_end requires it")
+            raise ValueError(
+                f"word_to_idx has no {END!r}; expected the word that stop_at_end stops at"
+            )
         (features,) = checks.as_floats(features=features)
         N = checks.match_shapes({"D": len(p["W_proj"])}, features=(features, "N D"))["N"]
 
