@@ -10,7 +10,7 @@ import pytest
 import scipy.special
 
 import fastrnn.reference as ref
-from fastrnn.reference import checks
+from fastrnn import checks
 
 LENGTHS = np.array([0, 3, 1, 4])
 
