@@ -120,7 +120,7 @@ def test_the_graph_is_read():
 
 
 @pytest.mark.parametrize("module", NAMES)
-def test_names_of_the_first_release_can_be_imported(module):
+def test_former_names_can_be_imported(module):
     found = importlib.import_module(module)
     missing = [name for name in NAMES[module] if not hasattr(found, name)]
     assert missing == []
