@@ -472,7 +472,7 @@ class CaptioningRNN:
                     arrays, len(known), input_dim, hidden_dim, wordvec_dim, cell, dtype
                 )
                 if wrong is None:
-                    model = blank_model(
+                    model = seeded_model(
                         known, input_dim, wordvec_dim, hidden_dim, cell, dtype, kind=cls
                     )
         except (KeyError, ValueError, IndexError, TypeError, OverflowError) as error:
@@ -504,10 +504,10 @@ def _describe_misfit(
     return None
 
 
-def blank_model(
+def seeded_model(
     *args: Any, seed: int = 0, kind: type[CaptioningRNN] = CaptioningRNN, **kwargs: Any
 ) -> CaptioningRNN:
-    """Make a `CaptioningRNN` whose weights a seed decides, and leave ``np.random`` as it was."""
+    """Make a `CaptioningRNN` with weights drawn from a seed; ``np.random`` keeps its state."""
     state = np.random.get_state()
     try:
         np.random.seed(seed)
