@@ -32,6 +32,8 @@ finally:
     if _patience is not None:
         del _os.environ["GOMP_SPINCOUNT"]
 
+from .checks import ArgumentError as _ArgumentError
+
 
 def set_num_threads(count: int) -> None:
     """Set how many threads the large operations use from now on.
@@ -53,7 +55,7 @@ def set_num_threads(count: int) -> None:
     if isinstance(count, bool) or not hasattr(count, "__index__"):
         raise TypeError(f"count is {count!r}; expected an integer")
     if count < 1 or count > 1024:
-        raise ValueError(f"count is {count}; expected 1 to 1024 threads")
+        raise _ArgumentError("count", f"is {count}; expected 1 to 1024 threads")
     _kernels.set_threads(count)
 
 

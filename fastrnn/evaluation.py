@@ -33,6 +33,7 @@ __all__ = [
     "loss_per_word",
     "perplexity",
     "references_of",
+    "select",
     "shorten",
     "truth_of",
 ]
@@ -165,7 +166,7 @@ def decode_images(
     -------
     Decoded
     """
-    chosen = {name: value for name, value in options.items() if value not in (None, False)}
+    chosen = {k: value for k, value in options.items() if value is not None and value is not False}
     return beam_search(model, features, beam, max_length, **chosen)
 
 
@@ -175,6 +176,11 @@ def shorten(decoded: Decoded, max_length: int) -> Decoded:
     return dataclasses.replace(
         decoded, ids=ids, word_log_probs=logs, log_probs=logs.sum(axis=2), scores=logs.sum(axis=2)
     )
+
+
+def select(decoded: Decoded, images: np.ndarray) -> Decoded:
+    """Return the captions of some of the images."""
+    return Decoded(*(getattr(decoded, field.name)[images] for field in dataclasses.fields(Decoded)))
 
 
 def truth_of(directory: str | os.PathLike[str], images: int) -> Callable[[int, str], bool] | None:
@@ -334,7 +340,8 @@ class Evaluator:
         known = references_of(data, split) if references is None else references
         every = data[f"{split}_features"]
         self.images = np.arange(len(every)) if images is None else np.asarray(images, np.intp)
-        self.features = every if images is None else every[self.images]
+        whole = np.array_equal(self.images, np.arange(len(every)))
+        self.features = every if whole else every[self.images]
         self.references = [list(known[image]) for image in self.images.tolist()]
         self.judged = [row for row, texts in enumerate(self.references) if texts]
         self.scorer: CaptionScorer | None = None
@@ -350,7 +357,7 @@ class Evaluator:
         self, model: CaptioningRNN, max_length: int = 30, *, beam: int = 1, **options: Any
     ) -> list[str]:
         """Return the best caption of every image; the arguments are those of `decode_images`."""
-        if beam == 1 and not any(options.values()):
+        if beam == 1 and not any(options.values()):  # without log-probabilities
             return caption_images(model, self.features, max_length)
         decoded = decode_images(model, self.features, max_length, beam=beam, **options)
         return [best[0] for best in decoded.captions(model.idx_to_word)]

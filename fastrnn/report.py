@@ -36,6 +36,7 @@ from .classifiers.rnn import CaptioningRNN
 from .data.scene_data import read_scenes
 from .data.scene_language import caption_is_true
 from .decoding import Decoded, beam_search, greedy
+from .evaluation import select
 from .files import open_file, parse_json, read_json, write_text
 from .metrics import METRIC_NAMES, CaptionScorer
 from .training import Run, read_run, references_of
@@ -204,6 +205,10 @@ class Report:
         The data set as `fastrnn.coco_utils.load_coco_data` returns it, where it has been read
         already. References are its ``val_references``, a list of captions for each image, where it
         has them, else the captions of the layout.
+    model : CaptioningRNN, optional
+        The run's model, if it is in memory already.
+    greedy : Decoded, optional
+        Its greedy captions of all validation images, if they are known already.
     images : int, optional
         Validation images on the page, at most, evenly spread over all of them.
     pictures : int, optional
@@ -225,6 +230,8 @@ class Report:
         *,
         directory: str | os.PathLike[str] | None = None,
         data: Mapping[str, Any] | None = None,
+        model: CaptioningRNN | None = None,
+        greedy: Decoded | None = None,
         images: int = 1000,
         pictures: int = 96,
         beam: int = 3,
@@ -236,7 +243,7 @@ class Report:
         self.run = Path(run)
         self._made_of: Run = read_run(run)
         self._directory = None if directory is None else Path(directory)
-        self._data = data
+        self._data, self._model, self._greedy = data, model, greedy
         self._most_images, self._most_pictures, self._beam = images, pictures, beam
         self._seen: dict[str, tuple[int, int, int] | None] = {}
         self._history: list[dict[str, Any]] = []
@@ -288,12 +295,12 @@ class Report:
                 return _Gallery([f"This run {lost}: no captions here. "
                                  "fastrnn report --data DIR says where it is."])  # fmt: skip
             self._data = self._made_of.read_data(directory)
-        model = load_model(self.run)
+        model = self._model or load_model(self.run)
         if not all(np.isfinite(w).all() for w in model.params.values()):
             return _Gallery(["The model's weights are not finite: it has no captions to show."])
         return _gallery(
             model, self._data, directory or self.run,
-            self._most_images, self._most_pictures, self._beam,
+            self._most_images, self._most_pictures, self._beam, self._greedy,
         )  # fmt: skip
 
     def page(self, reload: float | None = None) -> str:
@@ -592,6 +599,7 @@ def _gallery(
     most_images: int,
     most_pictures: int,
     beam: int,
+    known_greedy: Decoded | None = None,
 ) -> _Gallery:
     """Caption validation images, and hold the captions against the references."""
     mismatch = describe_mismatch(model, data)
@@ -611,7 +619,9 @@ def _gallery(
     scenes = read_scenes(directory)
     scenes = None if scenes is None or len(scenes) != total else [scenes[row] for row in rows]
 
-    found: dict[str, Decoded] = {"greedy": greedy(model, features)}
+    found: dict[str, Decoded] = {
+        "greedy": greedy(model, features) if known_greedy is None else select(known_greedy, rows)
+    }
     if beam > 1:
         found[f"beam {beam}"] = beam_search(model, features, beam)
     gallery.methods = list(found)

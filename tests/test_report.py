@@ -500,11 +500,11 @@ def test_arguments_that_are_refused(data_dir: Path, tmp_path: Path, capsys):
         ([run, "--images", "some"], "--images"),
         ([run, "--pictures", -1], "--pictures"),
         ([run, "--watch", "--every", 0], "--every"),
-        ([run, "--every", 2], "--every goes with --watch"),
+        ([run, "--every", 2], "--every needs --watch"),
         ([run, "--data", "nowhere"], "nowhere"),
         ([run, "--out", tmp_path / "no" / "page.html"], "page.html"),
-        ([run, "--out", tmp_path], f"--out {tmp_path}: must be a file"),
-        ([run, "--out", f"{tmp_path}/pages/"], f"--out {tmp_path}/pages/: must be a file"),
+        ([run, "--out", tmp_path], f"--out is {tmp_path}; expected a file"),
+        ([run, "--out", f"{tmp_path}/pages/"], f"--out is {tmp_path}/pages/; expected a file"),
         ([], "RUN"),
     ):
         assert run_command("report", *arguments) == 2
