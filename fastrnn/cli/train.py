@@ -68,7 +68,7 @@ def add_parser(commands: Any) -> Any:
         help="train a captioner",
         description="Train a captioner on images and their captions, and report how well it "
         "captions images that it has not seen. Without --data it draws its own images: scenes of "
-        "colored shapes. A training that was stopped can be resumed with --resume; its results are "
+        "coloured shapes. A training that was stopped can be resumed with --resume; its results are "
         "the same to the bit.",
         epilog="example: fastrnn train --data flickr8k --recipe flickr8k --out runs/flickr8k",
     )

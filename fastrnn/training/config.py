@@ -331,7 +331,7 @@ class TrainConfig:
     )
     reward_rate: float = option(
         2e-4,
-        "learning rate of the further epochs, which falls to 0",
+        "learning rate of these epochs, which falls to 0",
         "It follows half a cosine wave.",
         group="self-critical training",
         above=0,
