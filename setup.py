@@ -145,6 +145,8 @@ setup(
             "initializedcheck": DEBUG,
             "nonecheck": DEBUG,
             "embedsignature": True,
+            # importing the core leaves the GIL of a free-threaded interpreter off
+            "freethreading_compatible": True,
         },
     ),
 )

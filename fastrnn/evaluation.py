@@ -18,8 +18,10 @@ import numpy as np
 from . import metrics
 from .classifiers.rnn import CaptioningRNN, CaptioningWorkspace
 from .coco_utils import decode_captions
+from .data.layout import CAPTIONS_FILE
+from .data.references import read_references, references_file
 from .decoding import Decoded, beam_search
-from .metrics import METRIC_NAMES, CaptionScorer, read_references
+from .metrics import METRIC_NAMES, CaptionScorer
 from .words import NULL, strip_end, strip_start_and_end
 
 __all__ = [
@@ -33,7 +35,6 @@ __all__ = [
     "loss_per_word",
     "perplexity",
     "references_of",
-    "select",
     "shorten",
     "truth_of",
 ]
@@ -104,12 +105,12 @@ def find_references(
         Where they come from, in words.
     """
     urls = data[f"{split}_urls"].tolist()[: len(data[f"{split}_features"])]
-    beside = Path(directory, f"{split}_references.json")
+    beside = Path(directory, references_file(split))
     if file is not None or beside.is_file():
         path = Path(file or beside)
         return read_references(path, urls), str(path)
     words = max(data[f"{split}_captions"].shape[1] - 2, 0)
-    source = f"coco2014_captions.h5 (cut at {words} words, rare words <UNK>)"
+    source = f"{CAPTIONS_FILE} (cut at {words} words, rare words <UNK>)"
     return references_of(data, split), source
 
 
@@ -178,11 +179,6 @@ def shorten(decoded: Decoded, max_length: int) -> Decoded:
     )
 
 
-def select(decoded: Decoded, images: np.ndarray) -> Decoded:
-    """Return the captions of some of the images."""
-    return Decoded(*(getattr(decoded, field.name)[images] for field in dataclasses.fields(Decoded)))
-
-
 def truth_of(directory: str | os.PathLike[str], images: int) -> Callable[[int, str], bool] | None:
     """Return what tells whether a caption is true of a drawn scene.
 
@@ -205,8 +201,8 @@ def truth_of(directory: str | os.PathLike[str], images: int) -> Callable[[int, s
         The file of the scenes is damaged.
     """
     # Loads Pillow, which runs without scenes do not need.
-    from .data.scene_data import read_scenes
-    from .data.scene_language import caption_is_true
+    from .data.scenes.dataset import read_scenes
+    from .data.scenes.language import caption_is_true
 
     scenes = read_scenes(directory)
     if scenes is None or len(scenes) != images:

@@ -19,10 +19,17 @@
 #endif
 #if defined(_WIN32)
 #include <malloc.h>
+#include <windows.h>
 #endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #define HAS_FORK 1
+#endif
+#if defined(_MSC_VER) && !defined(__clang__)
+#define ATOMIC(type) volatile type /* reads and writes of whole words are atomic with this compiler */
+#else
+#include <stdatomic.h>
+#define ATOMIC(type) _Atomic(type)
 #endif
 
 #define REAL float
@@ -81,9 +88,26 @@ static const struct {
     {"baseline", 0, always, frn_install_f32_baseline, frn_install_f64_baseline},
 };
 
+#if defined(_WIN32)
+static SRWLOCK shared = SRWLOCK_INIT;
+void frn_lock(void) { AcquireSRWLockExclusive(&shared); }
+void frn_unlock(void) { ReleaseSRWLockExclusive(&shared); }
+#else
+static pthread_mutex_t shared = PTHREAD_MUTEX_INITIALIZER;
+void frn_lock(void) { pthread_mutex_lock(&shared); }
+void frn_unlock(void) { pthread_mutex_unlock(&shared); }
+#endif
+
+static ATOMIC(int) threads = 1;
+void frn_set_threads(int count) { threads = count; }
+int frn_threads(void) { return threads; }
+
 #if defined(HAS_FORK)
-static volatile int forked;
-static void in_child(void) { forked = 1; }
+static ATOMIC(int) forked;
+static void in_child(void) {
+    forked = 1;
+    frn_unlock();
+}
 #endif
 
 const char *frn_choose_isa(const char *cap) {
@@ -99,7 +123,7 @@ const char *frn_choose_isa(const char *cap) {
 #if defined(HAS_FORK)
     static int registered;
     if (!registered)
-        registered = pthread_atfork(NULL, NULL, in_child) == 0;
+        registered = pthread_atfork(frn_lock, frn_unlock, in_child) == 0; /* no other thread holds the lock meanwhile */
 #endif
     for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
         if (variants[i].rank > highest || !variants[i].supported())
@@ -143,8 +167,7 @@ void frn_denormals_restore(uint64_t mode) {
 }
 
 #if defined(FRN_DEBUG)
-#include <stdatomic.h>
-static _Atomic ptrdiff_t live_blocks, until_failure = -1;
+static ATOMIC(ptrdiff_t) live_blocks, until_failure = -1;
 void frn_fail_after(ptrdiff_t count) { until_failure = count; }
 int frn_fails(void) { return until_failure >= 0 && until_failure-- == 0; }
 ptrdiff_t frn_live_blocks(void) { return live_blocks; }

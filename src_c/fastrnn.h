@@ -47,6 +47,15 @@ void frn_free(void *memory);
 /* Seconds since some moment: to take differences of. */
 double frn_seconds(void);
 
+/* The lock around what threads share: kept blocks, who uses a workspace, sums of times. It is held for a few dozen
+ * instructions, never across a call into Python or a kernel, and a child of fork() finds it free. */
+void frn_lock(void);
+void frn_unlock(void);
+
+/* How many threads large calls use: 1 at first. Any thread may ask or set it at any time. */
+void frn_set_threads(int count);
+int frn_threads(void);
+
 /* After fork() a child has none of its parent's threads: 1 in such a child, 0 elsewhere. */
 int frn_forked(void);
 

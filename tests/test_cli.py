@@ -26,8 +26,8 @@ from fastrnn import cli
 from fastrnn.checkpoint import checkpoint_path, checkpoint_steps, load_model
 from fastrnn.cli import info, progress, train
 from fastrnn.coco_utils import read_captioning_directory
-from fastrnn.data.scene_data import read_scenes
-from fastrnn.data.scene_language import caption_is_true
+from fastrnn.data.scenes.dataset import read_scenes
+from fastrnn.data.scenes.language import caption_is_true
 from fastrnn.metrics import CaptionScorer, bleu_1
 from fastrnn.runs import epoch_records, read_history, read_settings
 from fastrnn.training import RECIPES, TrainConfig, Trainer, caption_images, read_run, references_of

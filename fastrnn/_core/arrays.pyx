@@ -1,4 +1,9 @@
-"""NumPy arrays as the core wants them: of one dtype, C-contiguous, aligned."""
+"""NumPy arrays as the core wants them: of one dtype, C-contiguous, aligned.
+
+To read an argument may run code of the caller's (``__array__``), and that code may change the shape or dtype of an
+array that was read before. So floats() comes last in every function: between it, or what is looked at after it, and the
+use of the arrays nothing of the caller's runs. Ids are private views.
+"""
 
 import numpy as np
 
@@ -10,6 +15,9 @@ from libc.string cimport memcpy, memset
 from .kernels cimport DEBUGGING, TOO_LARGE, area, block_alloc, block_free, poison, spoil, unpoison
 
 from .. import checks
+
+cdef extern from "numpy/arrayobject.h":
+    object PyArray_View(cnp.ndarray array, void* dtype, void* type)
 
 cnp.import_array()
 
@@ -43,13 +51,15 @@ cdef int refuse_large(str name, cnp.ndarray array) except -1:
 
 
 cdef cnp.ndarray ids_of(str name, object ids):
-    """Word ids as a C-contiguous array of intp."""
+    """Word ids as a C-contiguous array of intp, whose shape and dtype nobody else can change."""
+    cdef cnp.ndarray found
     if (type(ids) is np.ndarray and cnp.PyArray_TYPE(<cnp.ndarray> ids) == cnp.NPY_INTP
             and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> ids) and not has_large_axis(<cnp.ndarray> ids)):
-        return ids
+        return PyArray_View(<cnp.ndarray> ids, NULL, NULL)
     found = checks.as_integers(**{name: ids})[0]
     refuse_large(name, found)
-    return np.require(found, requirements="CA")
+    found = np.require(found, requirements="CA")
+    return PyArray_View(found, NULL, NULL)
 
 
 cdef int refuse(object twin, tuple arguments) except -1:

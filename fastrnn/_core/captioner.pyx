@@ -16,8 +16,8 @@ from libc.string cimport memcpy, memset
 from . cimport kernels
 from .arrays cimport data, dim, floats, has_shape, ids_of, new, new_like, overlap, wrap_ids
 from .kernels cimport (
-    Workspace, area, leading, multiply, pack, pack_tiles, packed_size, room, seconds, share, threads_for,
-    tile_height, tiles_size,
+    Workspace, area, leading, lock, multiply, pack, pack_tiles, packed_size, room, seconds, share, threads_for,
+    tile_height, tiles_size, unlock,
 )
 from .layers cimport sort_by_word
 from .sequence cimport Batch, batch_size, batch_sort, before, steps_backward, steps_forward
@@ -37,17 +37,20 @@ cdef enum:
 cdef enum:
     PREPARE, INPUTS, FORWARD, VOCABULARY, BACKWARD, RECURRENT_GRADIENTS, INPUT_GRADIENTS, VOCABULARY_GRADIENTS, PHASES
 
-cdef double[PHASES] spent  # changed under the GIL alone
+cdef double[PHASES] spent  # read and changed under lock() alone
 PHASE_NAMES = ("prepare", "input product", "time loop forward", "vocabulary and softmax", "time loop backward",
                "dWh", "dWx and dW_embed", "dW_vocab")
 
 
 def profile(bint reset=True):
     """Return the seconds spent in each phase of the training step since the last reset, by name."""
-    found = {name: spent[phase] for phase, name in enumerate(PHASE_NAMES)}
+    cdef double[PHASES] found
+    lock()
+    memcpy(found, spent, sizeof(spent))
     if reset:
         memset(spent, 0, sizeof(spent))
-    return found
+    unlock()
+    return {name: found[phase] for phase, name in enumerate(PHASE_NAMES)}
 
 
 # ---- Parameters ------------------------------------------------------------------------------------------------------
@@ -418,29 +421,30 @@ def loss(params, features, captions, null, bint lstm, Workspace workspace=None, 
 
 def word_log_probs(params, features, captions, null, bint lstm, Workspace workspace=None):
     """Return the log-probabilities float64 (N, T) of captions[:, 1:], 0 where they are `null`."""
-    captions = np.asarray(captions)
+    captions = ids_of("captions", captions)
     found = np.zeros((captions.shape[0], captions.shape[1] - 1))
     step(params, features, captions, null, lstm, workspace, None, None, None, 0, 0, 0, 0, 0, found)
     return found
 
 
-cdef bint can_hold(object grads, tuple arrays):
-    """Whether gradients of features and parameters can be written over `grads`.
+cdef bint can_hold(tuple grads, tuple arrays):
+    """Whether the gradients of the parameters can be written over `grads`, in the order of NAMES.
 
     They are arrays of NumPy's own class with the dtypes and shapes of the parameters, lie as the core writes, and share
     memory neither with one another nor with what is read.
     """
     cdef int k, other
     cdef cnp.ndarray grad, array
-    if type(grads) is not dict or any(type(grads.get(name)) is not np.ndarray for name in NAMES):
-        return False
     for k in range(8):
-        grad, array = grads[NAMES[k]], arrays[1 + k]
+        if type(grads[k]) is not np.ndarray:
+            return False
+    for k in range(8):
+        grad, array = grads[k], arrays[1 + k]
         if (cnp.PyArray_TYPE(grad) != cnp.PyArray_TYPE(array) or not cnp.PyArray_ISCARRAY(grad)
                 or not cnp.PyArray_SAMESHAPE(grad, array)):
             return False
         for other in range(9):
-            if overlap(grad, arrays[other]) or (1 + k < other and overlap(grad, grads[NAMES[other - 1]])):
+            if overlap(grad, arrays[other]) or (1 + k < other and overlap(grad, grads[other - 1])):
                 return False
     return True
 
@@ -451,7 +455,7 @@ cdef tuple step(object params, object features, object captions, object null, bi
     cdef cnp.ndarray captions_ = ids_of("captions", captions), wrapped, lengths, masked, weights_, inputs_, fed_
     cdef ptrdiff_t* fed
     cdef ptrdiff_t stride
-    cdef tuple arrays = parameters(params, features, lstm)
+    cdef tuple arrays = parameters(params, features, lstm), written = ()
     cdef cnp.ndarray array, first = arrays[0], We = arrays[1], Wp = arrays[2]
     cdef int kind = cnp.PyArray_TYPE(first), k
     cdef Task task
@@ -497,16 +501,17 @@ cdef tuple step(object params, object features, object captions, object null, bi
         (<ptrdiff_t*> data(lengths))[n] = last
     if workspace is None:
         workspace = Workspace()
-    if log_probs is not None:
-        grads = None
-    elif not can_hold(grads, arrays):
-        grads = {name: new_like(array) for name, array in zip(NAMES, arrays[1:])}
+    if log_probs is None:
+        # held here: another thread may take them out of the dict meanwhile
+        written = tuple([grads.get(name) for name in NAMES]) if type(grads) is dict else (None,) * 8
+        if not can_hold(written, arrays):
+            written = tuple([new_like(array) for array in arrays[1:]])
     for k in range(8):
         array = arrays[1 + k]
         source[k] = data(array)
         to[k] = NULL
-        if grads is not None:
-            array = grads[NAMES[k]]
+        if log_probs is None:
+            array = written[k]
             to[k] = data(array)
     cdef double* words = NULL if log_probs is None else <double*> data(log_probs)
     cdef const ptrdiff_t* targets = <ptrdiff_t*> data(wrapped) + 1
@@ -520,6 +525,8 @@ cdef tuple step(object params, object features, object captions, object null, bi
                                fed, stride, targets, <char*> data(masked), <ptrdiff_t*> data(lengths), lstm)
     finally:
         workspace.release()
+    lock()
     for k in range(PHASES):
         spent[k] += task.spent[k]
-    return np.float64(value), grads
+    unlock()
+    return np.float64(value), dict(zip(NAMES, written)) if log_probs is None else None

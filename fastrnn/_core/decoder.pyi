@@ -6,11 +6,12 @@ from numpy.typing import ArrayLike
 def sample(
     params: Mapping[str, ArrayLike],
     features: ArrayLike,
+    lstm: bool,
     start: int,
     end: int | None,
-    captions: ndarray,
-    lstm: bool,
-) -> None: ...
+    null: int,
+    max_length: int,
+) -> ndarray: ...
 def mix(
     params: Mapping[str, ArrayLike],
     features: ArrayLike,

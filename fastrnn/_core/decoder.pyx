@@ -294,22 +294,24 @@ cdef int decode(Decoder* d, int32_t* captions, const floating* features) except 
     return 0
 
 
-def sample(params, features, start, end, cnp.ndarray captions, bint lstm):
-    """Write greedy captions into `captions`, int32 (N, T); rows stop at the id `end`, or run on where it is None."""
+def sample(params, features, bint lstm, start, end, null, ptrdiff_t max_length):
+    """Greedy captions, int32 (N, max_length); rows stop at the id `end`, or run on where it is None."""
     cdef tuple arrays = parameters(params, features, lstm)
     cdef Decoder d
     cdef cnp.ndarray first = describe(&d, arrays, lstm)
-    d.T = dim(captions, 1)
+    cdef cnp.ndarray captions = np.full((d.N, max_length), null, dtype=np.int32)
+    d.T = max_length
     d.start = start + d.V if start < 0 else start
     if not 0 <= d.start < d.V:
         raise IndexError(f"<START> has the id {start}; expected an id in [{-d.V}, {d.V})")
     d.end = -1 if end is None else end
     if d.N == 0 or d.T == 0:
-        return
+        return captions
     if cnp.PyArray_TYPE(first) == cnp.NPY_FLOAT32:
         decode(&d, <int32_t*> data(captions), <const float*> data(first))
     else:
         decode(&d, <int32_t*> data(captions), <const double*> data(first))
+    return captions
 
 
 # ---- Beam search, and drawn captions ---------------------------------------------------------------------------------
@@ -873,6 +875,8 @@ cdef tuple decoded(Task* task, tuple arrays, bint lstm, start, end, ptrdiff_t nu
     cdef cnp.ndarray given = ids_of("suppress", suppress), ban = new(cnp.NPY_INTP, 1, dim(given, 0))
     cdef int failed
     d.T, d.start, d.end = T, start, end
+    if not 0 <= d.start < d.V:
+        raise IndexError(f"<START> has the id {start}; expected an id in [0, {d.V})")
     if not wrap_ids(<ptrdiff_t*> data(ban), <cnp.npy_intp*> data(given), dim(given, 0), d.V):
         checks.check_ids("suppress", given, d.V)
     task.ban, task.banned = <ptrdiff_t*> data(ban), dim(ban, 0)

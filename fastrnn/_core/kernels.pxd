@@ -91,6 +91,10 @@ cdef uint64_t denormals_flush() noexcept nogil
 cdef void denormals_restore(uint64_t mode) noexcept nogil
 cdef double seconds() noexcept nogil
 
+# the lock of fastrnn.h, for what is shared between threads: no call into Python while it is held
+cdef void lock() noexcept nogil
+cdef void unlock() noexcept nogil
+
 cdef int threads_for(double work) noexcept nogil
 
 

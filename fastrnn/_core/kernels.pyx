@@ -15,6 +15,10 @@ cdef extern from "fastrnn.h" nogil:
     void frn_denormals_restore(uint64_t mode)
     void* frn_alloc(size_t size)
     void frn_free(void* memory)
+    void frn_lock()
+    void frn_unlock()
+    void frn_set_threads(int count)
+    int frn_threads()
     int frn_forked()
     double frn_seconds()
     void (*frn_gemm_pack_f32)(
@@ -408,6 +412,14 @@ cdef double seconds() noexcept nogil:
     return frn_seconds()
 
 
+cdef void lock() noexcept nogil:
+    frn_lock()
+
+
+cdef void unlock() noexcept nogil:
+    frn_unlock()
+
+
 # ---- Instruction set and threads -------------------------------------------------------------------------------------
 
 cdef extern from *:
@@ -420,8 +432,7 @@ cdef extern from *:
     """
     const int FRN_OPENMP
 
-cdef bytes _isa = b""
-cdef int _threads = 1
+cdef const char* _isa = b""
 
 # Below this many floating-point operations for each thread, waking it costs more than it brings.
 cdef double WORK_PER_THREAD = 1.5e6
@@ -455,13 +466,12 @@ def openmp():
 
 def set_threads(int count):
     """Set the number of threads, at least 1."""
-    global _threads
-    _threads = count
+    frn_set_threads(count)
 
 
 def get_threads():
     """Return the number of threads that large calls use."""
-    return 1 if FRN_OPENMP == 0 or frn_forked() else _threads
+    return 1 if FRN_OPENMP == 0 or frn_forked() else frn_threads()
 
 
 def fma_flops(size_t size, ptrdiff_t rounds):
@@ -473,11 +483,12 @@ def fma_flops(size_t size, ptrdiff_t rounds):
 
 
 cdef int threads_for(double work) noexcept nogil:
+    cdef int threads = frn_threads()
     # libgomp does not survive fork(): a child goes on alone
-    if FRN_OPENMP == 0 or _threads == 1 or frn_forked():
+    if FRN_OPENMP == 0 or threads == 1 or frn_forked():
         return 1
     cdef double most = work / WORK_PER_THREAD
-    return 1 if most < 2 else <int> min(<double> _threads, most)
+    return 1 if most < 2 else <int> min(<double> threads, most)
 
 
 # ---- Debugging -------------------------------------------------------------------------------------------------------
@@ -509,6 +520,7 @@ def live_blocks():
 cdef enum:
     KEPT_BLOCKS = 32
     KEPT_BYTES = 128 << 20
+# these are read and changed under lock() alone
 cdef void* kept[KEPT_BLOCKS]  # the one that was freed first first
 cdef size_t kept_size[KEPT_BLOCKS]
 cdef int kept_count = 0
@@ -516,7 +528,7 @@ cdef size_t kept_total = 0
 
 
 cdef void* take_kept(int place) noexcept:
-    """Take a block out of those that are kept."""
+    """Take a block out of those that are kept, under lock()."""
     global kept_count, kept_total
     cdef void* memory = kept[place]
     cdef int i
@@ -534,11 +546,12 @@ cdef void block_release(void* memory, size_t size) noexcept:
 
 
 cdef void* block_alloc(size_t size, size_t* got) noexcept:
-    """A block of at least `size` bytes, `got` of them, or NULL. Needs the GIL, as block_free() does."""
+    """A block of at least `size` bytes, `got` of them, or NULL."""
     cdef int i, best = -1
-    cdef void* memory
+    cdef void* memory = NULL
     if frn_fails():
         return NULL
+    frn_lock()
     for i in range(kept_count):
         if size <= kept_size[i] <= 2 * size + 4096:
             if best < 0 or kept_size[i] < kept_size[best]:
@@ -546,7 +559,8 @@ cdef void* block_alloc(size_t size, size_t* got) noexcept:
     if best >= 0:
         got[0] = kept_size[best]
         memory = take_kept(best)
-    else:
+    frn_unlock()
+    if best < 0:
         got[0] = size
         memory = frn_alloc(size)
     if memory != NULL:
@@ -559,21 +573,28 @@ cdef void* block_alloc(size_t size, size_t* got) noexcept:
 cdef void block_free(void* memory, size_t size) noexcept:
     """Give back a block of `size` bytes, all that block_alloc() got; memory may be NULL."""
     global kept_count, kept_total
+    cdef void* oldest
+    cdef size_t oldest_size
     if memory == NULL:
         return
     if size > KEPT_BYTES:
         block_release(memory, size)
         return
-    # what has lain about longest makes room
-    while kept_count == KEPT_BLOCKS or kept_total + size > KEPT_BYTES:
-        block_release(kept[0], kept_size[0])
-        take_kept(0)
     unpoison(memory, size)
     spoil(memory, size)
     poison(memory, size)
+    frn_lock()
+    # what has lain about longest makes room, and goes back to the system while others may come and go
+    while kept_count == KEPT_BLOCKS or kept_total + size > KEPT_BYTES:
+        oldest_size = kept_size[0]
+        oldest = take_kept(0)
+        frn_unlock()
+        block_release(oldest, oldest_size)
+        frn_lock()
     kept[kept_count], kept_size[kept_count] = memory, size
     kept_count += 1
     kept_total += size
+    frn_unlock()
 
 
 cdef class Workspace:
@@ -598,13 +619,19 @@ cdef class Workspace:
 
     cdef int hold(self) except -1:
         """Keep others out until release()."""
-        if self.held:
-            raise RuntimeError("workspace is in use by another call; expected one workspace for each thread")
+        cdef bint busy
+        frn_lock()
+        busy = self.held
         self.held = True
+        frn_unlock()
+        if busy:
+            raise RuntimeError("workspace is in use by another call; expected one workspace for each thread")
         return 0
 
     cdef void release(self) noexcept:
+        frn_lock()
         self.held = False
+        frn_unlock()
 
     cdef int begin(self, int lap) except -1:
         """Begin to go through the parts: lap 0 counts them, lap 1 hands them out."""

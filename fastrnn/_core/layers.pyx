@@ -255,8 +255,8 @@ def word_embedding_backward(dout, cache):
     cdef cnp.ndarray x_, dout_, W_, dW
     cdef bint known
     x, W = cache if has_parts(cache, 2) else checks.parts_of(cache, "x W")
-    dout_, W_ = floats(("dout", "W"), (dout, W))
     x_ = ids_of("x", x)
+    dout_, W_ = floats(("dout", "W"), (dout, W))
     cdef ptrdiff_t V = dim(W_, 0), D = dim(W_, 1), count
     if (cnp.PyArray_NDIM(x_) != 2 or cnp.PyArray_NDIM(W_) != 2
             or not has_shape(dout_, 3, dim(x_, 0), dim(x_, 1), D)):
@@ -329,10 +329,9 @@ cdef void sort_by_word(ptrdiff_t* start, ptrdiff_t* row, const ptrdiff_t* ids, p
 
 def temporal_softmax_loss(x, y, mask):
     """Return (loss, dx); mask is a float array or a bool one, weights of the steps."""
-    cdef cnp.ndarray x_, y_, weight, targets, dx
+    cdef cnp.ndarray x_, y_ = ids_of("y", y), weight, targets, dx
+    mask_array = np.asarray(mask).view()
     (x_,) = floats(("x",), (x,))
-    y_ = ids_of("y", y)
-    mask_array = np.asarray(mask)
     cdef ptrdiff_t N = dim(x_, 0), T = dim(x_, 1), V = dim(x_, 2)
     if (cnp.PyArray_NDIM(x_) != 3 or not has_shape(y_, 2, N, T) or mask_array.shape != (N, T)
             or mask_array.dtype.kind not in "biuf"):
@@ -346,9 +345,8 @@ def temporal_softmax_loss(x, y, mask):
 
 
 def softmax_loss(x, y):
-    cdef cnp.ndarray x_, y_, targets, dx
+    cdef cnp.ndarray x_, y_ = ids_of("y", y), targets, dx
     (x_,) = floats(("x",), (x,))
-    y_ = ids_of("y", y)
     cdef ptrdiff_t N = dim(x_, 0), C = dim(x_, 1)
     if cnp.PyArray_NDIM(x_) != 2 or not has_shape(y_, 1, N):
         refuse(twin_layers.softmax_loss, (x, y))

@@ -608,10 +608,9 @@ cdef int run_backward(Sequence s, floating* dx, floating* dh0, floating* dc0, fl
 
 cdef Sequence start(bint lstm, cnp.ndarray x, cnp.ndarray h0, cnp.ndarray Wx, cnp.ndarray Wh, cnp.ndarray b,
                     ptrdiff_t T, ptrdiff_t D, object lengths):
-    """Room for a forward pass over (N, T, D), or None where the shapes do not fit."""
+    """Room for a forward pass over (N, T, D), or None where the shapes do not fit; lengths is a private array."""
     cdef ptrdiff_t N = dim(x, 0), H = dim(h0, 1), G = 4 * H if lstm else H
     cdef Sequence s
-    cdef cnp.ndarray lengths_
     if (not has_shape(h0, 2, N, H) or not has_shape(Wx, 2, D, G) or not has_shape(Wh, 2, H, G)
             or not has_shape(b, 1, G)):
         return None
@@ -619,9 +618,8 @@ cdef Sequence start(bint lstm, cnp.ndarray x, cnp.ndarray h0, cnp.ndarray Wx, cn
     if lengths is None:
         s.allocate(NULL, N, T, D, H, lstm, cnp.PyArray_TYPE(x))
     else:
-        # a copy, so that what is checked is what is used
-        lengths_ = np.require(checks.as_lengths(np.array(lengths), N, T), requirements="CA")
-        s.allocate(<ptrdiff_t*> data(lengths_), N, T, D, H, lstm, cnp.PyArray_TYPE(x))
+        lengths = np.require(checks.as_lengths(lengths, N, T), requirements="CA")
+        s.allocate(<ptrdiff_t*> data(lengths), N, T, D, H, lstm, cnp.PyArray_TYPE(x))
     s.x, s.Wx, s.Wh = x, Wx, Wh
     s.step = cnp.PyArray_NDIM(x) == 2
     return s
@@ -661,20 +659,20 @@ cdef tuple backward_of(Sequence s, cnp.ndarray dh, cnp.ndarray dc, bint with_c):
 
 
 cdef Sequence cache_of(object cache, bint lstm, bint step):
-    """The cache, if it is one of the forward pass that belongs to this backward pass."""
+    """The cache, if it is one of the forward pass that belongs to this backward pass; in_common() looks into it."""
     if not isinstance(cache, Sequence):
         raise TypeError(f"cache is {type(cache).__name__}; expected the cache of the forward pass")
     cdef Sequence s = cache
-    if s.batch.lstm != lstm or s.step != step:
+    if s.x is None or s.batch.lstm != lstm or s.step != step:
         raise ValueError("cache is that of another forward pass; expected that of "
                          f"{'lstm' if lstm else 'rnn'}{'_step' if step else ''}_forward")
-    s.check()
     return s
 
 
 cdef tuple in_common(Sequence s, tuple names, tuple gradients):
     """The cache and the gradients that came for it, in one dtype."""
     cdef tuple found = floats((*names, "cache"), (*gradients, s.Wh))
+    s.check()
     gradients = found[:len(names)]
     return s if cnp.PyArray_TYPE(<cnp.ndarray> found[0]) == s.kind else s.as_double(), gradients
 
@@ -683,6 +681,8 @@ cdef tuple sequence_forward(bint lstm, object twin_forward, object x, object h0,
                             object lengths):
     cdef cnp.ndarray x_, h0_, Wx_, Wh_, b_, out
     cdef Sequence s
+    if lengths is not None:
+        lengths = np.array(lengths)  # a copy, so that what is checked is what is used
     x_, h0_, Wx_, Wh_, b_ = floats(("x", "h0", "Wx", "Wh", "b"), (x, h0, Wx, Wh, b))
     s = start(lstm, x_, h0_, Wx_, Wh_, b_, dim(x_, 1), dim(x_, 2), lengths) if cnp.PyArray_NDIM(x_) == 3 else None
     if s is None:

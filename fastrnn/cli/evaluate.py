@@ -11,11 +11,11 @@ from typing import Any
 
 from ..checkpoint import load_model
 from ..classifiers.rnn import CaptioningRNN
-from ..coco_utils import read_captioning_directory
+from ..data.layout import VOCABULARY_FILE, read_captioning_directory
 from ..evaluation import Evaluator, find_references
 from ..files import write_json
 from ..metrics import METRIC_NAMES, diversity
-from ..training import read_run
+from ..training import read_run, seconds_since
 from .options import add_float, add_integer, add_threads, check_file, use_threads
 from .progress import model_size
 
@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         model, arguments.max_length, beam=arguments.beam, length_penalty=arguments.length_penalty,
         no_repeat_ngram=arguments.no_repeat_ngram, suppress_unk=arguments.suppress_unk,
     )  # fmt: skip
-    seconds = time.perf_counter() - began
+    seconds = seconds_since(began)
 
     metrics = evaluator.score(captions)
     notes = [evaluator.missing] if evaluator.missing else []
@@ -169,7 +169,7 @@ def _read(arguments: argparse.Namespace) -> tuple[CaptioningRNN, Path, dict[str,
     data = read_captioning_directory(directory, pca_features=not raw)
     if dict(model.word_to_idx) != data["word_to_idx"]:
         raise ValueError(
-            f"{directory / 'coco2014_vocab.json'}: is not the vocabulary of {place} "
+            f"{directory / VOCABULARY_FILE}: is not the vocabulary of {place} "
             f"({len(data['word_to_idx']):,} words, {len(model.word_to_idx):,} in the model)"
         )
     width, expected = data["val_features"].shape[1], model.params["W_proj"].shape[0]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..classifiers.rnn import CaptioningRNN
-from ..training import Trainer
+from ..training import Trainer, seconds_since
 
 
 def duration(seconds: float) -> str:
@@ -89,7 +89,7 @@ class Progress:
 
     def _say(self, text: str, rate: bool = True) -> None:
         self._spoke = time.perf_counter()
-        seconds = self._spoke - self._began
+        seconds = seconds_since(self._began)
         done = max(self._seen - self._start, 1)
         if rate:
             text += f"  {done / seconds:,.0f} captions/s"

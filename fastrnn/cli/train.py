@@ -40,6 +40,7 @@ from ..training import (
     TrainConfig,
     Trainer,
     read_run,
+    seconds_since,
 )
 from ..training.recipes import DATA_DEFAULTS, SCENE_DEFAULTS, SCENES
 from .evaluate import NO_WORDS
@@ -68,8 +69,8 @@ def add_parser(commands: Any) -> Any:
         help="train a captioner",
         description="Train a captioner on images and their captions, and report how well it "
         "captions images that it has not seen. Without --data it draws its own images: scenes of "
-        "coloured shapes. A training that was stopped can be resumed with --resume; its results are "
-        "the same to the bit.",
+        "coloured shapes. A training that was stopped can be resumed with --resume, with the same "
+        "results to the bit.",
         epilog="example: fastrnn train --data flickr8k --recipe flickr8k --out runs/flickr8k",
     )
     data = parser.add_argument_group("data")
@@ -320,7 +321,7 @@ def _make_directory(
 
 
 def _draw_scenes(directory: Path, seed: int) -> None:
-    from ..data.scene_data import write_scenes  # loads Pillow
+    from ..data.scenes.dataset import write_scenes  # loads Pillow
 
     print(f"drawing {SCENES['num_train'] + SCENES['num_val']} scenes", flush=True)
     write_scenes(directory, **SCENES, seed=seed, threads=fastrnn.get_num_threads())
@@ -375,7 +376,7 @@ def _finish(trainer: Trainer, directory: Path, began: float, *, page: bool) -> N
     if page:
         picture = draw_loss(trainer.history)
         write_aside(out / runs.PLOT_FILE, lambda file: file.write(picture))
-    metrics["seconds"] = time.perf_counter() - began
+    metrics["seconds"] = seconds_since(began)
     runs.write_metrics(out, metrics)
     if page:
         write_report(

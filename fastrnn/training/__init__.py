@@ -22,7 +22,7 @@ from .recipes import RECIPES
 from .run import Run, read_run, read_training_data
 from .signals import Interrupted
 from .start import feature_scale, start_model
-from .trainer import Trainer
+from .trainer import Trainer, seconds_since
 
 __all__ = [
     "CHANGEABLE_ON_RESUME",
@@ -44,5 +44,6 @@ __all__ = [
     "read_run",
     "read_training_data",
     "references_of",
+    "seconds_since",
     "start_model",
 ]

@@ -12,8 +12,8 @@ import numpy as np
 
 from .. import runs
 from ..classifiers.rnn import CaptioningRNN
-from ..coco_utils import read_captioning_directory
-from ..metrics import read_references
+from ..data.layout import CAPTIONS_FILE, VOCABULARY_FILE, read_captioning_directory
+from ..data.references import read_references, references_file
 from ..words import END, NULL, START
 from .config import ModelConfig, TrainConfig
 from .start import start_model
@@ -155,15 +155,15 @@ def read_training_data(
     data = read_captioning_directory(directory, pca_features=not raw_features)
     for word in (NULL, START, END):
         if word not in data["word_to_idx"]:
-            raise ValueError(f"{directory / 'coco2014_vocab.json'}: has no {word}")
+            raise ValueError(f"{directory / VOCABULARY_FILE}: has no {word}")
     captions = len(data["train_captions"])
     if not captions:
-        raise ValueError(f"{directory / 'coco2014_captions.h5'}: 'train_captions' is empty")
+        raise ValueError(f"{directory / CAPTIONS_FILE}: 'train_captions' is empty")
     if max_train is not None and max_train < captions:
         rows = np.random.default_rng(seed).permutation(captions)[:max_train]
         for name in ("train_captions", "train_image_idxs"):
             data[name] = data[name][rows]
-    references = directory / "val_references.json"
+    references = directory / references_file("val")
     if references.is_file():
         images = len(data["val_features"])
         data["val_references"] = read_references(references, data["val_urls"][:images].tolist())

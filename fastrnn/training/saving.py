@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import runs
 from ..checkpoint import Checkpoint, read_checkpoint
-from ..files import read_sealed, remove_unfinished, write_sealed
+from ..files import make_directory, read_sealed, remove_unfinished, write_sealed
 from ..runlock import RunLock
 from ..runs import checkpoint_path, checkpoint_steps
 
@@ -43,11 +43,12 @@ class Saver:
         self._writer: ThreadPoolExecutor | None = None
         self._saving: Future[None] | None = None
         self._copies: dict[str, np.ndarray] = {}
+        self._unwritten: tuple[Path, Callable[[], None]] | None = None  # the save that failed
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave threads and locks out of copies and pickles."""
         self.settle()
-        return {**self.__dict__, "_writer": None, "_lock": None, "_copies": {}}
+        return {**self.__dict__, "_writer": None, "_lock": None, "_copies": {}, "_unwritten": None}
 
     # -- the directory
 
@@ -63,26 +64,28 @@ class Saver:
         """Write to the run directory of a lock, which the caller may hold already."""
         self.run, self._lock = lock.run, lock
 
-    def open(self, step: int) -> int:
-        """Prepare the run directory; return the step of its newest checkpoint, -1 without one.
+    def open(self, step: int) -> None:
+        """Prepare the run directory for a trainer that has taken some steps.
 
         Raises
         ------
         ValueError
-            Another trainer has written newer checkpoints.
+            Another trainer has saved a later step.
         """
         run = self._directory
-        checkpoints = run / runs.CHECKPOINT_DIRECTORY
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        for directory in (run, checkpoints):
+        make_directory(run / runs.CHECKPOINT_DIRECTORY)
+        for directory in (run, run / runs.CHECKPOINT_DIRECTORY):
             remove_unfinished(directory)
-        newest = max(checkpoint_steps(run), default=-1)
+        self._check_not_behind(step)
+
+    def _check_not_behind(self, step: int) -> None:
+        """Refuse to overwrite what another trainer has saved in the meantime."""
+        newest = max(checkpoint_steps(self._directory), default=-1)
         if newest > self.newest_known:
             raise ValueError(
-                f"{run} has gone on to step {newest} since this trainer was made at step {step}; "
-                "resume it again"
+                f"{self._directory} has gone on to step {newest} since this trainer was made at "
+                f"step {step}; resume it again"
             )
-        return newest
 
     def restore_best(self, best: Mapping[str, Any]) -> None:
         """Write the best model again, from its checkpoint, if its file is missing or damaged."""
@@ -102,25 +105,36 @@ class Saver:
 
     # -- checkpoints
 
-    def save(self, checkpoint: Checkpoint, keep_last: int) -> Path:
+    def save(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Path:
         """Write a checkpoint, the history in it, and the model if it is the best; return its path.
 
         Raises
         ------
+        ValueError
+            There is no run directory, or another trainer has saved a later step there.
         OSError
             The directory cannot be written; older checkpoints are as they were.
         """
+        path = checkpoint_path(self._directory, checkpoint.about["step"])
         self.settle()
         with self.lock():
-            self._prepare(checkpoint, keep_last)()
-        return checkpoint_path(self._directory, checkpoint.about["step"])
+            self._check_not_behind(checkpoint.about["step"])
+            self.write_again()
+            self._prepare(checkpoint, settings)()
+        return path
 
-    def save_in_background(self, checkpoint: Checkpoint, keep_last: int) -> None:
+    def save_in_background(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
         """Start a `save` while training goes on; `settle` raises its error."""
         self.settle()
+        self.write_again()
         if self._writer is None:
             self._writer = ThreadPoolExecutor(1, "fastrnn checkpoint")
-        self._saving = self._writer.submit(self._prepare(checkpoint, keep_last))
+        self._saving = self._writer.submit(self._prepare(checkpoint, settings))
+
+    def write_again(self) -> None:
+        """Repeat the last save if it failed, because it may have been the best model."""
+        if self._unwritten is not None and self._unwritten[0] == self.run:
+            self._unwritten[1]()
 
     def settle(self, wait: bool = True) -> None:
         """Wait for the background save and re-raise its error; or only check whether it is done."""
@@ -134,17 +148,21 @@ class Saver:
             raise ValueError("run is None; expected a run directory to save to")
         return self.run
 
-    def _prepare(self, checkpoint: Checkpoint, keep_last: int) -> Callable[[], None]:
+    def _prepare(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Callable[[], None]:
         """Copy a checkpoint, and return a function that writes the copy."""
-        run, step, best = self._directory, checkpoint.about["step"], checkpoint.about["best"]
+        run, about = self._directory, checkpoint.about
+        step, best, config = about["step"], about["best"], about["config"]
+        history = list(about["history"])
         arrays = self._copy(checkpoint.to_arrays())
         model = {name: arrays[name] for name in checkpoint.model.to_arrays()}
-        history: Sequence[Mapping[str, Any]] = list(checkpoint.about["history"])
-        self.saved_step = step
         self.newest_known = max(self.newest_known, step)
 
         def write() -> None:
-            (run / runs.CHECKPOINT_DIRECTORY).mkdir(parents=True, exist_ok=True)
+            make_directory(run / runs.CHECKPOINT_DIRECTORY)
+            # The first checkpoint cannot be resumed without settings. They may also have been
+            # removed together with the directory.
+            if not checkpoint_steps(run) or not (run / runs.SETTINGS_FILE).exists():
+                runs.write_settings(run, settings, config)
             # The model first: if the process is killed in between, training resumes from an older
             # checkpoint and reaches the same model again.
             if best is not None and best["step"] == step:
@@ -152,12 +170,14 @@ class Saver:
             write_sealed(checkpoint_path(run, step), arrays)
             # Checkpoints newer than this one were damaged when training was resumed.
             older = [known for known in checkpoint_steps(run) if known <= step]
-            keep = set(older[-keep_last:])
+            keep = set(older[-config["keep_last"] :])
             if best is not None:
                 keep.add(best["step"])
             runs.remove_checkpoints(run, keep)
             runs.write_history(run, history)
+            self.saved_step, self._unwritten = step, None
 
+        self._unwritten = run, write
         return write
 
     def _copy(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -39,6 +39,14 @@ OnValidation = Callable[["Trainer", dict[str, Any], list[str]], None]
 OnEpoch = Callable[["Trainer", dict[str, Any]], None]
 
 
+def seconds_since(began: float) -> float:
+    """Return the time since `began`, a value of `time.perf_counter`.
+
+    It is above 0, even if the clock is too coarse or has jumped, so that it can be divided by.
+    """
+    return max(time.perf_counter() - began, 1e-9)
+
+
 @dataclass
 class Sums:
     """Sums for the records of the history: nats and words, or rewards and captions.
@@ -168,7 +176,7 @@ class Trainer:
             raise ValueError(
                 f"run is {run}, which holds checkpoints; Trainer.resume goes on from them"
             )
-        self._saver = Saver(None if run is None else Path(run))
+        self._saver = Saver(None if run is None else Path(run).absolute())
         self._training = TrainingSet(data, model, self.config.batch_size)
         self.steps_per_epoch = self._training.steps_per_epoch
         self._learner = Learner(model, self._training.mean, self._training.deviation, self.config)
@@ -231,12 +239,12 @@ class Trainer:
         self._saver.settle(wait=False)
         began = time.perf_counter()
         rate = self._take_step()
-        self._seconds += time.perf_counter() - began
+        self._seconds += seconds_since(began)
         ended = self.step % self.steps_per_epoch == 0
         record = self._end_epoch(rate) if ended else None
         every = self.config.save_every
         if self.run is not None and (ended or (every and self.step % every == 0)):
-            self._saver.save_in_background(self._checkpoint(), self.config.keep_last)
+            self._saver.save_in_background(self._checkpoint(), self._all_settings())
         if record is not None:
             self._tell("on_epoch", record)
 
@@ -307,7 +315,7 @@ class Trainer:
         if self._validation is None:
             self._validation = Validation(self.data, self.config)
         metrics, generated = self._validation.measure(self.model, self._workspace)
-        seconds = time.perf_counter() - began
+        seconds = seconds_since(began)
         self._tell("on_validation", metrics, generated)
         objective = self._objective(self.step - 1)
         captions = self._present_epoch(self.step - 1).rows[-1] * objective.captions_per_row
@@ -401,11 +409,11 @@ class Trainer:
         Raises
         ------
         ValueError
-            The trainer has no run directory.
+            The trainer has no run directory, or another trainer has saved a later step there.
         OSError
             The directory cannot be written; older checkpoints are as they were.
         """
-        return self._saver.save(self._checkpoint(), self.config.keep_last)
+        return self._saver.save(self._checkpoint(), self._all_settings())
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what makes up a copy or a pickle: its validation data are prepared again."""
@@ -415,25 +423,29 @@ class Trainer:
     def _open_run(self) -> None:
         run, saver = self.run, self._saver
         assert run is not None
-        newest = saver.open(self.step)
-        saver.saved_step = self.step if self._resumed and newest >= 0 else -1
-        if saver.saved_step < 0:
-            # Before the settings: a directory with settings is a run, which can be resumed.
+        saver.open(self.step)
+        runs.write_settings(run, self._all_settings(), dataclasses.asdict(self.config))
+        saver.write_again()
+        saved = self._resumed and self.step in runs.checkpoint_steps(run)
+        saver.saved_step = self.step if saved else -1
+        if not saved:
             self.save()
-        model = self.model
-        settings = {
-            "data": None,
-            **self.settings,
-            "cell": model.cell_type,
-            "hidden_dim": model.params["W_proj"].shape[1],
-            "wordvec_dim": model.params["W_embed"].shape[1],
-            "threads": kernels.get_threads(),
-            "isa": kernels.isa(),
-        }
-        runs.write_settings(run, settings, dataclasses.asdict(self.config))
         runs.write_history(run, self.history)
         if self.best is not None:
             saver.restore_best(self.best)
+
+    def _all_settings(self) -> dict[str, Any]:
+        """Return the settings of the run, except for the configuration of the training."""
+        params = self.model.params
+        return {
+            "data": None,
+            **self.settings,
+            "cell": self.model.cell_type,
+            "hidden_dim": params["W_proj"].shape[1],
+            "wordvec_dim": params["W_embed"].shape[1],
+            "threads": kernels.get_threads(),
+            "isa": kernels.isa(),
+        }
 
     def _checkpoint(self) -> Checkpoint:
         """Return the present state. It shares memory with the trainer."""
@@ -510,7 +522,7 @@ class Trainer:
         if data is None:
             data = found.read_data()
         if checkpoint is None and "bias_start" not in found.settings:
-            raise ValueError(f"{run}: has no checkpoint to go on from")
+            raise ValueError(f"{run}: has no checkpoint to go on from; begin it anew")
         model = found.start_model(data) if checkpoint is None else checkpoint.model
         for line in damaged:
             step = checkpoint.about["step"] if checkpoint else 0
@@ -521,7 +533,7 @@ class Trainer:
             settings={name: v for name, v in found.settings.items() if name not in own},
             on_step=on_step, on_validation=on_validation, on_epoch=on_epoch, callbacks=callbacks,
         )  # fmt: skip
-        trainer.run = found.directory
+        trainer.run = found.directory.absolute()
         trainer._resumed = True
         trainer._saver.newest_known = newest
         if checkpoint is not None:
