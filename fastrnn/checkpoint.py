@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .classifiers.rnn import FORMAT, MODEL_FILE, CaptioningRNN, blank_model
+from .classifiers.rnn import FORMAT, MODEL_FILE, CaptioningRNN, seeded_model
 from .files import parse_json, read_sealed
 from .runs import (
     HISTORY_FILE,
@@ -39,7 +39,11 @@ __all__ = [
     "read_newest_checkpoint",
     "remove_checkpoints",
     "save_model",
+    "seeded_model",
 ]
+
+blank_model = seeded_model
+"""The former name of `seeded_model`."""
 
 CHECKPOINT_FORMAT = 1
 """Version of the arrangement of what is in a checkpoint beside the model."""

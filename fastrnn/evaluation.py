@@ -18,8 +18,10 @@ import numpy as np
 from . import metrics
 from .classifiers.rnn import CaptioningRNN, CaptioningWorkspace
 from .coco_utils import decode_captions
+from .data.layout import CAPTIONS_FILE
+from .data.references import read_references, references_file
 from .decoding import Decoded, beam_search
-from .metrics import METRIC_NAMES, CaptionScorer, read_references
+from .metrics import METRIC_NAMES, CaptionScorer
 from .words import NULL, strip_end, strip_start_and_end
 
 __all__ = [
@@ -103,12 +105,12 @@ def find_references(
         Where they come from, in words.
     """
     urls = data[f"{split}_urls"].tolist()[: len(data[f"{split}_features"])]
-    beside = Path(directory, f"{split}_references.json")
+    beside = Path(directory, references_file(split))
     if file is not None or beside.is_file():
         path = Path(file or beside)
         return read_references(path, urls), str(path)
     words = max(data[f"{split}_captions"].shape[1] - 2, 0)
-    source = f"coco2014_captions.h5 (cut at {words} words, rare words <UNK>)"
+    source = f"{CAPTIONS_FILE} (cut at {words} words, rare words <UNK>)"
     return references_of(data, split), source
 
 
@@ -165,7 +167,7 @@ def decode_images(
     -------
     Decoded
     """
-    chosen = {name: value for name, value in options.items() if value not in (None, False)}
+    chosen = {k: value for k, value in options.items() if value is not None and value is not False}
     return beam_search(model, features, beam, max_length, **chosen)
 
 
@@ -199,8 +201,8 @@ def truth_of(directory: str | os.PathLike[str], images: int) -> Callable[[int, s
         The file of the scenes is damaged.
     """
     # Loads Pillow, which runs without scenes do not need.
-    from .data.scene_data import read_scenes
-    from .data.scene_language import caption_is_true
+    from .data.scenes.dataset import read_scenes
+    from .data.scenes.language import caption_is_true
 
     scenes = read_scenes(directory)
     if scenes is None or len(scenes) != images:
@@ -334,7 +336,8 @@ class Evaluator:
         known = references_of(data, split) if references is None else references
         every = data[f"{split}_features"]
         self.images = np.arange(len(every)) if images is None else np.asarray(images, np.intp)
-        self.features = every if images is None else every[self.images]
+        whole = np.array_equal(self.images, np.arange(len(every)))
+        self.features = every if whole else every[self.images]
         self.references = [list(known[image]) for image in self.images.tolist()]
         self.judged = [row for row, texts in enumerate(self.references) if texts]
         self.scorer: CaptionScorer | None = None
@@ -350,7 +353,7 @@ class Evaluator:
         self, model: CaptioningRNN, max_length: int = 30, *, beam: int = 1, **options: Any
     ) -> list[str]:
         """Return the best caption of every image; the arguments are those of `decode_images`."""
-        if beam == 1 and not any(options.values()):
+        if beam == 1 and not any(options.values()):  # without log-probabilities
             return caption_images(model, self.features, max_length)
         decoded = decode_images(model, self.features, max_length, beam=beam, **options)
         return [best[0] for best in decoded.captions(model.idx_to_word)]

@@ -198,9 +198,9 @@ def read_settings(run: str | os.PathLike[str]) -> dict[str, Any]:
         values = found.get(section, {})
         if not isinstance(values, dict):
             raise ValueError(f"{path}: {section} is {values!r:.60}; expected a JSON object")
-        names: dict[str, str] = {key: name for name, key in _SECTIONS.get(section, {}).items()}
+        names = {key: name for name, key in _SECTIONS.get(section, {}).items()}
         for key, value in values.items():
-            settings[names.get(key, key)] = value
+            settings[str(names.get(key, key))] = value
     return settings
 
 

@@ -28,14 +28,13 @@ import pytest
 from coco_layout import write_layout
 from test_resume import OPTIONS, finish, result, start, wait_for_training
 
-import fastrnn.training
 from fastrnn import cli
 from fastrnn.checkpoint import checkpoint_path, checkpoint_steps, load_model, read_checkpoint
 from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.files import is_unfinished, read_npz
 from fastrnn.report import read_history, write_report
 from fastrnn.runlock import HOLDER_FILE, LOCK_FILE
-from fastrnn.training import TrainConfig, Trainer, read_run, start_model
+from fastrnn.training import TrainConfig, Trainer, read_run, saving, start_model
 
 LONG = "FASTRNN_FAULTS" in os.environ
 KILLS = int(os.environ.get("FASTRNN_FAULTS", "4"))
@@ -436,11 +435,11 @@ def test_power_is_lost_at_every_moment(data, wanted, tmp_path):
             said = int(path.stem.partition("-")[2])
             lose()
 
-    write = fastrnn.training.write_sealed
+    write = saving.write_sealed
     run = disk / "run"
     with pytest.MonkeyPatch.context() as patch:
         power = PowerLoss(patch, disk, lose)
-        patch.setattr(fastrnn.training, "write_sealed", say)
+        patch.setattr(saving, "write_sealed", say)
         trainer_of(data, run).fit()
         left = dict(power.left("flushed"))
     assert said == 8
@@ -531,7 +530,7 @@ def test_a_resumed_trainer_whose_last_save_fails(data, wanted, tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fastrnn.training, "write_sealed", fail)
+        patch.setattr(saving, "write_sealed", fail)
         with pytest.raises(OSError, match="No space left"):
             trainer.fit()
     assert trainer.finished

@@ -34,6 +34,7 @@ from fastrnn.data.scenes.language import caption_is_true
 from fastrnn.evaluation import Evaluator
 from fastrnn.report import find_picture, watch_report, write_report
 from fastrnn.report import page as page_module
+from fastrnn.runs import read_settings
 from fastrnn.training import caption_images, references_of
 
 HISTORY = [
@@ -521,11 +522,11 @@ def test_arguments_that_are_refused(data_dir: Path, tmp_path: Path, capsys):
         ([run, "--images", "some"], "--images"),
         ([run, "--pictures", -1], "--pictures"),
         ([run, "--watch", "--every", 0], "--every"),
-        ([run, "--every", 2], "--every goes with --watch"),
+        ([run, "--every", 2], "--every needs --watch"),
         ([run, "--data", "nowhere"], "nowhere"),
         ([run, "--out", tmp_path / "no" / "page.html"], "page.html"),
-        ([run, "--out", tmp_path], f"--out {tmp_path}: must be a file"),
-        ([run, "--out", f"{tmp_path}/pages/"], f"--out {tmp_path}/pages/: must be a file"),
+        ([run, "--out", tmp_path], f"--out is {tmp_path}; expected a file"),
+        ([run, "--out", f"{tmp_path}/pages/"], f"--out is {tmp_path}/pages/; expected a file"),
         ([], "RUN"),
     ):
         assert run_command("report", *arguments) == 2
@@ -905,7 +906,7 @@ def test_browser_shows_more(chromium, page):
 
 
 def test_browser_follows_and_stays_where_it_was(chromium, page, tmp_path):
-    data = Path(json.loads((page.parent / "settings.json").read_text())["data"])
+    data = Path(read_settings(page.parent)["data"])
     run = make_run(tmp_path / "run", data)
     chromium.complaints.clear()
     stop = threading.Event()
