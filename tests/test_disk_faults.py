@@ -19,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -549,21 +550,27 @@ def test_a_call_that_changes_files_fails(data, wanted, tmp_path, rng, code, for_
 def test_a_best_model_that_fails_to_be_saved(data, wanted, tmp_path, monkeypatch):
     """It is saved when training goes on, though its weights have changed by then."""
     run, write = tmp_path / "run", fastrnn.training.write_sealed
+    gone_on = threading.Event()
 
     def fail(path: Path, arrays: dict) -> None:
         if path == checkpoint_path(run, 4):
+            gone_on.wait(60)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         write(path, arrays)
 
-    trainer = trainer_of(data, run)
-    trainer.config = dataclasses.replace(trainer.config, epochs=1, learning_rate=0.01)
+    def spoil(trainer: Trainer, record: dict) -> None:
+        trainer.config = dataclasses.replace(trainer.config, learning_rate=10.0)
+
+    trainer = trainer_of(
+        data, run, on_epoch=spoil, on_step=lambda t, _: t.step == 5 and gone_on.set()
+    )
     with monkeypatch.context() as patch:
         patch.setattr(fastrnn.training, "write_sealed", fail)
         with pytest.raises(OSError, match="No space left"):
             trainer.fit()
-    trainer.config = dataclasses.replace(trainer.config, epochs=2, learning_rate=10.0)
+    assert 5 <= trainer.step <= 6
     trainer.fit()
-    assert trainer.best["step"] == 4  # nothing good is learnt at such a rate
+    assert trainer.best["step"] == 4
     check_finished(run, trainer.model.params)
 
 
