@@ -548,7 +548,7 @@ def test_a_call_that_changes_files_fails(data, wanted, tmp_path, rng, code, for_
 @pytest.mark.filterwarnings("error")
 def test_a_best_model_that_fails_to_be_saved(data, wanted, tmp_path, monkeypatch):
     """It is saved when training goes on, though its weights have changed by then."""
-    run, write = tmp_path / "run", fastrnn.training.write_sealed
+    run, write = tmp_path / "run", saving.write_sealed
     gone_on = threading.Event()
 
     def fail(path: Path, arrays: dict) -> None:
@@ -564,7 +564,7 @@ def test_a_best_model_that_fails_to_be_saved(data, wanted, tmp_path, monkeypatch
         data, run, on_epoch=spoil, on_step=lambda t, _: t.step == 5 and gone_on.set()
     )
     with monkeypatch.context() as patch:
-        patch.setattr(fastrnn.training, "write_sealed", fail)
+        patch.setattr(saving, "write_sealed", fail)
         with pytest.raises(OSError, match="No space left"):
             trainer.fit()
     assert 5 <= trainer.step <= 6
