@@ -243,18 +243,14 @@ def test_signals_in_the_middle_of_calls():
     """Handlers run between calls and compute themselves; an exception of theirs breaks nothing."""
     wanted = check_all()
     seen, armed = [], []  # an exception is raised within a call alone
-    within = []
 
-    def compute(*_: object) -> None:
-        if within:  # a slow machine: the next signal came before this one was done with
-            return
-        within.append(True)
+    def handler(*_: object) -> None:
         try:
-            handle()
-        finally:
-            within.clear()
+            compute()
+        finally:  # the next one in a while: on a busy machine it would come before this one ends
+            signal.setitimer(signal.ITIMER_REAL, 0.01 if going else 0)
 
-    def handle() -> None:
+    def compute() -> None:
         name = [*CALLS][len(seen) % len(CALLS)]
         if not name.startswith("loss"):  # its workspace may be at work
             seen.append(CALLS[name]() == wanted[name])
@@ -264,10 +260,11 @@ def test_signals_in_the_middle_of_calls():
             armed.clear()
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGALRM, compute)
+    going = True
+    before = signal.signal(signal.SIGALRM, handler)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
-    signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
     interrupted = 0
     try:
         stop = time.monotonic() + SECONDS / 2
@@ -281,6 +278,7 @@ def test_signals_in_the_middle_of_calls():
                 except KeyboardInterrupt:
                     interrupted += 1
     finally:
+        going = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         sys.setswitchinterval(interval)
@@ -309,7 +307,9 @@ def neighbours(order: str, *names: str) -> dict:
 def test_beside_other_libraries(names, order):
     """Imported before ours or after, in turns and at once: all compute what each computes alone.
 
-    Nobody changes another's number of threads.
+    Nobody changes another's number of threads. scikit-learn's KMeans holds the BLAS of the process
+    to one thread while it runs, on which SciPy's last bits depend, with fastrnn and without; so
+    several neighbours are held to the turns before all compute at once, fastrnn to every turn.
     """
     for name in names:
         pytest.importorskip(name)
@@ -319,7 +319,8 @@ def test_beside_other_libraries(names, order):
     for name in names:
         without = neighbours("without", name)
         assert len(set(without["results"][name])) == 1
-        assert set(found["results"][name]) == set(without["results"][name])
+        turns = found["results"][name][: None if len(names) == 1 else 3]
+        assert len(turns) >= 3 and set(turns) == set(without["results"][name])
         first, last = found["threads"][name]
         assert first.items() <= last.items()
         [expected, _] = without["threads"][name]

@@ -249,11 +249,22 @@ def test_numbers_that_are_not_finite(data_dir: Path, tmp_path: Path):
     assert report["curves"][2]["lines"][0]["points"] == []
 
 
+def test_records_and_settings_that_are_odd(data_dir: Path, tmp_path: Path):
+    odd = [{"step": 1, "epoch": 0.1}, {**HISTORY[2], "val_cider": 1e307}]
+    run = make_run(tmp_path / "run", data_dir, odd, cell="half \ud83d")
+    page = write_report(run)
+    assert shown(page)["curves"][2]["lines"][0]["points"] == []
+    assert "HALF ?, hidden size 8" in page.read_text("utf-8")
+
+
 def test_pictures(data_dir: Path, tmp_path: Path):
     urls = ["val0.png", "large.jpg", "broken.png", "http://example.org/<a>.jpg",
             "javascript:alert(1)"]  # fmt: skip
     Image.fromarray(np.full((400, 800, 3), 99, np.uint8)).save(data_dir / "large.jpg")
-    (data_dir / "broken.png").write_bytes(b"no picture")
+    whole = (data_dir / "val1.png").read_bytes()
+    assert whole[37:41] == b"IDAT"
+    # Without a length of the pixels, for which Pillow raises a SyntaxError.
+    (data_dir / "broken.png").write_bytes(whole[:33] + bytes(4) + whole[37:])
     (data_dir / "val2014_urls.txt").write_text("\n".join(urls))
     report = shown(write_report(make_run(tmp_path / "run", data_dir)))
     small, large, broken, away, script = report["images"]

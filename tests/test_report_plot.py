@@ -22,7 +22,7 @@ HISTORY = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("history", [HISTORY, HISTORY[:2], HISTORY[2:3], []])
+@pytest.mark.parametrize("history", [HISTORY, HISTORY[:2], HISTORY[2:3], [], [{"epoch": 0.5}]])
 def test_plot_is_a_picture_with_something_on_it(history):
     light = np.asarray(Image.open(io.BytesIO(draw_loss(history))).convert("L"), float)
     assert light.shape == (600, 1200)

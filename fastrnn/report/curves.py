@@ -65,7 +65,7 @@ def _points(
     points = [
         (float(record["epoch"]), float(record[name]) * scale)
         for record in records
-        if record.get(name) is not None and math.isfinite(record[name])
+        if record.get(name) is not None and math.isfinite(float(record[name]) * scale)
     ]
     if len(points) > _MAX_POINTS:
         # A group is drawn at its last epoch, so that the curve never shows a loss too early.

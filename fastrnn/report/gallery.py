@@ -267,8 +267,8 @@ def _preview(path: Path) -> tuple[str, bool] | None:
             is_png = picture.format == "PNG"
             picture.draft("RGB", (_MAX_PIXELS, _MAX_PIXELS))
             image = picture.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return None  # shown like an image without a local file
+    except Exception:  # Pillow raises SyntaxError, struct.error and others for damaged files
+        return None
     image.thumbnail((_MAX_PIXELS, _MAX_PIXELS))
     kind = "png" if is_png else "jpeg"
     file = io.BytesIO()

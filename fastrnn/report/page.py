@@ -201,7 +201,9 @@ class Report:
             "script": script,
             "data": _embedded_json(shown),
         }
-        return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
+        page = re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
+        # File names and settings can contain lone surrogates, which UTF-8 cannot encode.
+        return page.encode("utf-8", "replace").decode("utf-8")
 
     def _about(self) -> str:
         """Return a line about the model and the data."""

@@ -35,7 +35,7 @@ def draw_loss(history: Sequence[Mapping[str, Any]]) -> bytes:
     figure = Figure(figsize=(8, 4), dpi=150, layout="constrained", facecolor=_COLORS["background"])
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(facecolor=_COLORS["background"])
-    training = [r for r in step_records(history) if r["loss"] is not None]
+    training = [r for r in step_records(history) if r.get("loss") is not None]
     epochs, losses = [r["epoch"] for r in training], [r["loss"] for r in training]
     axes.plot(epochs, losses, color=_COLORS["training"], lw=1.5, label="training")
     validation = [r for r in epoch_records(history) if r["val_loss"] is not None]
