@@ -18,8 +18,8 @@ try:
     _patience = None
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & _os.environ.keys():
         _patience = _os.environ["GOMP_SPINCOUNT"] = "10000"
-    # unlike "from ._core import kernels", a ModuleNotFoundError where it is missing
-    import fastrnn._core.kernels as _kernels
+    # unlike "from ._core import runtime", a ModuleNotFoundError where it is missing
+    import fastrnn._core.runtime as _runtime
 except ModuleNotFoundError as _error:
     if _error.name is None or not _error.name.startswith("fastrnn._core"):
         raise
@@ -54,7 +54,7 @@ def set_num_threads(count: int) -> None:
         raise TypeError(f"count is {count!r}; expected an integer")
     if count < 1 or count > 1024:
         raise ValueError(f"count is {count}; expected 1 to 1024 threads")
-    _kernels.set_threads(count)
+    _runtime.set_threads(count)
 
 
 def get_num_threads() -> int:
@@ -64,13 +64,13 @@ def get_num_threads() -> int:
     processors that this process may use. It is 1 in a build without OpenMP, and in a child of
     ``os.fork()``.
     """
-    return _kernels.get_threads()
+    return _runtime.get_threads()
 
 
 def _start() -> None:
     """Choose the instruction set and the number of threads by the environment, once."""
     cap = _os.environ.get("FASTRNN_MAX_ISA") or None
-    if not _kernels.choose_isa(cap):
+    if not _runtime.choose_isa(cap):
         raise ImportError(f"FASTRNN_MAX_ISA is {cap!r}; expected baseline, avx2 or avx512")
     try:
         count = len(_os.sched_getaffinity(0))

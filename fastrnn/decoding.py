@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ._core import decoder as _core
+from ._core import search as _core
 from .classifiers.rnn import CaptioningRNN
 from .coco_utils import decode_captions
 from .reference import checks
@@ -285,7 +285,7 @@ def sample(
     seed = _integer("seed", seed, least=0)
     if seed >= 2**64:
         raise ValueError(f"seed must be less than 2**64, was {seed}")
-    found = _core.draw(
+    found = _core.sample(
         **_common(model, features, max_length, no_repeat_ngram, suppress_unk, suppress),
         count=count,
         inverse_temperature=1 / min(max(temperature, 1e-30), 1e30),  # within the range of float32
@@ -357,7 +357,7 @@ def _common(
     return {
         "params": model.params,
         "features": features,
-        "lstm": model.cell_type == "lstm",
+        "cell_type": model.cell_type,
         "start": word_to_idx["<START>"],
         "end": word_to_idx["<END>"],
         "null": word_to_idx["<NULL>"],
