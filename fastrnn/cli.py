@@ -48,6 +48,7 @@ from .training import (
     loss_per_word,
     read_run,
     references_of,
+    seconds_since,
 )
 
 SCENES = {"num_train": 12000, "num_val": 1000}
@@ -604,7 +605,7 @@ def _make_directory(
 
 
 def _draw_scenes(directory: Path, seed: int) -> None:
-    from .data.scene_data import write_scenes
+    from .data.scenes.dataset import write_scenes
 
     print(f"drawing {SCENES['num_train'] + SCENES['num_val']} scenes", flush=True)
     write_scenes(directory, **SCENES, seed=seed, threads=fastrnn.get_num_threads())
@@ -695,7 +696,7 @@ class _Progress:
 
     def _say(self, text: str, rate: bool = True) -> None:
         self._spoke = time.perf_counter()
-        seconds = self._spoke - self._began
+        seconds = seconds_since(self._began)
         done = max(self._seen - self._start, 1)
         if rate:
             text += f"  {done / seconds:,.0f} captions/s"
@@ -715,8 +716,8 @@ def _kind(record: Mapping[str, Any]) -> str:
 def _report(trainer: Trainer, directory: Path, began: float, *, page: bool = True) -> None:
     """Caption the validation pictures with the best model; write and print what came of it."""
     # matplotlib takes its time to load; what is refused is refused without it.
-    from .data.scene_data import read_scenes
-    from .data.scene_language import caption_is_true
+    from .data.scenes.dataset import read_scenes
+    from .data.scenes.language import caption_is_true
     from .report import draw_loss, write_report
 
     out, data, best = trainer.run, trainer.data, trainer.best
@@ -753,7 +754,7 @@ def _report(trainer: Trainer, directory: Path, began: float, *, page: bool = Tru
     if page:
         picture = draw_loss(trainer.history)
         write_aside(out / "loss.png", lambda file: file.write(picture))
-    metrics["seconds"] = time.perf_counter() - began
+    metrics["seconds"] = seconds_since(began)
     write_json(out / "metrics.json", metrics)
     if page:
         write_report(out, directory=directory, data=data)
@@ -847,7 +848,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     began = time.perf_counter()
     captions = _decode(arguments, model, features[:count])
-    seconds = time.perf_counter() - began
+    seconds = seconds_since(began)
 
     said, meant = [captions[image] for image in known], [references[image] for image in known]
     scorer = CaptionScorer(meant)

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from . import __version__
+from . import __version__, checks
 from .checkpoint import blank_model
 from .classifiers.rnn import CaptioningRNN
 from .files import write_aside
-from .reference import checks
 
 if TYPE_CHECKING:
     import onnx

@@ -33,8 +33,8 @@ from .checkpoint import (
     load_model,
 )
 from .classifiers.rnn import CaptioningRNN
-from .data.scene_data import read_scenes
-from .data.scene_language import caption_is_true
+from .data.scenes.dataset import read_scenes
+from .data.scenes.language import caption_is_true
 from .decoding import Decoded, beam_search, greedy
 from .files import open_file, parse_json, read_json, write_text
 from .metrics import METRIC_NAMES, CaptionScorer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -11,7 +12,7 @@ from types import TracebackType
 
 import filelock
 
-from .files import write_text
+from .files import make_directory, write_text
 
 LOCK_FILE = ".lock"
 HOLDER_FILE = ".lock-holder"
@@ -36,10 +37,11 @@ class RunLock:
 
     def __init__(self, run: str | os.PathLike[str]) -> None:
         self.run = Path(run)
+        self._place = self.run.absolute()  # whatever the working directory is later
         self._make()
 
     def _make(self) -> None:
-        self._lock = filelock.FileLock(self.run / LOCK_FILE, timeout=0, thread_local=False)
+        self._lock = filelock.FileLock(self._place / LOCK_FILE, timeout=0, thread_local=False)
         self._process = os.getpid()
 
     def __enter__(self) -> RunLock:
@@ -56,7 +58,7 @@ class RunLock:
 
     def __reduce__(self) -> tuple[type[RunLock], tuple[Path]]:
         """A copy is a lock that is not held."""
-        return type(self), (self.run,)
+        return type(self), (self._place,)
 
     def acquire(self) -> None:
         """Hold the lock, once more if it is held already.
@@ -68,19 +70,26 @@ class RunLock:
         OSError
             The directory cannot be written.
         """
-        self.run.mkdir(parents=True, exist_ok=True)
         if self._process != os.getpid():  # the parent's lock stays the parent's
             self._make()
         held = self._lock.is_locked
         try:
+            make_directory(self._place)
             self._lock.acquire()
         except filelock.Timeout:
             raise RunInUseError(
-                f"{self.run} is in use by {_holder(self.run)}; wait for it or stop it"
+                f"{self.run} is in use by {_holder(self._place)}; wait for it or stop it"
             ) from None
+        except OSError as error:
+            about = f"the run directory cannot be locked ({error.strerror or error})"
+            raise OSError(error.errno or errno.EIO, about, str(self.run)) from error
         if not held:
-            about = {"host": socket.gethostname(), "process": os.getpid()}
-            write_text(self.run / HOLDER_FILE, json.dumps(about))
+            holder = {"host": socket.gethostname(), "process": os.getpid()}
+            try:
+                write_text(self._place / HOLDER_FILE, json.dumps(holder))
+            except BaseException:
+                self.release()
+                raise
 
     def release(self) -> None:
         """Give up what one `acquire` got."""
@@ -90,7 +99,7 @@ class RunLock:
             # who waits for a lock that has been removed looks for a new one
             for name in (HOLDER_FILE, LOCK_FILE):
                 with contextlib.suppress(OSError):
-                    (self.run / name).unlink()
+                    (self._place / name).unlink()
         self._lock.release()
 
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, optim
+from . import __version__, checks, optim
 from ._core import runtime
 from .checkpoint import (
     HISTORY_FILE,
@@ -47,9 +47,16 @@ from .checkpoint import (
 from .classifiers.rnn import CaptioningRNN, CaptioningWorkspace, Regularisation
 from .coco_utils import decode_captions, read_captioning_directory
 from .decoding import sample
-from .files import read_json, read_sealed, remove_unfinished, write_json, write_sealed, write_text
+from .files import (
+    make_directory,
+    read_json,
+    read_sealed,
+    remove_unfinished,
+    write_json,
+    write_sealed,
+    write_text,
+)
 from .metrics import CaptionScorer, read_references
-from .reference import checks
 from .rewards import CiderReward
 from .runlock import RunLock
 
@@ -517,7 +524,7 @@ class Trainer:
         self.model = model
         self.data = data
         self.config = config or TrainConfig()
-        self.run = None if run is None else Path(run)
+        self.run = None if run is None else Path(run).absolute()
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.step = 0
@@ -565,6 +572,7 @@ class Trainer:
         self._lock: RunLock | None = None
         self._saving: Future[None] | None = None
         self._copies: dict[str, np.ndarray] = {}
+        self._unwritten: tuple[Path, Callable[[], None]] | None = None  # what failed to be saved
         self._data_sums: dict[str, int] | None = None
 
     # -- going on
@@ -626,7 +634,7 @@ class Trainer:
             data = found.read_data()
         if checkpoint is None:
             if "bias_start" not in found.settings:
-                raise ValueError(f"{run}: has no checkpoint to go on from")
+                raise ValueError(f"{run}: has no checkpoint to go on from; begin it anew")
             model = found.start_model(data)
         else:
             model = checkpoint.model
@@ -639,7 +647,7 @@ class Trainer:
             settings={name: v for name, v in found.settings.items() if name not in own},
             on_step=on_step, on_validation=on_validation, on_epoch=on_epoch,
         )  # fmt: skip
-        trainer.run = found.directory
+        trainer.run = found.directory.absolute()
         trainer._resumed = True
         trainer._newest_known = newest
         if checkpoint is not None:
@@ -735,7 +743,8 @@ class Trainer:
     def __getstate__(self) -> dict[str, Any]:
         """Return what makes up a copy, or goes into a pickle: neither threads nor locks."""
         self._settle()
-        return {**self.__dict__, "_writer": None, "_lock": None, "_copies": {}, "_validation": None}
+        return {**self.__dict__, "_writer": None, "_lock": None, "_copies": {}, "_validation": None,
+                "_unwritten": None}  # fmt: skip
 
     def fit(self) -> list[dict[str, Any]]:
         """Train until all epochs are done or patience has run out.
@@ -783,7 +792,7 @@ class Trainer:
         self._settle(wait=False)
         began = time.perf_counter()
         rate = self._take_step()
-        self._seconds += time.perf_counter() - began
+        self._seconds += seconds_since(began)
         record = None
         if self.step % self.steps_per_epoch == 0:
             record = self._end_epoch(rate)
@@ -1000,7 +1009,7 @@ class Trainer:
         if self._validation is None:
             self._validation = _Validation(self.data, self.config)
         metrics, said = self._validation.measure(self.model, self._workspace)
-        seconds = time.perf_counter() - began
+        seconds = seconds_since(began)
         if self.on_validation:
             self.on_validation(self, metrics, said)
         epoch = self.step // self.steps_per_epoch
@@ -1087,20 +1096,33 @@ class Trainer:
     def _open_run(self) -> None:
         run = self.run
         assert run is not None
-        Path(run, "checkpoints").mkdir(parents=True, exist_ok=True)
+        make_directory(run / "checkpoints")
         for directory in (run, run / "checkpoints"):
             remove_unfinished(directory)
-        newest = max(checkpoint_steps(run), default=-1)
+        self._check_not_behind()
+        write_json(run / SETTINGS_FILE, self._all_settings())
+        self._write_again()
+        saved = self._resumed and self.step in checkpoint_steps(run)
+        self._saved_step = self.step if saved else -1
+        if not saved:
+            self.save()
+        _write_history(run, self.history)
+        if self.best is not None:
+            self._restore_best()
+
+    def _check_not_behind(self) -> None:
+        """Refuse to write over what another trainer has saved in the meantime."""
+        assert self.run is not None
+        newest = max(checkpoint_steps(self.run), default=-1)
         if newest > self._newest_known:
             raise ValueError(
-                f"{run} has gone on to step {newest} since this trainer was made at step "
+                f"{self.run} has gone on to step {newest} since this trainer was made at step "
                 f"{self.step}; resume it again"
             )
-        self._saved_step = self.step if self._resumed and newest >= 0 else -1
-        if self._saved_step < 0:
-            # Before the settings: what is known as a run can be resumed.
-            self.save()
-        settings = {
+
+    def _all_settings(self) -> dict[str, Any]:
+        """Return what is in the settings of the run."""
+        return {
             "fastrnn": __version__,
             "data": None,
             **self.settings,
@@ -1111,10 +1133,6 @@ class Trainer:
             "threads": runtime.get_threads(),
             "isa": runtime.isa(),
         }
-        write_json(run / SETTINGS_FILE, settings)
-        _write_history(run, self.history)
-        if self.best is not None:
-            self._restore_best()
 
     def _restore_best(self) -> None:
         """See to it that the best model up to now is there."""
@@ -1144,7 +1162,7 @@ class Trainer:
         Raises
         ------
         ValueError
-            The trainer has no run directory.
+            The trainer has no run directory, or another one has gone on there.
         OSError
             The directory cannot be written; older checkpoints are as they were.
         """
@@ -1152,12 +1170,15 @@ class Trainer:
             raise ValueError("run is None; expected a run directory to save to")
         self._settle()
         with self.lock():
+            self._check_not_behind()
+            self._write_again()
             self._prepare_save()()
         return checkpoint_path(self.run, self.step)
 
     def _save_meanwhile(self) -> None:
         """Save as `save` does while training goes on; `_settle` tells what became of it."""
         self._settle()
+        self._write_again()
         if self._writer is None:
             self._writer = ThreadPoolExecutor(1, "fastrnn checkpoint")
         self._saving = self._writer.submit(self._prepare_save())
@@ -1167,6 +1188,11 @@ class Trainer:
         if self._saving is not None and (wait or self._saving.done()):
             saving, self._saving = self._saving, None
             saving.result()
+
+    def _write_again(self) -> None:
+        """Save what could not be saved when it was due: it may be the best model."""
+        if self._unwritten is not None and self._unwritten[0] == self.run:
+            self._unwritten[1]()
 
     def _prepare_save(self) -> Callable[[], None]:
         """Return what writes the state of this moment, whatever becomes of the trainer's."""
@@ -1201,11 +1227,15 @@ class Trainer:
         self._copies = arrays
         model = {name: arrays[name] for name in self.model.to_arrays()}
         history = list(self.history)
-        self._saved_step = step
+        settings = self._all_settings()
         self._newest_known = max(self._newest_known, step)
 
         def write() -> None:
-            Path(run, "checkpoints").mkdir(parents=True, exist_ok=True)
+            make_directory(run / "checkpoints")
+            # Before the first checkpoint, which cannot be resumed without. They may also have been
+            # removed with the whole directory.
+            if not checkpoint_steps(run) or not (run / SETTINGS_FILE).exists():
+                write_json(run / SETTINGS_FILE, settings)
             # The model first: should the process be killed in between, training goes on from an
             # older checkpoint and comes to the same model again.
             if best is not None and best["step"] == step:
@@ -1218,8 +1248,18 @@ class Trainer:
                 keep.add(best["step"])
             remove_checkpoints(run, keep)
             _write_history(run, history)
+            self._saved_step, self._unwritten = step, None
 
+        self._unwritten = run, write
         return write
+
+
+def seconds_since(began: float) -> float:
+    """Return the time since `time.perf_counter` gave `began`.
+
+    It is above 0, also where the clock is too coarse to see it, or has jumped.
+    """
+    return max(time.perf_counter() - began, 1e-9)
 
 
 def _write_history(run: Path, history: Sequence[Mapping[str, Any]]) -> None:

@@ -25,8 +25,8 @@ import fastrnn
 from fastrnn import cli
 from fastrnn.checkpoint import checkpoint_path, checkpoint_steps, load_model
 from fastrnn.coco_utils import read_captioning_directory
-from fastrnn.data.scene_data import read_scenes
-from fastrnn.data.scene_language import caption_is_true
+from fastrnn.data.scenes.dataset import read_scenes
+from fastrnn.data.scenes.language import caption_is_true
 from fastrnn.metrics import CaptionScorer, bleu_1
 from fastrnn.training import RECIPES, TrainConfig, Trainer, caption_images, read_run, references_of
 

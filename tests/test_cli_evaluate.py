@@ -260,12 +260,12 @@ def test_data_of_another_model(trained, out: Path, capsys: pytest.CaptureFixture
     ("content", "message"),
     [
         ("{", "not a JSON file"),
-        ("3", "holds a int; expected a list or an object"),
-        ("[[], []]", f"a list of 2 entries; expected one for each of the {IMAGES} images"),
-        ('{"x.jpg": ["a"]}', f"names 1 images, but none of the {IMAGES} wanted"),
-        ('{"annotations": [3]}', "its annotations are not COCO's"),
-        ('{"annotations": [], "images": [{"id": 3}]}', "names 0 images"),
-        ("[" + "3," * (IMAGES - 1) + "3]", "the captions of image 0"),
+        ("3", "contains a int; expected a list or an object"),
+        ("[[], []]", f"a list of 2 entries; expected {IMAGES}, one for each image"),
+        ('{"x.jpg": ["a"]}', f"captions of 1 images; expected some of the {IMAGES} images"),
+        ('{"annotations": [3]}', "'annotations' cannot be read"),
+        ('{"annotations": [], "images": [{"id": 3}]}', "captions of 0 images"),
+        ("[" + "3," * (IMAGES - 1) + "3]", "image 0 ("),
         ("[" + "[]," * (IMAGES - 1) + "[]]", "has no captions of the images"),
     ],
 )

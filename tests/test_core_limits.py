@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -168,6 +169,158 @@ def test_arrays_of_a_cache_changed_in_their_shape(name, argument, change):
         array.resize((1,), refcheck=False)
     with pytest.raises(ValueError, match=f"^cache has {argument} with .* expected {argument} as"):
         compiled(f"{name}_backward")(*gradients.values(), cache)
+
+
+# ---- Arguments that change while they are read ---------------------------------------------------
+
+
+class Changing:
+    """An argument that changes another argument when it is converted."""
+
+    def __init__(self, array, change):
+        self.array, self.change = array, change
+
+    def __array__(self, dtype=None, copy=None):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of changing shapes and dtypes in place
+            self.change()
+        return self.array
+
+
+class Lying:
+    """An integer whose comparisons give a chosen result."""
+
+    def __init__(self, value, less):
+        self.value, self.less = value, less
+
+    def __index__(self):
+        return self.value
+
+    __int__ = __index__
+
+    def __lt__(self, other):
+        return self.less
+
+    def __gt__(self, other):
+        return False
+
+    def __ge__(self, other):
+        return True
+
+
+def as_dtype(array, dtype):
+    array.dtype = dtype
+
+
+def as_shape(array, shape):
+    array.shape = shape
+
+
+@pytest.mark.parametrize("argument", ["lengths", "b"])
+@pytest.mark.parametrize("name", ["rnn", "lstm"])
+def test_sequence_whose_input_changes_while_it_is_read(name, argument):
+    """Read with its new dtype, and never past its end."""
+    sizes = SMALL | {"N": 40, "T": 30, "D": 8}
+    arguments, _ = draw(name, sizes, np.float32, np.random.default_rng(7), ragged=True)
+    x = arguments["x"]
+    arguments[argument] = Changing(arguments[argument], lambda: as_dtype(x, np.float64))
+    with pytest.raises(ValueError, match="Wx has shape"):
+        compiled(f"{name}_forward")(**arguments)
+
+
+@pytest.mark.parametrize("name", ["rnn", "lstm", "rnn_step", "lstm_step"])
+def test_cache_that_changes_while_the_gradient_is_read(name):
+    sizes = SMALL | {"N": 20, "T": 9, "D": 64, "H": 128}
+    arguments, gradients = draw(name, sizes, np.float32, np.random.default_rng(7))
+    cache = compiled(f"{name}_forward")(**arguments)[-1]
+
+    def change():
+        for argument in ("x", "Wx", "Wh"):
+            as_dtype(arguments[argument], np.float64)
+
+    first, *others = gradients.values()
+    with pytest.raises(ValueError, match=r"^cache has x"):
+        compiled(f"{name}_backward")(Changing(first, change), *others, cache)
+
+
+def test_scores_that_change_while_the_words_are_read(rng):
+    for name, shape in (("softmax_loss", (500,)), ("temporal_softmax_loss", (20, 25))):
+        for k in range(len(shape)):
+            x, y, mask = rng.random((*shape, 8)), np.zeros(shape, int), np.ones(shape)
+            rest = [y, mask][: len(shape)]
+            rest[k] = Changing(rest[k], lambda x=x: as_dtype(x, np.int8))
+            loss, dx = compiled(name)(x, *rest)
+            assert dx.shape == (*shape, 64) and dx.dtype == np.float64 and np.isfinite(loss)
+
+
+def test_words_that_change_while_the_vectors_are_read(rng):
+    x, W, dout = np.zeros((50, 40), int), rng.random((7, 4)), rng.random((50, 40, 4))
+    changing = Changing(W, lambda: as_dtype(x, np.int8))
+    out, _ = compiled("word_embedding_forward")(x, changing)
+    np.testing.assert_array_equal(out, np.broadcast_to(W[0], (50, 40, 4)))
+    x.dtype = int
+    dW = compiled("word_embedding_backward")(dout, (x, changing))
+    np.testing.assert_allclose(dW[0], dout.sum(axis=(0, 1)))
+    with pytest.raises(ValueError, match="dout has shape"):
+        compiled("word_embedding_backward")(dout, (Changing(x, lambda: as_dtype(W, "i1")), W))
+
+
+def test_captions_that_change_while_the_parameters_are_read():
+    sizes = SMALL | {"N": 200, "T": 99}
+    for call in ("loss", "word_log_probs"):
+        model, features, rng = draw_model(classifier, sizes, "rnn", np.float64)
+        captions = draw_captions(sizes, rng)
+        wanted = getattr(model, call)(features, captions)
+        b = model.params["b"]
+        model.params["b"] = Changing(b, lambda captions=captions: as_dtype(captions, np.int32))
+        found = getattr(model, call)(features, captions)
+        if call == "loss":
+            wanted, found = wanted[0], found[0]
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_features_that_change_while_the_parameters_are_read():
+    """The captions have as many rows as the features that are decoded."""
+    model, features, _ = draw_model(classifier, SMALL | {"N": 100}, "rnn", np.float64)
+
+    class Params(dict):
+        read = False
+
+        def __getitem__(self, name):
+            if name != "W_proj":
+                return super().__getitem__(name)
+            if self.read:
+                as_shape(features, (200, 2))
+            self.read = True
+            return super().__getitem__(name)[: features.shape[1]]
+
+    model.params = Params(model.params)
+    assert model.sample(features, 300).shape == (200, 300)
+
+
+def test_numbers_that_compare_as_they_are_not(model):
+    """The value that is checked is the value that is used."""
+    model, features, _ = model
+    for count in (0, -1, 10**6):
+        with pytest.raises(ValueError, match="expected 1 to 1024"):
+            fastrnn.set_num_threads(Lying(count, False))
+    for value in (0, -1):
+        with pytest.raises(ValueError, match="width is .*; expected at least 1"):
+            decoding.beam_search(model, features, Lying(value, False), 5)
+        with pytest.raises(ValueError, match="count is .*; expected at least 1"):
+            decoding.sample(model, features, 5, count=Lying(value, False))
+    for value in (10**9, -(10**9), -1):
+        model.word_to_idx["<START>"] = Lying(value, True)
+        with pytest.raises(IndexError, match="<START> has the id"):
+            decoding.beam_search(model, features, 2, 5)
+
+
+@pytest.mark.parametrize("name", ["rnn", "lstm", "rnn_step", "lstm_step"])
+def test_cache_without_a_forward_pass(name):
+    cache, gradients = cache_of(name)
+    for bare in (type(cache)(), type(cache).__new__(type(cache))):
+        with pytest.raises(ValueError, match=r"^cache is that of"):
+            compiled(f"{name}_backward")(*gradients.values(), bare)
 
 
 # ---- Sizes ---------------------------------------------------------------------------------------
@@ -479,6 +632,11 @@ def test_order_of_checks_of_a_batch():
     model, twin_model, features, captions = draw_pair(SMALL, "rnn", np.float64)
     bad_ids, bad_weights = captions + 100, [np.nan, 1.0]
     for m in (model, twin_model):
+        for no_numbers in ((features, []), (features, {}), ({}, captions), (["a"], captions[:1])):
+            with pytest.raises(TypeError, match=r"captions|features"):
+                m.loss(*no_numbers)
+        with pytest.raises(ValueError, match="captions"):
+            m.loss(features, captions[:, :0])
         with pytest.raises(IndexError, match="captions holds the id"):
             m.loss(features, bad_ids, weights=bad_weights)
         with pytest.raises(ValueError, match="weights holds nan"):

@@ -17,8 +17,9 @@ from coco_layout import WORDS, write_layout
 from fastrnn.checkpoint import load_model, read_checkpoint
 from fastrnn.classifiers.rnn import CaptioningRNN
 from fastrnn.coco_utils import read_captioning_directory
-from fastrnn.data.features import PCA
-from fastrnn.data.scene_data import read_scenes
+from fastrnn.data.pca import PCA
+from fastrnn.data.references import read_references
+from fastrnn.data.scenes.dataset import read_scenes
 from fastrnn.files import (
     parse_json,
     read_json,
@@ -29,7 +30,6 @@ from fastrnn.files import (
     write_sealed,
     write_text,
 )
-from fastrnn.metrics import read_references
 from fastrnn.report import Report, read_history
 from fastrnn.training import TrainConfig, Trainer, read_run
 
@@ -157,7 +157,9 @@ def test_a_vocabulary_of_other_ids(layout, wrong):
     words = WORDS[:2] if wrong is bool else WORDS
     ids = {word: wrong(idx) for idx, word in enumerate(words)}
     path.write_text(json.dumps({"idx_to_word": words, "word_to_idx": ids}))
-    with pytest.raises(ValueError, match="which 'word_to_idx' does not say") as caught:
+    with pytest.raises(
+        ValueError, match="expected the word with this id in 'word_to_idx'"
+    ) as caught:
         read_captioning_directory(layout)
     assert str(path) in str(caught.value)
 
@@ -167,7 +169,7 @@ def test_a_word_that_is_no_text(layout, word):
     words = [*WORDS[:-1], word]
     ids = {word: idx for idx, word in enumerate(words)}
     (layout / VOCABULARY).write_text(json.dumps({"idx_to_word": words, "word_to_idx": ids}))
-    with pytest.raises(ValueError, match=rf"{VOCABULARY}: .* is no text"):
+    with pytest.raises(ValueError, match=rf"{VOCABULARY}: .*; expected text"):
         read_captioning_directory(layout)
     # Nor is it written into a model, from which another word would come back.
     ids = {"<NULL>": 0, word: 1}
@@ -232,10 +234,13 @@ def test_an_h5_file_reads_no_other(layout, tmp_path):
 
     path = layout / "train2014_vgg16_fc7_pca.h5"
     for make, wanted in (
-        (raw, "lies in other files"),
+        (raw, "is stored in other files"),
         (link, "is a link"),
-        (lambda file: file.create_virtual_dataset("features", elsewhere), "lies in other files"),
-        (lambda file: file.create_dataset("features", data=["a"]), "must hold numbers"),
+        (
+            lambda file: file.create_virtual_dataset("features", elsewhere),
+            "is stored in other files",
+        ),
+        (lambda file: file.create_dataset("features", data=["a"]), "expected numbers"),
     ):
         replace(path, "features", make)
         with pytest.raises(ValueError, match=rf"{path}: dataset 'features' .*{wanted}"):
@@ -265,7 +270,7 @@ def test_an_array_of_huge_claims(tmp_path, member):
     path = tmp_path / "a.npz"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", member)
-    with pytest.raises(ValueError, match=rf"^{path}: damaged, or no npz file"):
+    with pytest.raises(ValueError, match=rf"^{path}: damaged, or not an npz file"):
         read_npz(path)
     with pytest.raises(ValueError, match=rf"^{path}: "):
         load_model(path)

@@ -28,8 +28,8 @@ import fastrnn.reference.classifier as reference
 from fastrnn import cli, optim, report
 from fastrnn.checkpoint import blank_model, load_model, save_model
 from fastrnn.coco_utils import read_captioning_directory
-from fastrnn.data.scene_data import read_scenes, write_scenes
-from fastrnn.data.scene_language import caption_is_true
+from fastrnn.data.scenes.dataset import read_scenes, write_scenes
+from fastrnn.data.scenes.language import caption_is_true
 from fastrnn.report import draw_loss, find_picture, read_history, watch_report, write_report
 from fastrnn.training import caption_images, references_of
 

@@ -1,4 +1,9 @@
-"""Conversion of arguments to arrays of one dtype that are C-contiguous and aligned, and allocation of results."""
+"""Conversion of arguments to arrays of one dtype that are C-contiguous and aligned, and allocation of results.
+
+Converting an argument may run code of the caller (``__array__``), which may change the shape or dtype of an array that
+was converted before. So a function must call floats() last, even if it has converted the arrays before to raise errors
+in the right order, and must not run such code afterwards. Ids are private views.
+"""
 
 import numpy as np
 
@@ -9,7 +14,10 @@ from libc.string cimport memcpy, memset
 
 from .runtime cimport DEBUGGING, TOO_LARGE, area, block_alloc, block_free, poison, spoil, unpoison
 
-from ..reference import checks
+from .. import checks
+
+cdef extern from "numpy/arrayobject.h":
+    object PyArray_View(cnp.ndarray array, void* dtype, void* type)
 
 cnp.import_array()
 
@@ -44,13 +52,15 @@ cdef int refuse_large(str name, cnp.ndarray array) except -1:
 
 
 cdef cnp.ndarray ids_of(str name, object ids):
-    """Return word ids as a C-contiguous array of intp."""
+    """Return word ids as a C-contiguous array of intp, a view whose shape and dtype no other code can change."""
+    cdef cnp.ndarray found
     if (type(ids) is np.ndarray and cnp.PyArray_TYPE(<cnp.ndarray> ids) == cnp.NPY_INTP
             and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> ids) and not has_large_axis(<cnp.ndarray> ids)):
-        return ids
+        return PyArray_View(<cnp.ndarray> ids, NULL, NULL)
     found = checks.as_integers(**{name: ids})[0]
     refuse_large(name, found)
-    return np.require(found, requirements="CA")
+    found = np.require(found, requirements="CA")
+    return PyArray_View(found, NULL, NULL)
 
 
 cdef int raise_twin_error(object twin, tuple arguments) except -1:

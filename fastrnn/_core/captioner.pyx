@@ -27,7 +27,7 @@ from .runtime cimport (
 )
 from .time_loop cimport Batch, batch_size, batch_sort, state_before, steps_backward, steps_forward
 
-from ..reference import checks
+from .. import checks
 from .model import PARAM_NAMES
 
 cnp.import_array()
@@ -433,7 +433,7 @@ def loss(params, features, captions, null, cell_type, Workspace workspace=None, 
 
 def word_log_probs(params, features, captions, null, cell_type, Workspace workspace=None):
     """Return the log-probabilities of captions[:, 1:], float64 (N, T), with 0 for `null`."""
-    captions = np.asarray(captions)
+    captions = ids_of("captions", captions)
     found = np.zeros((captions.shape[0], captions.shape[1] - 1))
     run_step(params, features, captions, null, cell_type, workspace, None, None, None, 0, 0, 0, 0, 0, found)
     return found
@@ -466,8 +466,11 @@ cdef tuple run_step(object params, object features, object captions, object null
                     uint64_t embed_seed, double vocab_dropout, uint64_t vocab_seed, double label_smoothing,
                     cnp.ndarray log_probs):
     """Check the arguments and run a training step, or compute log_probs alone if it is not None."""
-    cdef cnp.ndarray captions_ = ids_of("captions", captions), wrapped, lengths, masked, weights_, inputs_
-    cdef cnp.ndarray wrapped_inputs
+    # convert the other arguments before the parameters, see arrays.pyx
+    cdef cnp.ndarray captions_ = ids_of("captions", captions), wrapped, lengths, masked, wrapped_inputs
+    cdef cnp.ndarray inputs_ = None if inputs is None else ids_of("inputs", inputs)
+    cdef cnp.ndarray weights_ = None if weights is None else np.array(weights)
+    cdef ptrdiff_t null_id = null
     cdef Step step
     cdef tuple arrays = read_model(&step.model, params, features, cell_type), written = ()
     cdef cnp.ndarray array, features_ = arrays[0]
@@ -475,7 +478,7 @@ cdef tuple run_step(object params, object features, object captions, object null
     cdef void* source[PARAMS]
     cdef double value
     cdef int k
-    cdef ptrdiff_t n, t, last, id, V = step.model.V, null_id = null
+    cdef ptrdiff_t n, t, last, id, V = step.model.V
     memset(step.time, 0, sizeof(step.time))
     step.N, step.T = dim(features_, 0), dim(captions_, 1) - 1
     step.weights = NULL
@@ -488,11 +491,10 @@ cdef tuple run_step(object params, object features, object captions, object null
         checks.check_ids("captions", captions_, V)
     step.targets = <ptrdiff_t*> data(wrapped) + 1
     step.inputs, step.input_stride = <ptrdiff_t*> data(wrapped), step.T + 1
-    if weights is not None:
-        weights_ = np.require(checks.as_caption_weights(weights, step.N), requirements="CA")
+    if weights_ is not None:
+        weights_ = np.require(checks.as_caption_weights(weights_, step.N), requirements="CA")
         step.weights = <double*> data(weights_)
-    if inputs is not None:
-        inputs_ = ids_of("inputs", inputs)
+    if inputs_ is not None:
         if not has_shape(inputs_, 2, step.N, step.T):
             checks.match_shapes({"N": step.N, "T": step.T}, inputs=(inputs_, "N T"))
         wrapped_inputs = new(cnp.NPY_INTP, 2, step.N, step.T)

@@ -6,8 +6,9 @@ from numpy.typing import ArrayLike
 def decode(
     params: Mapping[str, ArrayLike],
     features: ArrayLike,
+    cell_type: str,
     start: int,
     end: int | None,
-    captions: ndarray,
-    cell_type: str,
-) -> None: ...
+    null: int,
+    max_length: int,
+) -> ndarray: ...

@@ -1,5 +1,7 @@
 """Greedy decoding. Each thread decodes blocks of images; a caption does not depend on the other rows of its block."""
 
+import numpy as np
+
 cimport numpy as cnp
 from cython cimport floating
 from cython.parallel cimport prange, threadid
@@ -224,20 +226,25 @@ cdef int run(const Greedy* greedy, int32_t* captions, cnp.ndarray features, cons
     return 0
 
 
-def decode(params, features, start, end, cnp.ndarray captions, cell_type):
-    """Write greedy captions into `captions`, int32 (N, T). A caption stops at the id `end`, or never if it is None."""
+def decode(params, features, cell_type, ptrdiff_t start, end, ptrdiff_t null, ptrdiff_t max_length):
+    """Return greedy captions, int32 (N, max_length), padded with `null`.
+
+    A caption stops at the id `end`, or never if `end` is None.
+    """
+    cdef ptrdiff_t end_id = -1 if end is None else end
     cdef Greedy greedy
     cdef tuple arrays = read_model(&greedy.model, params, features, cell_type)
-    cdef cnp.ndarray features_ = arrays[0]
+    cdef cnp.ndarray features_ = arrays[0], captions
     cdef ptrdiff_t V = greedy.model.V
-    greedy.N, greedy.T = dim(features_, 0), dim(captions, 1)
+    greedy.N, greedy.T, greedy.end = dim(features_, 0), max_length, end_id
+    captions = np.full((greedy.N, max_length), null, dtype=np.int32)
     greedy.start = start + V if start < 0 else start
     if not 0 <= greedy.start < V:
         raise IndexError(f"<START> has the id {start}; expected an id in [{-V}, {V})")
-    greedy.end = -1 if end is None else end
     if greedy.N == 0 or greedy.T == 0:
-        return
+        return captions
     if cnp.PyArray_TYPE(features_) == cnp.NPY_FLOAT32:
         run(&greedy, <int32_t*> data(captions), features_, <const float*> data(features_))
     else:
         run(&greedy, <int32_t*> data(captions), features_, <const double*> data(features_))
+    return captions

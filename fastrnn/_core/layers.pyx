@@ -16,7 +16,7 @@ from .products cimport (
 )
 from .runtime cimport TOO_LARGE, Workspace, area, denormals_flush, denormals_restore, share, threads_for
 
-from ..reference import checks
+from .. import checks
 from ..reference import layers as twin_layers
 from ..reference import rnn_layers as twin
 
@@ -189,8 +189,8 @@ def word_embedding_backward(dout, cache):
     cdef cnp.ndarray x_, dout_, W_, dW
     cdef bint known
     x, W = cache if is_tuple_of(cache, 2) else checks.parts_of(cache, "x W")
-    dout_, W_ = floats(("dout", "W"), (dout, W))
     x_ = ids_of("x", x)
+    dout_, W_ = floats(("dout", "W"), (dout, W))
     cdef ptrdiff_t V = dim(W_, 0), D = dim(W_, 1), count
     if (cnp.PyArray_NDIM(x_) != 2 or cnp.PyArray_NDIM(W_) != 2
             or not has_shape(dout_, 3, dim(x_, 0), dim(x_, 1), D)):
@@ -266,7 +266,8 @@ def temporal_softmax_loss(x, y, mask):
     cdef cnp.ndarray x_, y_, weight, targets, dx
     (x_,) = floats(("x",), (x,))
     y_ = ids_of("y", y)
-    mask_array = np.asarray(mask)
+    mask_array = np.asarray(mask).view()
+    (x_,) = floats(("x",), (x_,))  # last again, see arrays.pyx
     cdef ptrdiff_t N = dim(x_, 0), T = dim(x_, 1), V = dim(x_, 2)
     if (cnp.PyArray_NDIM(x_) != 3 or not has_shape(y_, 2, N, T) or mask_array.shape != (N, T)
             or mask_array.dtype.kind not in "biuf"):
@@ -283,6 +284,7 @@ def softmax_loss(x, y):
     cdef cnp.ndarray x_, y_, targets, dx
     (x_,) = floats(("x",), (x,))
     y_ = ids_of("y", y)
+    (x_,) = floats(("x",), (x_,))  # last again, see arrays.pyx
     cdef ptrdiff_t N = dim(x_, 0), C = dim(x_, 1)
     if cnp.PyArray_NDIM(x_) != 2 or not has_shape(y_, 1, N):
         raise_twin_error(twin_layers.softmax_loss, (x, y))

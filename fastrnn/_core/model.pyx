@@ -11,7 +11,7 @@ from .products cimport (
 )
 from .runtime cimport Workspace, area, find_cell
 
-from ..reference import checks
+from .. import checks
 
 cnp.import_array()
 

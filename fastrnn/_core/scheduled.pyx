@@ -20,7 +20,7 @@ from .runtime cimport (
     threads_for, uniform,
 )
 
-from ..reference import checks
+from .. import checks
 
 cnp.import_array()
 
@@ -167,10 +167,11 @@ def mix(params, features, captions, double probability, uint64_t seed, null, cel
     (src_c/random.h): unit 0 decides whether a word is sampled, unit 1 which one.
     """
     cdef cnp.ndarray captions_ = ids_of("captions", captions), wrapped, steps_, inputs
+    cdef ptrdiff_t null_id = null
     cdef Mixer mixer
     cdef tuple arrays = read_model(&mixer.model, params, features, cell_type)
     cdef cnp.ndarray features_ = arrays[0]
-    cdef ptrdiff_t n, t, last, N = dim(features_, 0), T, V = mixer.model.V, work = 0, null_id = null
+    cdef ptrdiff_t n, t, last, N = dim(features_, 0), T, V = mixer.model.V, work = 0
     cdef const cnp.npy_intp* ids = <cnp.npy_intp*> data(captions_)
     cdef ptrdiff_t* steps
     checks.match_shapes({"N": N}, captions=(captions_, "N L"))

@@ -25,7 +25,7 @@ from .runtime cimport (
     threads_for, uniform,
 )
 
-from ..reference import checks
+from .. import checks
 
 cnp.import_array()
 
@@ -603,15 +603,17 @@ cdef int run_job(Job* job, cnp.ndarray features, const floating* features_data) 
 
 # ---- Over NumPy arrays -----------------------------------------------------------------------------------------------
 
-cdef tuple run(Job* job, object params, object features, object cell_type, start, end, ptrdiff_t null, ptrdiff_t T,
-               object suppress):
+cdef tuple run(Job* job, object params, object features, object cell_type, ptrdiff_t start, ptrdiff_t end,
+               ptrdiff_t null, ptrdiff_t T, object suppress):
     """Complete a job and run it. Return ids, word_log_probs, log_probs and scores."""
+    cdef cnp.ndarray given = ids_of("suppress", suppress), suppressed = new(cnp.NPY_INTP, 1, dim(given, 0))
     cdef tuple arrays = read_model(&job.model, params, features, cell_type)
     cdef cnp.ndarray features_ = arrays[0], ids, word_log_probs, log_probs, scores
-    cdef cnp.ndarray given = ids_of("suppress", suppress), suppressed = new(cnp.NPY_INTP, 1, dim(given, 0))
     cdef ptrdiff_t V = job.model.V
     cdef int failed
     job.N, job.T, job.start, job.end = dim(features_, 0), T, start, end
+    if not 0 <= start < V:
+        raise IndexError(f"<START> has the id {start}; expected an id in [0, {V})")
     if not wrap_ids(<ptrdiff_t*> data(suppressed), <cnp.npy_intp*> data(given), dim(given, 0), V):
         checks.check_ids("suppress", given, V)
     job.suppressed, job.suppressed_count = <ptrdiff_t*> data(suppressed), dim(suppressed, 0)

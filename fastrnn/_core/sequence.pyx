@@ -22,7 +22,7 @@ from .time_loop cimport (
     Batch, batch_size, batch_sort, state_before, steps_backward, steps_forward, take_backward, take_forward,
 )
 
-from ..reference import checks
+from .. import checks
 from ..reference import rnn_layers as twin
 
 cnp.import_array()
@@ -286,10 +286,9 @@ cdef int run_backward(ForwardCache s, floating* dx, floating* dh0, floating* dc0
 
 cdef ForwardCache new_cache(const Cell* cell, cnp.ndarray x, cnp.ndarray h0, cnp.ndarray Wx, cnp.ndarray Wh,
                             cnp.ndarray b, ptrdiff_t T, ptrdiff_t D, object lengths):
-    """Return a cache for a forward pass over (N, T, D), or None if the shapes do not match."""
+    """Return a cache for a forward pass over (N, T, D), or None if the shapes do not match. lengths is a copy."""
     cdef ptrdiff_t N = dim(x, 0), H = dim(h0, 1), G = cell.gates * H
     cdef ForwardCache s
-    cdef cnp.ndarray lengths_
     if (not has_shape(h0, 2, N, H) or not has_shape(Wx, 2, D, G) or not has_shape(Wh, 2, H, G)
             or not has_shape(b, 1, G)):
         return None
@@ -297,9 +296,8 @@ cdef ForwardCache new_cache(const Cell* cell, cnp.ndarray x, cnp.ndarray h0, cnp
     if lengths is None:
         s.allocate(NULL, N, T, D, H, cell, cnp.PyArray_TYPE(x))
     else:
-        # a copy, so that no other thread can change the lengths after the check
-        lengths_ = np.require(checks.as_lengths(np.array(lengths), N, T), requirements="CA")
-        s.allocate(<ptrdiff_t*> data(lengths_), N, T, D, H, cell, cnp.PyArray_TYPE(x))
+        lengths = np.require(checks.as_lengths(lengths, N, T), requirements="CA")
+        s.allocate(<ptrdiff_t*> data(lengths), N, T, D, H, cell, cnp.PyArray_TYPE(x))
     s.x, s.Wx, s.Wh = x, Wx, Wh
     s.single_step = cnp.PyArray_NDIM(x) == 2
     return s
@@ -339,21 +337,21 @@ cdef tuple backward(ForwardCache s, cnp.ndarray dh, cnp.ndarray dc, bint with_c)
 
 
 cdef ForwardCache check_cache(object cache, str op):
-    """Return the cache if it is one of the forward pass of `op`, such as "lstm_step"."""
+    """Return the cache if it is one of the forward pass of `op`, such as "lstm_step". promote() checks its arrays."""
     cdef ForwardCache s
     if not isinstance(cache, ForwardCache):
         raise TypeError(f"cache is {type(cache).__name__}; expected the cache of the forward pass")
     s = cache
-    made_by = s.batch.cell.name.decode() + ("_step" if s.single_step else "")
+    made_by = None if s.x is None else s.batch.cell.name.decode() + ("_step" if s.single_step else "")
     if made_by != op:
         raise ValueError(f"cache is that of {made_by}_forward; expected that of {op}_forward")
-    s.check()
     return s
 
 
 cdef tuple promote(ForwardCache s, tuple names, tuple gradients):
     """Return the cache and the gradients in one dtype."""
     cdef tuple found = floats((*names, "cache"), (*gradients, s.Wh))
+    s.check()
     gradients = found[:len(names)]
     return s if cnp.PyArray_TYPE(<cnp.ndarray> found[0]) == s.typenum else s.as_double(), gradients
 
@@ -362,6 +360,8 @@ cdef tuple sequence_forward(const Cell* cell, object twin_forward, object x, obj
                             object lengths):
     cdef cnp.ndarray x_, h0_, Wx_, Wh_, b_, out
     cdef ForwardCache s = None
+    if lengths is not None:
+        lengths = np.array(lengths)  # a copy, so that no other code can change the lengths after the check
     x_, h0_, Wx_, Wh_, b_ = floats(("x", "h0", "Wx", "Wh", "b"), (x, h0, Wx, Wh, b))
     if cnp.PyArray_NDIM(x_) == 3:
         s = new_cache(cell, x_, h0_, Wx_, Wh_, b_, dim(x_, 1), dim(x_, 2), lengths)

@@ -1,10 +1,9 @@
-"""A small world of coloured shapes: what is in a scene, and how it is drawn.
+"""Scenes of colored shapes: what is in them, and how they are rendered.
 
-A scene holds one to three shapes at free positions, without overlap, on a background whose tint,
-brightness and slope change from picture to picture. Every colour, radius and angle is jittered and
-the pixels are noisy, so that a word such as "yellow" or "small" has to be read from the picture.
-Things of one colour are alike in kind and size, as apples in a bowl are, and sometimes there are
-several. Positions are in pixels: x to the right, y downwards.
+A scene contains one to three shapes that do not overlap, on a background whose tint, brightness and
+gradient vary. Colors, radii and angles are jittered and the pixels are noisy, so a model has to
+learn what "yellow" or "small" looks like. Shapes of one color also have one kind and one size, and
+a scene may contain several of them. Positions are in pixels: x to the right, y down.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ SHAPES = ("circle", "square", "triangle", "cross")
 COLORS = ("red", "yellow", "green", "blue")
 SIZES = ("small", "big")
 SIDE = 48
-"""Height and width of a picture, in pixels."""
+"""Height and width of an image, in pixels."""
 
 _RGB = np.array(
     [
@@ -29,21 +28,23 @@ _RGB = np.array(
 )
 _RADIUS = {"small": (4.0, 5.2), "big": (7.4, 9.0)}
 _REACH = 1.2
-"""The farthest point of any shape from its centre, in radii (the triangle's corners)."""
+"""Largest distance of an outline from the center, in radii: the corners of the triangle."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One thing in a scene.
+    """A shape in a scene.
 
     Attributes
     ----------
     kind, color, size : str
-        Of :data:`SHAPES`, :data:`COLORS` and :data:`SIZES`.
+        One of `SHAPES`, of `COLORS` and of `SIZES`.
     x, y : float
-        Centre, in pixels from the left and from the top.
-    radius, angle : float
-        Pixels, and radians by which the shape is turned.
+        Center, in pixels from the left and from the top.
+    radius : float
+        Radius in pixels. Default 5.
+    angle : float
+        Rotation in radians. Default 0.
     """
 
     kind: str
@@ -57,41 +58,51 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """What was drawn in one picture: its shapes, in no order that matters."""
+    """The contents of an image: its shapes, in any order."""
 
     shapes: tuple[Shape, ...]
 
     def to_json(self) -> list[dict]:
-        """The scene as plain lists and dictionaries."""
+        """Return the scene as a list of dictionaries, to be written as JSON."""
         return [asdict(shape) for shape in self.shapes]
 
     @classmethod
     def from_json(cls, shapes: list[dict]) -> Scene:
-        """The scene that :meth:`to_json` wrote.
+        """Return the scene of a list that `to_json` returned.
 
         Raises
         ------
         TypeError, ValueError
-            It wrote nothing of the kind.
+            If an entry is not a shape.
         """
         found = tuple(Shape(**shape) for shape in shapes)
         for shape in found:
             kinds = (shape.kind in SHAPES, shape.color in COLORS, shape.size in SIZES)
             places = (shape.x, shape.y, shape.radius, shape.angle)
             if not all(kinds) or not all(type(n) in (int, float) and abs(n) < 1e9 for n in places):
-                raise ValueError(f"{shape!r:.80} is no shape")
+                raise ValueError(f"shape is {shape!r:.80}; expected known words, finite numbers")
         return cls(found)
 
 
 def make_scene(rng: np.random.Generator) -> Scene:
-    """Draw one to three shapes that do not touch each other or the border."""
+    """Return a random scene of one to three shapes that touch neither each other nor the border.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Source of randomness.
+
+    Returns
+    -------
+    Scene
+    """
     wanted = 1 + rng.choice(3, p=[0.25, 0.5, 0.25])
     palette = rng.permutation(COLORS).tolist()
     placed: list[Shape] = []
     attempts = 0
     while len(placed) < wanted:
         attempts += 1
-        if attempts > 200:  # an unlucky start can leave no room: begin again
+        if attempts > 200:  # the shapes placed so far may leave no room: start again
             placed, attempts = [], 0
         if placed and rng.random() < 0.3:
             twin = placed[rng.integers(len(placed))]
@@ -113,18 +124,18 @@ def make_scene(rng: np.random.Generator) -> Scene:
 
 
 def _distance(kind: str, u: np.ndarray, v: np.ndarray, r: np.ndarray) -> np.ndarray:
-    """Signed distance in pixels to the outline (negative inside); v points down."""
+    """Return the signed distance to the outline in pixels, negative inside; v points down."""
     if kind == "circle":
         return np.hypot(u, v) - r
     if kind == "square":
         return np.maximum(np.abs(u), np.abs(v)) - 0.88 * r
-    if kind == "triangle":  # three half planes, each 0.6 r from the centre: corners at 1.2 r
+    if kind == "triangle":  # three half-planes, each 0.6 r from the center: corners at 1.2 r
         return np.maximum(v, np.sqrt(0.75) * np.abs(u) - 0.5 * v) - 0.6 * r
     if kind == "cross":
-        lying = np.maximum(np.abs(u) - r, np.abs(v) - 0.34 * r)
-        standing = np.maximum(np.abs(v) - r, np.abs(u) - 0.34 * r)
-        return np.minimum(lying, standing)
-    raise ValueError(f"kind is {kind!r}; it should be one of {', '.join(SHAPES)}")
+        horizontal = np.maximum(np.abs(u) - r, np.abs(v) - 0.34 * r)
+        vertical = np.maximum(np.abs(v) - r, np.abs(u) - 0.34 * r)
+        return np.minimum(horizontal, vertical)
+    raise ValueError(f"kind is {kind!r}; expected one of {', '.join(SHAPES)}")
 
 
 def draw_scenes(scenes: list[Scene], rng: np.random.Generator) -> np.ndarray:
@@ -132,18 +143,19 @@ def draw_scenes(scenes: list[Scene], rng: np.random.Generator) -> np.ndarray:
 
     Parameters
     ----------
-    scenes : list of Scene
+    scenes : list of N Scene
+        The scenes.
     rng : numpy.random.Generator
-        Draws backgrounds, shades and noise.
+        Source of the random backgrounds, shades and noise.
 
     Returns
     -------
-    ndarray, (N, SIDE, SIDE, 3) uint8
-        RGB; edges are antialiased over one pixel.
+    uint8 ndarray (N, SIDE, SIDE, 3)
+        RGB images. Edges are antialiased over one pixel.
     """
     n = len(scenes)
-    centre = (SIDE - 1) / 2
-    across = ((np.arange(SIDE) - centre) / SIDE).astype(np.float32)
+    center = (SIDE - 1) / 2
+    across = ((np.arange(SIDE) - center) / SIDE).astype(np.float32)
     base = rng.uniform(0.15, 0.85, (n, 1)) + rng.uniform(-0.05, 0.05, (n, 3))
     slope = rng.uniform(-0.25, 0.25, (n, 2))
     ramp = (
@@ -157,7 +169,7 @@ def draw_scenes(scenes: list[Scene], rng: np.random.Generator) -> np.ndarray:
     shade = _RGB[[COLORS.index(s.color) for s in shapes]] if shapes else np.zeros((0, 3))
     shade = shade * rng.uniform(0.85, 1.05, (len(shapes), 1))
     shade = np.clip(shade + rng.uniform(-0.05, 0.05, shade.shape), 0, 1).astype(np.float32)
-    # A shape touches only the window round it: rendering that is four times quicker.
+    # Rendering only a window around each shape is four times faster.
     half = int(np.ceil(_REACH * _RADIUS["big"][1])) + 2
     window = np.arange(-half, half + 1)
     for kind in SHAPES:

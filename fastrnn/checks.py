@@ -1,9 +1,10 @@
-"""What every op asks of its arguments before any arithmetic, in one place.
+"""Argument checks, shared by the compiled ops, their NumPy twins and the Python code around them.
 
-The order is the same everywhere: first dtypes (TypeError), then shapes (ValueError), then
-the values of word ids and lengths (IndexError, ValueError). Each message names the argument,
-what it was and what it should be.
+Every op checks in the same order: dtypes (TypeError), then shapes (ValueError), then the values
+of word ids and lengths (IndexError, ValueError). Messages read "x is ...; expected ...".
 """
+
+from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
@@ -12,23 +13,23 @@ import numpy as np
 
 
 def as_floats(**arrays) -> list[np.ndarray]:
-    """The arrays, in the order given, in the one dtype that NumPy's promotion gives them.
+    """Convert arrays to their common dtype, by NumPy's promotion rules.
 
     Parameters
     ----------
     **arrays : array_like
-        The floating-point arguments of an op by name. Integers and booleans count as float64.
+        The floating-point arguments of an op, by name. Integers and booleans count as float64.
 
     Returns
     -------
     list of ndarray
-        All float32 or all float64; an argument that has this dtype already is not copied.
+        In the order given, all float32 or all float64. Arrays of that dtype are not copied.
 
     Raises
     ------
     TypeError
-        If an argument holds something else than real numbers, or if the common dtype is
-        neither float32 nor float64.
+        If an argument does not hold real numbers, or if the common dtype is neither float32
+        nor float64.
     """
     found = {name: np.asarray(array) for name, array in arrays.items()}
     kinds = []
@@ -44,12 +45,12 @@ def as_floats(**arrays) -> list[np.ndarray]:
 
 
 def as_integers(**arrays) -> list[np.ndarray]:
-    """The arrays, in the order given, as NumPy's index type (intp).
+    """Convert arrays, in the order given, to NumPy's index type (intp).
 
     Raises
     ------
     TypeError
-        If an argument does not have an integer dtype; booleans are no integers here.
+        If an argument does not have an integer dtype; booleans do not count as integers.
     """
     found = {name: np.asarray(array) for name, array in arrays.items()}
     for name, array in found.items():
@@ -59,25 +60,25 @@ def as_integers(**arrays) -> list[np.ndarray]:
 
 
 def match_shapes(sizes: dict[str, int] | None = None, /, **arrays) -> dict[str, int]:
-    """Hold the shapes of the arguments against each other and return the sizes of their axes.
+    """Check that the shapes of arguments agree, and return the sizes of their axes.
 
     Parameters
     ----------
     sizes : dict, optional
-        Sizes that are known already, such as ``{"N": 3, "H": 5}``.
+        Sizes that are already known, such as ``{"N": 3, "H": 5}``.
     **arrays : (ndarray, str)
-        An argument by name with its axes, such as ``Wx=(Wx, "D 4H")``. The first argument in
-        which a letter stands decides its size; ``4H`` is four times that of ``H``.
+        Each argument with its axes, such as ``Wx=(Wx, "D 4H")``. The first argument that uses a
+        letter sets its size; ``4H`` is four times the size of ``H``.
 
     Returns
     -------
     dict
-        The size of every letter.
+        The size of each letter.
 
     Raises
     ------
     ValueError
-        If an argument has another number of axes or another size along one of them.
+        If an argument has the wrong number of axes, or the wrong size along one of them.
     """
     sizes = dict(sizes or {})
     for name, (array, spec) in arrays.items():
@@ -94,12 +95,12 @@ def match_shapes(sizes: dict[str, int] | None = None, /, **arrays) -> dict[str, 
 
 
 def match_model(arrays: Mapping[str, np.ndarray], lstm: bool) -> None:
-    """Hold the features and the parameters of a captioner against each other.
+    """Check that the shapes of features and of a captioner's parameters agree.
 
     Raises
     ------
     ValueError
-        If one has another number of axes or another size along one of them.
+        If one has the wrong number of axes, or the wrong size along one of them.
     """
     gates = "4H" if lstm else "H"
     specs = {
@@ -110,14 +111,14 @@ def match_model(arrays: Mapping[str, np.ndarray], lstm: bool) -> None:
 
 
 def parts_of(cache, names: str) -> tuple:
-    """The parts of a cache, once it is known to be a tuple of as many as there are `names`.
+    """Check that a cache is a tuple with one part for each of `names`, and return it.
 
     Raises
     ------
     TypeError
-        If `cache` is no tuple.
+        If `cache` is not a tuple.
     ValueError
-        If it has another number of parts.
+        If it has the wrong number of parts.
     """
     parts = names.split()
     expected = f"expected the cache of the forward pass, ({', '.join(parts)})"
@@ -129,12 +130,12 @@ def parts_of(cache, names: str) -> tuple:
 
 
 def check_ids(name: str, ids: np.ndarray, size: int) -> None:
-    """Hold ids against the number of rows that they index; negative ones count from the end.
+    """Check ids that index `size` rows; negative ids count from the end.
 
     Raises
     ------
     IndexError
-        If an id lies outside ``[-size, size)``.
+        If an id is outside ``[-size, size)``.
     """
     if ids.size and (ids.min() < -size or ids.max() >= size):
         worst = ids.min() if ids.min() < -size else ids.max()
@@ -142,14 +143,14 @@ def check_ids(name: str, ids: np.ndarray, size: int) -> None:
 
 
 def as_lengths(lengths, N: int, T: int) -> np.ndarray:
-    """The number of steps of each row, (N,) of intp; T for every row if `lengths` is None.
+    """Return the number of steps of each row as intp, shape (N,); None means T for every row.
 
     Raises
     ------
     TypeError
         If `lengths` does not have an integer dtype.
     ValueError
-        If `lengths` does not have the shape (N,) or holds a number outside 0..T.
+        If `lengths` does not have shape (N,), or holds a number outside 0..T.
     """
     if lengths is None:
         return np.full(N, T, dtype=np.intp)
@@ -162,14 +163,14 @@ def as_lengths(lengths, N: int, T: int) -> np.ndarray:
 
 
 def as_caption_weights(weights, N: int) -> np.ndarray:
-    """The weight of each caption in the loss, (N,) of float64.
+    """Return the weight of each caption in the loss as float64, shape (N,).
 
     Raises
     ------
     TypeError
         If `weights` does not hold real numbers.
     ValueError
-        If `weights` does not have the shape (N,) or holds a number that is not finite.
+        If `weights` does not have shape (N,), or holds a number that is not finite.
     """
     weights = np.asarray(weights)
     if weights.dtype.kind not in "biuf":
@@ -184,12 +185,14 @@ def as_caption_weights(weights, N: int) -> np.ndarray:
 def as_weights(
     w: np.ndarray, dw: np.ndarray, names: tuple[str, str] = ("w", "dw")
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`w` as it is, and `dw` in the dtype of `w`, once both are known to fit; errors have `names`.
+    """Check a weight and its gradient; return `w` itself and `dw` in the dtype of `w`.
+
+    Error messages call them by `names`.
 
     Raises
     ------
     TypeError
-        If `w` is no float32 or float64 array, or `dw` is not numeric.
+        If `w` is not a float32 or float64 array, or `dw` is not numeric.
     ValueError
         If the shapes differ, or `w` is read-only.
     """
@@ -211,7 +214,7 @@ def as_weights(
 
 
 def as_state(name: str, state, w: np.ndarray) -> np.ndarray:
-    """What an update rule remembers of `w`, a plain array of its shape and dtype; zeros for None.
+    """Return an optimiser's state for `w` as an array of its shape and dtype; zeros for None.
 
     Raises
     ------
@@ -231,12 +234,12 @@ def as_state(name: str, state, w: np.ndarray) -> np.ndarray:
 
 
 def as_int(name: str, value) -> int:
-    """`value` as an int.
+    """Convert `value` to an int.
 
     Raises
     ------
     TypeError
-        If it is no integer.
+        If it is not an integer.
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} is {value!r}; expected an integer")
@@ -244,12 +247,12 @@ def as_int(name: str, value) -> int:
 
 
 def as_number(name: str, value) -> float:
-    """`value` as a float.
+    """Convert `value` to a float.
 
     Raises
     ------
     TypeError
-        If it is no real number.
+        If it is not a real number.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} is {value!r}; expected a number")
@@ -257,7 +260,7 @@ def as_number(name: str, value) -> float:
 
 
 def check_count(name: str, value: int) -> None:
-    """Refuse a number of things that no memory holds, before sizes are computed from it.
+    """Refuse a count that cannot fit in memory, before sizes are computed from it.
 
     Raises
     ------
@@ -265,16 +268,16 @@ def check_count(name: str, value: int) -> None:
         If `value` is 2**57 or more (2**25 where addresses have 32 bits).
     """
     if value > sys.maxsize // 64:
-        raise MemoryError(f"{name} is {value}; no memory holds so many")
+        raise MemoryError(f"{name} is {value}; expected at most {sys.maxsize // 64}")
 
 
 def check_gradients(grads: Mapping[str, np.ndarray], limit: float) -> None:
-    """Check what a clipping function is given.
+    """Check the arguments of a gradient clipping function.
 
     Raises
     ------
     TypeError
-        If a gradient is no array of float32 or float64.
+        If a gradient is not a float32 or float64 array.
     ValueError
         If `limit` is not positive, or a gradient is read-only.
     """
