@@ -153,7 +153,7 @@ def test_ids_of_a_cache_changed_in_place():
 @pytest.mark.parametrize("name", ["rnn", "lstm", "rnn_step", "lstm_step"])
 @pytest.mark.parametrize("argument", ["x", "Wx", "Wh"])
 @pytest.mark.parametrize("change", ["reshape", "flatten", "view as float32", "shrink"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of changing shapes and dtypes in place
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of such changes
 def test_arrays_of_a_cache_changed_in_their_shape(name, argument, change):
     sizes = {"N": 4, "T": 4, "D": 4, "H": 4}
     arguments, gradients = draw(name, SMALL | sizes, np.float64, np.random.default_rng(7))
@@ -182,7 +182,7 @@ class Changing:
 
     def __array__(self, dtype=None, copy=None):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of changing shapes and dtypes in place
+            warnings.simplefilter("ignore", DeprecationWarning)  # of such changes
             self.change()
         return self.array
 
@@ -305,9 +305,9 @@ def test_numbers_that_compare_as_they_are_not(model):
         with pytest.raises(ValueError, match="expected 1 to 1024"):
             fastrnn.set_num_threads(Lying(count, False))
     for value in (0, -1):
-        with pytest.raises(ValueError, match="width is .*; expected at least 1"):
+        with pytest.raises(ValueError, match=r"width is .*; expected at least 1"):
             decoding.beam_search(model, features, Lying(value, False), 5)
-        with pytest.raises(ValueError, match="count is .*; expected at least 1"):
+        with pytest.raises(ValueError, match=r"count is .*; expected at least 1"):
             decoding.sample(model, features, 5, count=Lying(value, False))
     for value in (10**9, -(10**9), -1):
         model.word_to_idx["<START>"] = Lying(value, True)
