@@ -350,7 +350,8 @@ def _length_scores(
         raise ValueError(f"length_rule is {rule!r}; expected one of {', '.join(LENGTH_RULES)}")
     penalty, reward = _number("length_penalty", penalty), _number("word_reward", reward)
     base = np.maximum(lengths, 1) if rule == "power" else (5 + lengths) / 6
-    return base**-penalty, reward * lengths
+    with np.errstate(over="ignore", under="ignore"):  # scores of 0 or -inf
+        return base**-penalty, reward * lengths
 
 
 def _common(

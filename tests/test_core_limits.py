@@ -561,6 +561,18 @@ def test_empty_captions_of_each_group():
         assert (found.scores[:, : min(groups, n_best)] == 0).all()
 
 
+@pytest.mark.parametrize("rule", ["power", "wu"])
+@pytest.mark.parametrize("penalty", [1000.0, -1000.0, 1e300, -1e300])
+def test_length_penalty_past_the_range_of_a_float(penalty, rule):
+    """Scores become 0 or -inf; neither search breaks off."""
+    model, twin_model, features, _ = draw_pair(SMALL, "lstm", np.float64)
+    options = {"width": 2, "max_length": 6, "length_penalty": penalty, "length_rule": rule}
+    found = decoding.beam_search(model, features, **options)
+    wanted = twin_decoding.beam_search(twin_model, features, **options)
+    for score, ((_, best), *_) in zip(found.scores[:, 0], wanted, strict=True):
+        np.testing.assert_allclose(score, best, rtol=1e-9)
+
+
 @pytest.mark.parametrize("weights_dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("features_dtype", [np.float16, np.float32, np.float64, np.int32])
 def test_features_of_another_dtype(features_dtype, weights_dtype):

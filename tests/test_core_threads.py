@@ -243,18 +243,14 @@ def test_signals_in_the_middle_of_calls():
     """Handlers call the core, and raise exceptions, between calls."""
     wanted = check_all()
     seen, armed = [], []  # raise exceptions only during a call
-    within = []
 
-    def compute(*_: object) -> None:
-        if within:  # on a slow machine, the next signal may arrive before the handler is done
-            return
-        within.append(True)
+    def handler(*_: object) -> None:
         try:
-            handle()
-        finally:
-            within.clear()
+            compute()
+        finally:  # one at a time: on a busy machine, the next might come too early
+            signal.setitimer(signal.ITIMER_REAL, 0.01 if going else 0)
 
-    def handle() -> None:
+    def compute() -> None:
         name = [*CALLS][len(seen) % len(CALLS)]
         if not name.startswith("loss"):  # its workspace may be in use
             seen.append(CALLS[name]() == wanted[name])
@@ -264,10 +260,11 @@ def test_signals_in_the_middle_of_calls():
             armed.clear()
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGALRM, compute)
+    going = True
+    before = signal.signal(signal.SIGALRM, handler)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
-    signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
     interrupted = 0
     try:
         stop = time.monotonic() + SECONDS / 2
@@ -281,6 +278,7 @@ def test_signals_in_the_middle_of_calls():
                 except KeyboardInterrupt:
                     interrupted += 1
     finally:
+        going = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         sys.setswitchinterval(interval)

@@ -96,8 +96,9 @@ def length_score(
     log_prob: float, length: int, length_penalty: float, length_rule: str, word_reward: float
 ) -> float:
     """Return the score of a finished caption (see `fastrnn.decoding.beam_search`)."""
-    base = (5 + length) / 6 if length_rule == "wu" else max(length, 1)
-    return log_prob / base**length_penalty + word_reward * length
+    base = np.float64((5 + length) / 6 if length_rule == "wu" else max(length, 1))
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        return float(log_prob / base**length_penalty + word_reward * length)
 
 
 def beam_search(
