@@ -20,7 +20,7 @@ import numpy as np
 
 import fastrnn
 
-from ._core import kernels
+from ._core import runtime
 from .checkpoint import (
     HISTORY_FILE,
     MODEL_FILE,
@@ -621,7 +621,7 @@ def _introduce(directory: Path | None, trainer: Trainer) -> None:
         "data": f"{pictures}: {captions}, {width} features",
         "words": f"{len(data['word_to_idx']):,}",
         "model": _size(model),
-        "runs on": f"{kernels.isa()}, threads: {fastrnn.get_num_threads()}",
+        "runs on": f"{runtime.isa()}, threads: {fastrnn.get_num_threads()}",
     }
     for name, value in facts.items():
         print(f"{name:<8} {value}", flush=True)
@@ -1063,8 +1063,8 @@ def _info(arguments: argparse.Namespace) -> int:
     blas = np.show_config(mode="dicts")["Build Dependencies"].get("blas", {})
     facts = {
         "fastrnn": fastrnn.__version__,
-        "instruction set": kernels.isa(),
-        "threads": f"{fastrnn.get_num_threads()} ({'OpenMP' if kernels.openmp() else 'no OpenMP'})",
+        "instruction set": runtime.isa(),
+        "threads": f"{fastrnn.get_num_threads()} ({'OpenMP' if runtime.openmp() else 'no OpenMP'})",
         "NumPy's BLAS": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(),
         "Python": f"{platform.python_version()}, {platform.platform()}",
     }

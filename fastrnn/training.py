@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from . import __version__, checks, optim
-from ._core import kernels
+from ._core import runtime
 from .checkpoint import (
     HISTORY_FILE,
     MODEL_FILE,
@@ -1130,8 +1130,8 @@ class Trainer:
             "hidden_dim": self.model.params["W_proj"].shape[1],
             "wordvec_dim": self.model.params["W_embed"].shape[1],
             **dataclasses.asdict(self.config),
-            "threads": kernels.get_threads(),
-            "isa": kernels.isa(),
+            "threads": runtime.get_threads(),
+            "isa": runtime.isa(),
         }
 
     def _restore_best(self) -> None:
