@@ -102,7 +102,7 @@ def test_command_refuses(run_directory, tmp_path, capsys, monkeypatch):
         ([run_directory, "--safetensors", "x"], f"a safetensors file {weights}"),
         (
             [run_directory, "--safetensors", tmp_path, "--onnx", "x"],
-            f"--safetensors {tmp_path}: must be a file in a directory that exists",
+            f"--safetensors is {tmp_path}; expected a file in a directory that exists",
         ),
     ]:
         assert command(capsys, *arguments) == (2, "", f"fastrnn: error: {message}\n")
