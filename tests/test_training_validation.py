@@ -13,6 +13,7 @@ from fastrnn.checkpoint import checkpoint_path, checkpoint_steps
 from fastrnn.classifiers.rnn import CaptioningRNN
 from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.metrics import CaptionScorer
+from fastrnn.runs import epoch_records
 from fastrnn.training import (
     TrainConfig,
     Trainer,
@@ -44,7 +45,7 @@ def test_patience(data, monkeypatch, tmp_path):
     trainer = Trainer(start_model(data, "rnn", 4, 5), data, config, run=tmp_path / "r")
     history = trainer.fit()
     assert trainer.finished
-    assert [r["val_cider"] for r in history if "val_loss" in r] == values[:8]
+    assert [r["val_cider"] for r in epoch_records(history)] == values[:8]
     assert {k: trainer.best[k] for k in ("monitor", "value", "epoch", "step")} == {
         "monitor": "cider", "value": 0.31, "epoch": 5, "step": 10,
     }  # fmt: skip
@@ -82,7 +83,7 @@ def test_monitors(data, monkeypatch, monitor, best):
     )
     config = TrainConfig(epochs=4, batch_size=18, monitor=monitor, learning_rate=1e-3)
     trainer = Trainer(start_model(data, "rnn", 4, 5), data, config)
-    losses = [r["val_loss"] for r in trainer.fit() if "val_loss" in r]
+    losses = [r["val_loss"] for r in epoch_records(trainer.fit())]
     if monitor == "loss":
         best = 1 + int(np.argmin(losses))
     assert trainer.best["epoch"] == best
@@ -91,7 +92,7 @@ def test_monitors(data, monkeypatch, monitor, best):
 def test_each_epoch_of_rewards_is_a_gain_where_the_loss_decides(data):
     config = TrainConfig(epochs=3, monitor="loss", reward_epochs=2, reward_rate=0.1, patience=1)
     trainer = Trainer(start_model(data, "lstm", 8, 8), data, config)
-    history = [record for record in trainer.fit() if "val_loss" in record]
+    history = epoch_records(trainer.fit())
     assert history[-1]["val_loss"] > history[2]["val_loss"]
     assert trainer.best["epoch"] == 5
 
