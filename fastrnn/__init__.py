@@ -34,6 +34,8 @@ finally:
     if _spin_count is not None:
         del _os.environ["GOMP_SPINCOUNT"]
 
+from .checks import ArgumentError as _ArgumentError
+
 
 def set_num_threads(count: int) -> None:
     """Set the number of threads that large operations use.
@@ -56,7 +58,7 @@ def set_num_threads(count: int) -> None:
         raise TypeError(f"count is {count!r}; expected an integer")
     count = _index(count)  # once: what is checked is what is used
     if count < 1 or count > 1024:
-        raise ValueError(f"count is {count}; expected 1 to 1024 threads")
+        raise _ArgumentError("count", f"is {count}; expected 1 to 1024 threads")
     _runtime.set_threads(count)
 
 

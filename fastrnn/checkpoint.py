@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .classifiers.rnn import FORMAT, MODEL_FILE, CaptioningRNN, blank_model
+from .classifiers.rnn import FORMAT, MODEL_FILE, CaptioningRNN, seeded_model
 from .files import parse_json, read_sealed
+from .runs import (
+    HISTORY_FILE,
+    SETTINGS_FILE,
+    checkpoint_path,
+    checkpoint_steps,
+    remove_checkpoints,
+)
 
 __all__ = [
     "CHECKPOINT_FORMAT",
@@ -34,12 +39,14 @@ __all__ = [
     "read_newest_checkpoint",
     "remove_checkpoints",
     "save_model",
+    "seeded_model",
 ]
+
+blank_model = seeded_model
+"""The former name of `seeded_model`."""
 
 CHECKPOINT_FORMAT = 1
 """Version of the arrangement of what is in a checkpoint beside the model."""
-SETTINGS_FILE = "settings.json"
-HISTORY_FILE = "history.jsonl"
 _PREFIX = "training/"
 _KINDS: dict[str, tuple[type, ...]] = {
     "step": (int,), "epochs_without_gain": (int,), "seconds": (int, float), "history": (list,),
@@ -199,26 +206,6 @@ def _check_arrays(
                     f"a moment of {name} is {moment.dtype} of shape {moment.shape}; expected "
                     f"floats of shape {w.shape}"
                 )
-
-
-def checkpoint_path(run: str | os.PathLike[str], step: int) -> Path:
-    """Return the place of the checkpoint after a step."""
-    return Path(run, "checkpoints", f"step-{step:08}.npz")
-
-
-def checkpoint_steps(run: str | os.PathLike[str]) -> list[int]:
-    """Return the steps after which there is a checkpoint, in order."""
-    found = (
-        re.fullmatch(r"step-(\d{8,})\.npz", p.name) for p in Path(run, "checkpoints").glob("*.npz")
-    )
-    return sorted(int(match[1]) for match in found if match)
-
-
-def remove_checkpoints(run: str | os.PathLike[str], keep: Collection[int]) -> None:
-    """Remove the checkpoints of all steps but those to keep."""
-    for step in checkpoint_steps(run):
-        if step not in keep:
-            checkpoint_path(run, step).unlink(missing_ok=True)
 
 
 def read_newest_checkpoint(

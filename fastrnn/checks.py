@@ -12,6 +12,30 @@ from collections.abc import Mapping
 import numpy as np
 
 
+class ArgumentError(ValueError):
+    """The value of an argument is out of range, or it does not fit the other arguments.
+
+    Parameters
+    ----------
+    name : str
+        The argument.
+    problem : str
+        What is wrong, as in "is 0; expected at least 1". It follows the name in the message.
+
+    Attributes
+    ----------
+    name, problem : str
+        As given, so that the command line can name its own option instead.
+    """
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(name, problem)
+        self.name, self.problem = name, problem
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.problem}"
+
+
 def as_floats(**arrays) -> list[np.ndarray]:
     """Convert arrays to their common dtype, by NumPy's promotion rules.
 
@@ -94,6 +118,25 @@ def match_shapes(sizes: dict[str, int] | None = None, /, **arrays) -> dict[str, 
     return sizes
 
 
+def parameter_shapes(lstm: bool) -> dict[str, str]:
+    """Return the axes of each parameter of a captioner, in the notation of `match_shapes`.
+
+    The letters are D, the width of the features; H, the hidden size; W, the width of the word
+    vectors; and V, the number of words.
+    """
+    gates = "4H" if lstm else "H"
+    return {
+        "W_proj": "D H",
+        "b_proj": "H",
+        "W_embed": "V W",
+        "Wx": f"W {gates}",
+        "Wh": f"H {gates}",
+        "b": gates,
+        "W_vocab": "H V",
+        "b_vocab": "V",
+    }
+
+
 def match_model(arrays: Mapping[str, np.ndarray], lstm: bool) -> None:
     """Check that the shapes of features and of a captioner's parameters agree.
 
@@ -102,11 +145,7 @@ def match_model(arrays: Mapping[str, np.ndarray], lstm: bool) -> None:
     ValueError
         If one has the wrong number of axes, or the wrong size along one of them.
     """
-    gates = "4H" if lstm else "H"
-    specs = {
-        "W_proj": "D H", "b_proj": "H", "W_embed": "V W", "Wx": f"W {gates}", "Wh": f"H {gates}",
-        "b": gates, "W_vocab": "H V", "b_vocab": "V", "features": "N D",
-    }  # fmt: skip
+    specs = {**parameter_shapes(lstm), "features": "N D"}
     match_shapes(**{name: (arrays[name], spec) for name, spec in specs.items()})
 
 

@@ -221,6 +221,7 @@ def _reference_texts(references: Sequence[Sequence[str]], tokenized: bool) -> li
             raise TypeError(f"references[{image}] is {known!r}; expected a list of strings")
         if not len(known):
             raise ValueError(f"references[{image}] is empty; expected at least one caption")
+        # <UNK> stays in upper case, so that no lower-case candidate token matches it.
         texts.append(
             [
                 _text(reference, f"references[{image}][{number}]", tokenized, UNK)

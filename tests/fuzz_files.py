@@ -342,7 +342,8 @@ class Settings(Reader):
                 content = trained.run.joinpath(name).read_text()
             (self.run / name).write_text(content)
             for line in content.splitlines() if name.endswith("l") else [content]:
-                names.update(json.loads(line))
+                found = json.loads(line)
+                names.update(found, *(value for value in found.values() if type(value) is dict))
         self.path = self.run / self.file
         self.seeds = [self.path.read_bytes()]
         self.mutate = json_mutator(sorted({*names, "max_train", "raw_features", "bias_start"}),

@@ -24,10 +24,12 @@ from PIL import Image
 import fastrnn
 from fastrnn import cli
 from fastrnn.checkpoint import checkpoint_path, checkpoint_steps, load_model
+from fastrnn.cli import info, progress, train
 from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.data.scenes.dataset import read_scenes
 from fastrnn.data.scenes.language import caption_is_true
 from fastrnn.metrics import CaptionScorer, bleu_1
+from fastrnn.runs import epoch_records, read_history, read_settings
 from fastrnn.training import RECIPES, TrainConfig, Trainer, caption_images, read_run, references_of
 
 RUN_FILES = {
@@ -69,9 +71,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 def checked(out: Path) -> dict:
     """Check that a run is complete and in keeping with itself; return its metrics."""
     assert {path.name for path in out.iterdir()} - {"data"} == RUN_FILES | {"checkpoints"}
-    settings = json.loads((out / "settings.json").read_text())
-    history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
-    epochs = [record for record in history if "val_loss" in record]
+    settings = read_settings(out)
+    epochs = epoch_records(read_history(out))
     assert [record["epoch"] for record in epochs] == [*range(1, settings["epochs"] + 1)]
     with Image.open(out / "loss.png") as plot:
         assert plot.format == "PNG"
@@ -114,7 +115,7 @@ def test_default_run(tmp_path: Path, capsys):
 
 
 def test_small_world(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "SCENES", {**cli.SCENES, "num_train": 60, "num_val": 20})
+    monkeypatch.setattr(train, "SCENES", {**cli.SCENES, "num_train": 60, "num_val": 20})
     assert run("train", "--cell", "rnn", "--out", "a", "--seed", 4, *SMALL) == 0
     metrics = checked(tmp_path / "a")
     said = re.findall(r"^  says: (.*?)(  \(false\))?$", capsys.readouterr().out, re.M)
@@ -184,7 +185,7 @@ def test_threads_are_set_and_given_back(data_dir: Path, capsys):
     wanted = threads + 1
     assert run("train", "--data", data_dir, "--out", "r", "--threads", wanted, *SMALL) == 0
     assert f"threads: {wanted}" in capsys.readouterr().out
-    assert json.loads(Path("r/settings.json").read_text())["threads"] == wanted
+    assert read_settings("r")["threads"] == wanted
     assert fastrnn.get_num_threads() == threads
 
 
@@ -206,15 +207,15 @@ def test_plain_lines_where_there_is_no_terminal(data_dir: Path, capsys):
 def test_what_is_left_of_a_training(monkeypatch, capsys):
     """A run that goes on after one of its two epochs: what was done before counts for no speed."""
     clock = [100.0]
-    monkeypatch.setattr(cli.time, "perf_counter", lambda: clock[-1])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: clock[-1])
     trainer = SimpleNamespace(
         data={"train_captions": [0] * 600}, config=SimpleNamespace(all_epochs=2), step=6,
         steps_per_epoch=6,
     )  # fmt: skip
-    progress = cli._Progress(trainer)
+    bar = progress.Progress(trainer)
     for now, seen in ((120.0, 700), (140.0, 800), (150.0, 900)):
         clock.append(now)
-        progress.on_step(trainer, {"captions": seen, "loss": 2.0, "epoch": seen / 600})
+        bar.on_step(trainer, {"captions": seen, "loss": 2.0, "epoch": seen / 600})
     # A line every half a minute: 200 captions took 40 seconds, and 400 are left.
     assert capsys.readouterr().out == "epoch 1.33/2  loss 2.000  5 captions/s  1:20 left\n"
 
@@ -270,13 +271,11 @@ def test_signal(data_dir: Path, tmp_path: Path, number, status, capsys):
 
 
 def settings_of(out: str) -> dict:
-    return json.loads(Path(out, "settings.json").read_text())
+    return read_settings(out)
 
 
 def test_every_field_is_an_option(data_dir: Path, capsys):
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
-    offered = [name for group in cli._TRAINING.values() for name, _ in group]
-    assert sorted(offered) == sorted(fields)
     given = {
         "epochs": 1, "batch_size": 11, "learning_rate": 0.002, "schedule": "step",
         "lr_decay": 0.7, "decay_every": 0.5, "warmup_steps": 2, "clip_norm": 4.0,
@@ -374,8 +373,12 @@ def test_nothing_of_the_end_or_of_another_run_is_there_while_it_trains(
         assert there[-1] == {"settings.json", ".lock", ".lock-holder"}
     # The directory is known as a run all the time, so that --force may replace it again.
     before = Path("r/settings.json").read_bytes()
+
+    def write_settings(*_: object) -> None:
+        raise OSError("it ends here")
+
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "write_json", fit)
+        patch.setattr(train.runs, "write_settings", write_settings)
         assert run("train", "--data", data_dir, "--out", "r", "--force", *SMALL) == 2
     assert Path("r/settings.json").read_bytes() == before
 
@@ -391,7 +394,7 @@ def test_resume_repairs_the_best_model(data_dir: Path, capsys):
 
 
 def test_resume_while_scenes_were_drawn(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "SCENES", {**cli.SCENES, "num_train": 60, "num_val": 20})
+    monkeypatch.setattr(train, "SCENES", {**cli.SCENES, "num_train": 60, "num_val": 20})
     assert run("train", "--out", "a", *SMALL) == 0
     assert run("train", "--out", "b", *SMALL) == 0
     # As if it had been killed at the first pictures.
@@ -476,7 +479,7 @@ def test_full_disk(data_dir: Path, tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == (
-        "fastrnn: error: File too large: r/checkpoints/step-00000004.npz; once there is room, "
+        "fastrnn: error: File too large: r/checkpoints/step-00000004.npz; once this is fixed, "
         "go on with: fastrnn train --resume r\n"
     )
     assert checkpoint_steps("r") == [0]
@@ -535,10 +538,10 @@ def test_output_that_nobody_reads():
 
 
 def test_out_of_memory(monkeypatch, capsys):
-    def info(arguments: object) -> int:
+    def fail(arguments: object) -> int:
         raise MemoryError
 
-    monkeypatch.setattr(cli, "_info", info)
+    monkeypatch.setattr(info, "run", fail)
     assert refused(capsys, "info") == "fastrnn: error: out of memory\n"
 
 
@@ -584,8 +587,11 @@ def test_help_has_every_option_a_default_and_an_example(capsys):
         (["train", "--wordvec-dim", "1.5"], "--wordvec-dim"),
         (["train", "--batch-size", "many"], "--batch-size"),
         (["train", "--epochs", "-1"], "--epochs"),
-        (["train", "--epochs", "9" * 400], "9', must be a 64-bit integer"),
-        (["evaluate", "r", "--beam", "9" * 20], "must be a 64-bit integer of at least 1"),
+        (["train", "--epochs", "9" * 400], "9'; expected a 64-bit integer"),
+        (
+            ["evaluate", "r", "--beam", "9" * 20],
+            "--beam is '99999999999999999999'; expected a 64-bit integer of at least 1",
+        ),
         (["train", "--lr", "0"], "--lr"),
         (["train", "--lr", "nan"], "--lr"),
         (["train", "--lr-decay", "-0.5"], "--lr-decay"),

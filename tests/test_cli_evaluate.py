@@ -175,7 +175,7 @@ def test_model_file_with_raw_features(trained, out: Path, capsys: pytest.Capture
     model.params["W_proj"] = np.ones((10, 8), dtype=np.float32)
     save_model(out / "raw.npz", model)
     refusal = refused(capsys, out / "raw.npz", "--data", data_dir)
-    assert f"are {PCA_DIM} wide" in refusal and "features of 10" in refusal
+    assert f"has {PCA_DIM} features after PCA; " in refusal and "expects 10 (" in refusal
     assert "--raw-features" in refusal
     assert run(out / "raw.npz", "--data", data_dir, "--raw-features", "--beam", 1) == 0
 
@@ -230,7 +230,7 @@ def test_refusals(trained, out: Path, capsys: pytest.CaptureFixture[str]):
     assert "invalid choice: 'test'" in refused(capsys, folder, "--split", "test")
     for option in ("--json", "--results"):
         line = refused(capsys, folder, option, out / "none" / "x.json")
-        assert f"{option} {out / 'none' / 'x.json'}: must be a file" in line
+        assert f"{option} is {out / 'none' / 'x.json'}; expected a file" in line
     shutil.copytree(folder, out / "cut")
     (out / "cut" / "model.npz").unlink()
     assert f"no such model file: {out / 'cut' / 'model.npz'}" in refused(capsys, out / "cut")
@@ -253,7 +253,7 @@ def test_data_of_another_model(trained, out: Path, capsys: pytest.CaptureFixture
         with h5py.File(out / "wide" / f"{split}2014_vgg16_fc7_pca.h5", "w") as file:
             file["features"] = np.zeros((NUM_IMAGES[split], 9), dtype=np.float32)
     line = refused(capsys, folder, "--data", out / "wide")
-    assert "after PCA are 9 wide" in line and f"features of {PCA_DIM}" in line
+    assert "has 9 features after PCA; " in line and f"expects {PCA_DIM}" in line
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,10 @@ def test_every_form(tmp_path, content):
         ('{"x.jpg": ["a"]}', "captions of 1 images; expected some of the 3 images"),
         ('{"annotations": [3]}', "'annotations' cannot be read"),
         ('{"annotations": [], "images": [{"id": 3}]}', "captions of 0 images"),
+        (
+            '{"annotations": [], "images": [{"id": 3, "file_name": 7}]}',
+            "an image has a name that is not a string",
+        ),
         ('[["a"], 3, []]', r"image 1 \(images/b.jpg\) has 3; expected a list of strings"),
         ('[["a"], ["b", 3], []]', r"image 1 .* has \['b', 3\]; expected a list of strings"),
         ('[["a"], [], ["\\ud800"]]', r"image 2 \(c.jpg\) has .* expected valid Unicode"),

@@ -30,14 +30,13 @@ import pytest
 from coco_layout import write_layout
 from test_resume import OPTIONS, finish, result, start, wait_for_training
 
-import fastrnn.training
 from fastrnn import cli
 from fastrnn.checkpoint import checkpoint_path, checkpoint_steps, load_model, read_checkpoint
 from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.files import is_unfinished, read_npz
 from fastrnn.report import read_history, write_report
 from fastrnn.runlock import HOLDER_FILE, LOCK_FILE
-from fastrnn.training import TrainConfig, Trainer, read_run, start_model
+from fastrnn.training import TrainConfig, Trainer, read_run, saving, start_model
 
 LONG = "FASTRNN_FAULTS" in os.environ
 KILLS = int(os.environ.get("FASTRNN_FAULTS", "0"))
@@ -473,11 +472,11 @@ def test_power_is_lost_at_every_moment(data, wanted, tmp_path):
             said = int(path.stem.partition("-")[2])
             lose()
 
-    write = fastrnn.training.write_sealed
+    write = saving.write_sealed
     run = disk / "run"
     with pytest.MonkeyPatch.context() as patch:
         power = PowerLoss(patch, disk, lose)
-        patch.setattr(fastrnn.training, "write_sealed", say)
+        patch.setattr(saving, "write_sealed", say)
         trainer_of(data, run).fit()
         left = dict(power.left("flushed"))
     assert said == 8
@@ -549,7 +548,7 @@ def test_a_call_that_changes_files_fails(data, wanted, tmp_path, rng, code, for_
 @pytest.mark.filterwarnings("error")
 def test_a_best_model_that_fails_to_be_saved(data, wanted, tmp_path, monkeypatch):
     """It is saved when training goes on, though its weights have changed by then."""
-    run, write = tmp_path / "run", fastrnn.training.write_sealed
+    run, write = tmp_path / "run", saving.write_sealed
     gone_on = threading.Event()
 
     def fail(path: Path, arrays: dict) -> None:
@@ -565,7 +564,7 @@ def test_a_best_model_that_fails_to_be_saved(data, wanted, tmp_path, monkeypatch
         data, run, on_epoch=spoil, on_step=lambda t, _: t.step == 5 and gone_on.set()
     )
     with monkeypatch.context() as patch:
-        patch.setattr(fastrnn.training, "write_sealed", fail)
+        patch.setattr(saving, "write_sealed", fail)
         with pytest.raises(OSError, match="No space left"):
             trainer.fit()
     assert 5 <= trainer.step <= 6
@@ -585,7 +584,7 @@ def test_a_resumed_trainer_whose_last_save_fails(data, wanted, tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fastrnn.training, "write_sealed", fail)
+        patch.setattr(saving, "write_sealed", fail)
         with pytest.raises(OSError, match="No space left"):
             trainer.fit()
     assert trainer.finished

@@ -15,7 +15,7 @@ import pytest
 from coco_layout import write_layout
 
 import fastrnn.reference.optim as reference_optim
-import fastrnn.training
+import fastrnn.training.saving
 from fastrnn.checkpoint import checkpoint_path, checkpoint_steps, read_checkpoint
 from fastrnn.classifiers.rnn import CaptioningRNN, Regularisation
 from fastrnn.coco_utils import read_captioning_directory
@@ -23,6 +23,7 @@ from fastrnn.metrics import CaptionScorer
 from fastrnn.reference.classifier import CaptioningRNN as ReferenceRNN
 from fastrnn.reference.decoding import sample as reference_sample
 from fastrnn.rewards import CiderReward
+from fastrnn.runs import read_history
 from fastrnn.training import (
     RECIPES,
     Interrupted,
@@ -604,19 +605,20 @@ def test_run_directory_from_code(data, tmp_path):
         np.testing.assert_array_equal(trainer.model.params[name], w)
     assert untimed(trainer.history) == untimed(whole.history)
     lines = (tmp_path / "r" / "history.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == trainer.history
+    assert [json.loads(line)["kind"] for line in lines] == 4 * ["steps", "epoch"]
+    assert read_history(tmp_path / "r") == trainer.history
     assert read_run(tmp_path / "r").config.epochs == 4
 
 
 def test_a_checkpoint_that_cannot_be_written_stops_the_training(data, tmp_path, monkeypatch):
-    write, model = fastrnn.training.write_sealed, start_model(data, "lstm", 4, 5)
+    write, model = fastrnn.training.saving.write_sealed, start_model(data, "lstm", 4, 5)
 
     def until_full(path, arrays):
         if path.name == checkpoint_path(path.parent.parent, 6).name:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write(path, arrays)
 
-    monkeypatch.setattr("fastrnn.training.write_sealed", until_full)
+    monkeypatch.setattr("fastrnn.training.saving.write_sealed", until_full)
     config = TrainConfig(epochs=50, batch_size=12, val_captions=0, val_images=0)
     trainer = Trainer(model, data, config, run=tmp_path / "run")
     with pytest.raises(OSError, match="No space left"):
@@ -659,7 +661,9 @@ def test_epochs_of_rewards_are_added_and_others_stay(data, tmp_path):
     config = TrainConfig(epochs=1, batch_size=12, reward_epochs=1, val_captions=0, val_images=0)
     model = start_model(data, "lstm", 4, 5)
     Trainer(model, data, config, run=tmp_path / "run").fit()
-    with pytest.raises(ValueError, match=r"^epochs is 2, was 1: the run is past them"):
+    with pytest.raises(
+        ValueError, match=r"^epochs is 2; expected 1, because the run is in its reward epochs"
+    ):
         Trainer.resume(tmp_path / "run", data, epochs=2)
     with pytest.raises(ValueError, match=r"^epochs is 1; the run has done 2"):
         Trainer.resume(tmp_path / "run", data, reward_epochs=0)
@@ -682,7 +686,8 @@ def test_only_the_same_run_is_resumed(data, tmp_path):
     with pytest.raises(ValueError, match="features has shape"):
         Trainer.resume(run, {**data, "train_features": data["train_features"][:, :5]})
     settings = json.loads((run / "settings.json").read_text())
-    (run / "settings.json").write_text(json.dumps({**settings, "batch_size": 9}))
+    settings["training"]["batch_size"] = 9
+    (run / "settings.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match=r"batch_size is 9 in settings\.json, but 10"):
         Trainer.resume(run, data)
 

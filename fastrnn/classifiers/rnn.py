@@ -496,7 +496,7 @@ class CaptioningRNN:
                     arrays, len(known), input_dim, hidden_dim, wordvec_dim, cell, dtype
                 )
                 if wrong is None:
-                    model = blank_model(
+                    model = seeded_model(
                         known, input_dim, wordvec_dim, hidden_dim, cell, dtype, kind=cls
                     )
         except (KeyError, ValueError, IndexError, TypeError, OverflowError) as error:
@@ -528,7 +528,7 @@ def _describe_misfit(
     return None
 
 
-def blank_model(
+def seeded_model(
     *args: Any, seed: int = 0, kind: type[CaptioningRNN] = CaptioningRNN, **kwargs: Any
 ) -> CaptioningRNN:
     """Create a `CaptioningRNN` with weights from a seed, without changing ``np.random``'s state."""

@@ -219,11 +219,11 @@ def _read_vocabulary(path: str) -> dict[str, Any]:
         # True == 1 == 1.0, but only an int is an id.
         if not isinstance(word, str) or type(ids.get(word)) is not int or ids[word] != idx:
             raise ValueError(
-                f"{path}: 'idx_to_word' has {word!r} at {idx}; expected the word with this id in "
-                "'word_to_idx'"
+                f"{path}: 'idx_to_word' has {word!r:.60} at {idx}; expected the word with this "
+                "id in 'word_to_idx'"
             )
         if "\0" in word or not is_text(word):
-            raise ValueError(f"{path}: 'idx_to_word' has {word!r} at {idx}; expected text")
+            raise ValueError(f"{path}: 'idx_to_word' has {word!r:.60} at {idx}; expected text")
     return vocab
 
 

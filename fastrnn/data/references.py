@@ -61,6 +61,8 @@ def read_references(path: str | os.PathLike[str], urls: Sequence[str]) -> list[l
                 f"{path}: 'annotations' cannot be read ({type(error).__name__}: {error}); expected "
                 "annotations in COCO's form"
             ) from None
+        if not all(isinstance(name, str) for name in by_name):
+            raise ValueError(f"{path}: an image has a name that is not a string; expected strings")
         by_name = {_last_part(name): texts for name, texts in by_name.items()}
         captions = [by_name.get(_last_part(url), []) for url in urls]
         if not any(captions):

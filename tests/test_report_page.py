@@ -1,8 +1,9 @@
-"""The plot and the page: whole, self-contained, safe with any text, and at work in a browser."""
+"""The page of a run: complete, self-contained, safe with any text, and working in a browser."""
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -25,12 +26,15 @@ import pytest
 from PIL import Image
 
 import fastrnn.reference.classifier as reference
-from fastrnn import cli, optim, report
+from fastrnn import cli, decoding, optim
 from fastrnn.checkpoint import blank_model, load_model, save_model
 from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.data.scenes.dataset import read_scenes, write_scenes
 from fastrnn.data.scenes.language import caption_is_true
-from fastrnn.report import draw_loss, find_picture, read_history, watch_report, write_report
+from fastrnn.evaluation import Evaluator
+from fastrnn.report import find_picture, watch_report, write_report
+from fastrnn.report import page as page_module
+from fastrnn.runs import read_settings
 from fastrnn.training import caption_images, references_of
 
 HISTORY = [
@@ -87,7 +91,8 @@ def shown(page: Path) -> dict[str, Any]:
 
 def texts(report: dict[str, Any], method: int = 0) -> list[str]:
     return [
-        " ".join(word for word, _ in image["said"][method]["words"]) for image in report["images"]
+        " ".join(word for word, _ in image["captions"][method]["words"])
+        for image in report["images"]
     ]
 
 
@@ -98,24 +103,7 @@ def opened(uri: str) -> Image.Image:
     return image
 
 
-# -- the plot
-
-
-@pytest.mark.parametrize("history", [HISTORY, HISTORY[:2], HISTORY[2:3], []])
-def test_plot_is_a_picture_with_something_on_it(history):
-    light = np.asarray(Image.open(io.BytesIO(draw_loss(history))).convert("L"), float)
-    assert light.shape == (600, 1200)
-    assert light.mean() > 220
-    assert light.std() > 5
-
-
-def test_plot_shows_validation_in_its_own_colour():
-    def orange(history: list[dict]) -> int:
-        rgb = np.asarray(Image.open(io.BytesIO(draw_loss(history))).convert("RGB"), int)
-        return int((rgb[..., 0] - rgb[..., 2] > 60).sum())
-
-    assert orange(HISTORY[:2]) == 0
-    assert orange(HISTORY) > 50
+# -- what is on the page
 
 
 def test_find_picture(tmp_path: Path):
@@ -125,21 +113,6 @@ def test_find_picture(tmp_path: Path):
     for url in ("", "b.png", "http://a.png", "https://host/a.png", "data:a.png", ".", "http://[",
                 "a" * 5000, "a\0.png"):  # fmt: skip
         assert find_picture(url, tmp_path) is None
-
-
-# -- what is on the page
-
-
-def test_history_is_read_up_to_where_it_is_written(tmp_path: Path):
-    path = tmp_path / "history.jsonl"
-    assert read_history(path) == []
-    write_history(tmp_path, HISTORY)
-    assert read_history(path) == HISTORY
-    path.write_text(path.read_text() + '{"step": 25, "epo')
-    assert read_history(path) == HISTORY
-    path.write_text(path.read_text() + "\n")
-    with pytest.raises(ValueError, match=rf"{path}: line 7 "):
-        read_history(path)
 
 
 def test_captions_and_the_probability_of_each_word(data_dir: Path, tmp_path: Path):
@@ -162,7 +135,7 @@ def test_captions_and_the_probability_of_each_word(data_dir: Path, tmp_path: Pat
 
     ends = 0
     for row, image in enumerate(report["images"]):
-        for said in image["said"]:
+        for said in image["captions"]:
             words = [word for word, _ in said["words"]]
             probabilities = [p for _, p in said["words"]]
             if said["end"] is not None:
@@ -188,11 +161,49 @@ def test_cider_is_that_of_pycocoevalcap(data_dir: Path, tmp_path: Path):
     for method in (0, 1):
         said = {row: [text] for row, text in enumerate(texts(report, method))}
         mean, each = cider.Cider().compute_score(known, said)
-        found = [image["said"][method]["cider"] for image in report["images"]]
+        found = [image["captions"][method]["cider"] for image in report["images"]]
         np.testing.assert_allclose(found, each, atol=6e-5)
         (table,) = (table for table in report["tables"] if table["id"] == "metrics")
         (row,) = (row for row in table["rows"] if row[0] == "CIDEr")
         assert row[1 + method] == f"{100 * mean:.1f}"
+
+
+def test_metrics_are_those_of_the_evaluation(data_dir: Path, tmp_path: Path):
+    """References that are written twice count twice, and are shown once."""
+    pytest.importorskip("pycocoevalcap")
+    run, data = make_run(tmp_path / "run", data_dir), read_captioning_directory(data_dir)
+    data["val_references"] = [["a cat on a mat", "a cat on a mat", "the dog"]] * 3 + [
+        ["a sofa"],
+        [],
+    ]
+    report = shown(write_report(run, data=data, beam=1))
+    evaluator = Evaluator(data)
+    captions = evaluator.caption(load_model(run))
+    assert report["images"][0]["references"] == ["a cat on a mat", "the dog"]
+    found = [image["captions"][0]["cider"] for image in report["images"]]
+    assert found == pytest.approx(evaluator.cider(captions), abs=5e-5)
+    once = Evaluator(
+        {**data, "val_references": [[*dict.fromkeys(r)] for r in evaluator.references]}
+    )
+    assert once.cider(captions) != pytest.approx(found, abs=5e-5)
+
+
+def test_a_model_and_captions_that_are_known(data_dir: Path, tmp_path: Path, monkeypatch):
+    run, data = make_run(tmp_path / "run", data_dir), read_captioning_directory(data_dir)
+    expected = shown(write_report(run, images=3, beam=2))
+    model = load_model(run)
+    known = decoding.greedy(model, data["val_features"])
+    monkeypatch.delattr(page_module, "load_model")
+    options = {"data": data, "model": model, "images": 3, "beam": 2}
+    report = shown(write_report(run, greedy=known, **options))
+    assert report["images"] == expected["images"]
+    # Captions that are given are not generated again.
+    swapped = dataclasses.replace(
+        known, ids=known.ids[::-1], word_log_probs=known.word_log_probs[::-1]
+    )
+    report = shown(write_report(run, greedy=swapped, **options))
+    assert texts(report) == texts(expected)[::-1] != texts(expected)
+    assert texts(report, 1) == texts(expected, 1)
 
 
 def test_without_the_extra_there_is_no_cider(data_dir: Path, tmp_path: Path, monkeypatch):
@@ -200,7 +211,7 @@ def test_without_the_extra_there_is_no_cider(data_dir: Path, tmp_path: Path, mon
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
     report = shown(write_report(make_run(tmp_path / "run", data_dir)))
-    assert all(said["cider"] is None for image in report["images"] for said in image["said"])
+    assert all(said["cider"] is None for image in report["images"] for said in image["captions"])
     assert "fastrnn[eval]" in " ".join(report["notes"])
     assert len(report["images"]) == 5
 
@@ -210,13 +221,13 @@ def test_curves(data_dir: Path, tmp_path: Path):
     curves = {c["title"]: {line["name"]: line["points"] for line in c["lines"]}
               for c in report["curves"]}  # fmt: skip
     assert curves == {
-        "Loss, nats per word": {
+        "Loss (nats per word)": {
             "training": [[0.5, 3.0], [1.0, 2.0], [1.5, 1.5], [2.0, 1.25]],
             "validation": [[1, 2.2], [2, 2.4]],
         },
-        "Validation BLEU-4, greedy": {"BLEU-4": [[1, 10], [2, 15]]},
-        "Validation CIDEr, greedy": {"CIDEr": [[1, 25], [2, 37.5]]},
-        "Learning rate": {"rate": [[0.5, 0.1], [1.0, 0.1], [1.5, 0.05], [2.0, 0.05]]},
+        "Validation BLEU-4 (greedy)": {"BLEU-4": [[1, 10], [2, 15]]},
+        "Validation CIDEr (greedy)": {"CIDEr": [[1, 25], [2, 37.5]]},
+        "Learning rate": {"learning rate": [[0.5, 0.1], [1.0, 0.1], [1.5, 0.05], [2.0, 0.05]]},
         "Captions per second": {"captions/s": [[1, 1000], [2, 1100]]},
     }
 
@@ -238,11 +249,22 @@ def test_numbers_that_are_not_finite(data_dir: Path, tmp_path: Path):
     assert report["curves"][2]["lines"][0]["points"] == []
 
 
+def test_records_and_settings_that_are_odd(data_dir: Path, tmp_path: Path):
+    odd = [{"step": 1, "epoch": 0.1}, {**HISTORY[2], "val_cider": 1e307}]
+    run = make_run(tmp_path / "run", data_dir, odd, cell="half \ud83d")
+    page = write_report(run)
+    assert shown(page)["curves"][2]["lines"][0]["points"] == []
+    assert "HALF ?, hidden size 8" in page.read_text("utf-8")
+
+
 def test_pictures(data_dir: Path, tmp_path: Path):
     urls = ["val0.png", "large.jpg", "broken.png", "http://example.org/<a>.jpg",
             "javascript:alert(1)"]  # fmt: skip
     Image.fromarray(np.full((400, 800, 3), 99, np.uint8)).save(data_dir / "large.jpg")
-    (data_dir / "broken.png").write_bytes(b"no picture")
+    whole = (data_dir / "val1.png").read_bytes()
+    assert whole[37:41] == b"IDAT"
+    # Without a length of the pixels, for which Pillow raises a SyntaxError.
+    (data_dir / "broken.png").write_bytes(whole[:33] + bytes(4) + whole[37:])
     (data_dir / "val2014_urls.txt").write_text("\n".join(urls))
     report = shown(write_report(make_run(tmp_path / "run", data_dir)))
     small, large, broken, away, script = report["images"]
@@ -263,7 +285,7 @@ def test_best_and_worst_are_among_the_pictures(data_dir: Path, tmp_path: Path, m
     report = shown(write_report(run, pictures=9))
     there = {row for row, image in enumerate(report["images"]) if image["picture"]}
     assert len(there) == 9
-    value = [image["said"][1]["cider"] for image in report["images"]]
+    value = [image["captions"][1]["cider"] for image in report["images"]]
     ranked = sorted(value)
     best = {row for row in range(30) if value[row] > ranked[-4]}
     worst = {row for row in range(30) if value[row] < ranked[3]}
@@ -286,7 +308,7 @@ def test_scenes_have_marks(tmp_path: Path):
     rows = [int(image["name"][-9:-4]) for image in report["images"]]
     assert rows == [0, 2, 4, 7, 9, 11]
     for method in (0, 1):
-        marks = [image["said"][method]["true"] for image in report["images"]]
+        marks = [image["captions"][method]["true"] for image in report["images"]]
         assert marks == [
             caption_is_true(text, scenes[row])
             for text, row in zip(texts(report, method), rows, strict=True)
@@ -295,7 +317,7 @@ def test_scenes_have_marks(tmp_path: Path):
     path = tmp_path / "data" / "val_scenes.json"
     path.write_text(json.dumps(json.loads(path.read_text())[1:]))
     images = shown(write_report(tmp_path / "run"))["images"]
-    assert {said["true"] for image in images for said in image["said"]} == {None}
+    assert {said["true"] for image in images for said in image["captions"]} == {None}
 
 
 class Reader(HTMLParser):
@@ -370,10 +392,10 @@ def test_run_without_a_model(data_dir: Path, tmp_path: Path):
     report = shown(write_report(run))
     assert report["images"] == []
     assert "no model yet" in " ".join(report["notes"])
-    assert report["status"] == "At epoch 0.5 of 2."
+    assert report["status"] == "Training, epoch 0.5 of 2."
     assert report["curves"][0]["lines"][0]["points"] == [[0.5, 3.0]]
     (run / "history.jsonl").unlink()
-    assert shown(write_report(run))["status"] == "Nothing is recorded yet."
+    assert shown(write_report(run))["status"] == "No training steps have been recorded yet."
 
 
 def test_run_whose_data_is_elsewhere(data_dir: Path, tmp_path: Path):
@@ -384,7 +406,7 @@ def test_run_whose_data_is_elsewhere(data_dir: Path, tmp_path: Path):
     assert str(data_dir) in " ".join(report["notes"])
     assert len(shown(write_report(run, directory=tmp_path / "moved"))["images"]) == 5
     (run / "settings.json").write_text('{"fastrnn": "0"}')
-    assert "does not say where its data is" in " ".join(shown(write_report(run))["notes"])
+    assert "do not name a data directory" in " ".join(shown(write_report(run))["notes"])
     (run / "settings.json").write_text(json.dumps({"fastrnn": "0", "data": str(data_dir)}))
     with pytest.raises(FileNotFoundError):
         write_report(run, directory=tmp_path / "nowhere")
@@ -400,7 +422,7 @@ def test_data_without_references_or_images(data_dir: Path, tmp_path: Path):
     assert "no references" in " ".join(report["notes"])
     some = {**data, "val_references": [["a cat on a mat"], [], ["a dog"], [], ["the sofa"]]}
     report = shown(write_report(run, data=some))
-    measured = [image["said"][0]["cider"] is not None for image in report["images"]]
+    measured = [image["captions"][0]["cider"] is not None for image in report["images"]]
     assert measured in ([True, False, True, False, True], [False] * 5)
     none = {**data, "val_features": data["val_features"][:0], "val_urls": data["val_urls"][:0],
             "val_references": []}  # fmt: skip
@@ -429,14 +451,14 @@ def test_weights_that_are_not_finite(data_dir: Path, tmp_path: Path):
 
 def test_finished_is_what_has_its_metrics(data_dir: Path, tmp_path: Path):
     run = make_run(tmp_path / "run", data_dir)
-    assert shown(write_report(run))["status"] == "At epoch 2 of 2."
+    assert shown(write_report(run))["status"] == "Training, epoch 2 of 2."
     (run / "metrics.json").write_text(json.dumps({"epoch": 1, "true_share": 0.25}))
     report = shown(write_report(run))
-    assert report["status"] == "Finished after 2 of 2 epochs; the model is that of epoch 1."
+    assert report["status"] == "Finished after 2 of 2 epochs. The model is from epoch 1."
     assert ["true captions", "25.0%"] in report["figures"]
     # A resumed training writes on: what was measured before is no longer the end.
     os.utime(run / "metrics.json", ns=(1, 1))
-    assert shown(write_report(run))["status"] == "At epoch 2 of 2."
+    assert shown(write_report(run))["status"] == "Training, epoch 2 of 2."
 
 
 def run_command(*arguments: object) -> int:
@@ -500,11 +522,11 @@ def test_arguments_that_are_refused(data_dir: Path, tmp_path: Path, capsys):
         ([run, "--images", "some"], "--images"),
         ([run, "--pictures", -1], "--pictures"),
         ([run, "--watch", "--every", 0], "--every"),
-        ([run, "--every", 2], "--every goes with --watch"),
+        ([run, "--every", 2], "--every needs --watch"),
         ([run, "--data", "nowhere"], "nowhere"),
         ([run, "--out", tmp_path / "no" / "page.html"], "page.html"),
-        ([run, "--out", tmp_path], f"--out {tmp_path}: must be a file"),
-        ([run, "--out", f"{tmp_path}/pages/"], f"--out {tmp_path}/pages/: must be a file"),
+        ([run, "--out", tmp_path], f"--out is {tmp_path}; expected a file"),
+        ([run, "--out", f"{tmp_path}/pages/"], f"--out is {tmp_path}/pages/; expected a file"),
         ([], "RUN"),
     ):
         assert run_command("report", *arguments) == 2
@@ -546,14 +568,14 @@ def test_watch_follows_a_training_to_its_end(data_dir: Path, tmp_path: Path):
             time.sleep(0.01)
 
     try:
-        wait("At epoch 0.5 of 2.", 0)
+        wait("Training, epoch 0.5 of 2.", 0)
         aside = run / "aside"
         aside.write_bytes(model)
         aside.rename(run / "model.npz")
         write_history(run, HISTORY[:3])
-        wait("At epoch 1 of 2.", 5)
+        wait("Training, epoch 1 of 2.", 5)
         write_history(run, HISTORY)
-        wait("At epoch 2 of 2.", 5)
+        wait("Training, epoch 2 of 2.", 5)
         count = len(said)
         time.sleep(0.1)
         assert len(said) == count, "written although nothing is new"
@@ -570,8 +592,8 @@ def test_watch_follows_a_training_to_its_end(data_dir: Path, tmp_path: Path):
 def test_captions_are_made_anew_for_a_new_model_alone(data_dir: Path, tmp_path: Path, monkeypatch):
     run = make_run(tmp_path / "run", data_dir, HISTORY[:3])
     read = []
-    monkeypatch.setattr(report, "load_model", lambda run: read.append(run) or load_model(run))
-    page = report.Report(run)
+    monkeypatch.setattr(page_module, "load_model", lambda run: read.append(run) or load_model(run))
+    page = page_module.Report(run)
     assert page.read() and not page.read()
     write_history(run, HISTORY)
     assert page.read()
@@ -604,7 +626,7 @@ def test_watch_ends_with_an_interrupt(data_dir: Path, tmp_path: Path):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        assert "At epoch 2 of 2." in process.stdout.readline()
+        assert "Training, epoch 2 of 2." in process.stdout.readline()
         assert shown(run / "report.html")["reload"] == 0.1
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
@@ -694,10 +716,11 @@ CONTRAST = """(() => {
 def test_browser_shows_it(chromium, page, width, dark):
     chromium.complaints.clear()
     chromium.look(width, dark)
-    chromium.open(page, "#odds=1")
+    chromium.open(page, "#probabilities=1")
     chromium.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
     assert chromium.complaints == []
-    assert chromium.requests == [f"{page.as_uri()}#odds=1"] or chromium.requests == [page.as_uri()]
+    address = page.as_uri()
+    assert chromium.requests in ([f"{address}#probabilities=1"], [address])
     assert chromium.run("document.title") == "run", "a caption's markup has run"
     assert chromium.run("document.documentElement.scrollWidth") == width
     assert len(cards(chromium)) == 24
@@ -728,16 +751,18 @@ def test_browser_sorts(chromium, page):
         "probability": lambda said, row: -said["probability"],
         "length": lambda said, row: -len(said["words"]),
     }
-    if images[0]["said"][0]["cider"] is not None:
+    if images[0]["captions"][0]["cider"] is not None:
         measures["cider"] = lambda said, row: -said["cider"]
     for by in (0, 1):
         for sort, measure in measures.items():
             chromium.open(page, f"#sort={sort}&by={by}&show=60")
-            wanted = sorted(range(60), key=lambda row: (measure(images[row]["said"][by], row), row))
+            wanted = sorted(
+                range(60), key=lambda row: (measure(images[row]["captions"][by], row), row)
+            )
             assert cards(chromium) == wanted
             choose(chromium, "order", "up")
             wanted = sorted(
-                range(60), key=lambda row: (-measure(images[row]["said"][by], row), row)
+                range(60), key=lambda row: (-measure(images[row]["captions"][by], row), row)
             )
             assert cards(chromium) == wanted[:24]
     choose(chromium, "sort", "shown")
@@ -757,7 +782,7 @@ def test_browser_filters(chromium, page):
     def having(*words: str) -> list[int]:
         found = []
         for row, image in enumerate(images):
-            said = [" ".join(word for word, _ in s["words"]) for s in image["said"]]
+            said = [" ".join(word for word, _ in s["words"]) for s in image["captions"]]
             text = "\n".join([image["name"], *image["references"], *said]).lower()
             if all(word in text for word in words):
                 found.append(row)
@@ -771,12 +796,12 @@ def test_browser_filters(chromium, page):
     wanted = having("sofa")
     assert 0 < len(wanted) < 60
     count = "document.getElementById('count').textContent"
-    assert chromium.run(count) == f"{len(wanted)} of 60 pictures"
+    assert chromium.run(count) == f"{len(wanted)} of 60 images"
     for key in "cat":
         chromium.press(key)
     both = having("sofa", "cat")
     assert 0 < len(both) < len(wanted)
-    assert chromium.run(count) == f"{len(both)} of 60 pictures"
+    assert chromium.run(count) == f"{len(both)} of 60 images"
     marked = chromium.run("[...document.querySelectorAll('#gallery mark')].map(m => m.textContent)")
     assert set(marked) <= {"sofa", "cat"}
     assert marked
@@ -788,7 +813,7 @@ def test_browser_filters(chromium, page):
     assert chromium.run("document.getElementById('find').value") == "Sofa cat"
     chromium.open(page, "#find=zebra")
     assert cards(chromium) == []
-    assert chromium.run(count) == "None of 60 pictures"
+    assert chromium.run(count) == "0 of 60 images"
     chromium.open(page, "#only=pictures")
     assert cards(chromium) == [row for row in range(60) if images[row]["picture"]]
 
@@ -815,11 +840,11 @@ def test_browser_takes_from_the_address_what_makes_sense(chromium, page):
 
 def test_browser_shows_best_and_worst(chromium, page):
     images = shown(page)["images"]
-    measure = "cider" if images[0]["said"][0]["cider"] is not None else "probability"
+    measure = "cider" if images[0]["captions"][0]["cider"] is not None else "probability"
     chromium.look(1280, False)
     for by in (0, 1):
         chromium.open(page, f"#by={by}")
-        ranked = sorted(range(60), key=lambda row: (-images[row]["said"][by][measure], row))
+        ranked = sorted(range(60), key=lambda row: (-images[row]["captions"][by][measure], row))
         for strip, rows in (("best", ranked[:4]), ("worst", ranked[:-5:-1])):
             assert rows == chromium.run(
                 f"[...document.querySelectorAll('#{strip} .card')].map((c) => +c.dataset.row)"
@@ -841,7 +866,7 @@ def test_browser_reads_words_and_curves_without_a_mouse(chromium, page):
     chromium.look(360, False)
     chromium.open(page)
     images = shown(page)["images"]
-    p = images[cards(chromium)[0]]["said"][0]["words"][0][1]
+    p = images[cards(chromium)[0]]["captions"][0]["words"][0][1]
     percent = "100%" if p >= 0.995 else f"{100 * p:.0f}%" if p >= 0.095 else f"{100 * p:.1f}%"
     drawn = "getComputedStyle(document.querySelector('#gallery .word'), '::after').content"
     assert chromium.run(drawn) == "none"
@@ -851,23 +876,23 @@ def test_browser_reads_words_and_curves_without_a_mouse(chromium, page):
     assert chromium.run(drawn) == "none"
     # A tap, and once more.
     for shown_now in (f'"{percent}"', "none"):
-        chromium.click("#gallery .said")
+        chromium.click("#gallery .caption")
         chromium.hover("h1")
         assert chromium.run(drawn) == shown_now
     # Keys alone.
-    chromium.run("document.querySelector('#gallery .said').focus()")
+    chromium.run("document.querySelector('#gallery .caption').focus()")
     chromium.press("Enter")
     assert chromium.run(drawn) == f'"{percent}"'
 
-    read = "document.querySelector('.chart .read').textContent"
-    assert "best 2.2 after epoch 1" in chromium.run(read)
+    read = "document.querySelector('.chart .readout').textContent"
+    assert "best 2.2 at epoch 1" in chromium.run(read)
     chromium.run("document.querySelector('.chart svg').focus()")
     chromium.press("Home")
-    assert chromium.run(read) == "at epoch 0.5: training 3; validation 2.2 (epoch 1)"
+    assert chromium.run(read) == "Epoch 0.5: training 3, validation 2.2 (epoch 1)"
     chromium.press("ArrowRight")
-    assert chromium.run(read) == "at epoch 1: training 2; validation 2.2"
+    assert chromium.run(read) == "Epoch 1: training 2, validation 2.2"
     chromium.hover(".chart svg")
-    assert re.match(r"at epoch [\d.]+: training", chromium.run(read))
+    assert re.match(r"Epoch [\d.]+: training", chromium.run(read))
 
 
 def test_browser_shows_more(chromium, page):
@@ -881,7 +906,7 @@ def test_browser_shows_more(chromium, page):
 
 
 def test_browser_follows_and_stays_where_it_was(chromium, page, tmp_path):
-    data = Path(json.loads((page.parent / "settings.json").read_text())["data"])
+    data = Path(read_settings(page.parent)["data"])
     run = make_run(tmp_path / "run", data)
     chromium.complaints.clear()
     stop = threading.Event()
@@ -899,14 +924,16 @@ def test_browser_follows_and_stays_where_it_was(chromium, page, tmp_path):
         chromium.open(run / "report.html", "#find=sofa&sort=length")
         before = cards(chromium)
         chromium.run("document.getElementById('settings').open = true")
-        chromium.run("document.querySelector('#gallery .said').click(); window.scrollTo(0, 1500)")
+        chromium.run(
+            "document.querySelector('#gallery .caption').click(); window.scrollTo(0, 1500)"
+        )
         history = list(HISTORY)
         for epoch in (2.25, 2.5):
             history.append({**HISTORY[1], "step": 25, "epoch": epoch})
             write_history(run, history)
             until = time.monotonic() + 20
             status = "document.getElementById('status').textContent"
-            while chromium.run(status) != f"At epoch {epoch} of 2.":
+            while chromium.run(status) != f"Training, epoch {epoch} of 2.":
                 assert time.monotonic() < until
                 chromium.wait_for_load()
             assert cards(chromium) == before
@@ -931,5 +958,5 @@ def test_browser_on_a_run_that_has_nothing_yet(chromium, data_dir, tmp_path):
     assert chromium.complaints == []
     text = chromium.run("document.body.innerText")
     assert "There is no model yet" in text
-    assert "Nothing is recorded yet." in text
+    assert "No training steps have been recorded yet." in text
     assert "Search" not in text
