@@ -43,7 +43,7 @@ def scikit_learn() -> Neighbour:
     from sklearn.ensemble import HistGradientBoostingRegressor
     from threadpoolctl import threadpool_info
 
-    X = np.random.default_rng(0).standard_normal((3000, 5))
+    X = np.random.default_rng(0).standard_normal((1500, 5))
 
     def compute() -> list[np.ndarray]:
         trees = HistGradientBoostingRegressor(max_iter=10, random_state=0)
@@ -59,7 +59,7 @@ def scikit_learn() -> Neighbour:
 def scipy() -> Neighbour:
     from scipy import linalg
 
-    A = np.random.default_rng(0).standard_normal((300, 300))
+    A = np.random.default_rng(0).standard_normal((200, 200))
     return lambda: [*linalg.svd(A), linalg.solve(A, A.T)], dict
 
 

@@ -217,7 +217,22 @@ def test_run_that_went_on_meanwhile(data, tmp_path):
     kept = checkpoint_steps(run)
     with pytest.raises(ValueError, match=r"has gone on to step 12 since this trainer was made"):
         two.fit()
+    with pytest.raises(ValueError, match=r"has gone on to step 12 since this trainer was made"):
+        two.save()
     assert checkpoint_steps(run) == kept
+
+
+def test_lock_whose_holder_cannot_be_written(tmp_path, monkeypatch):
+    def fail(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fastrnn.runlock.write_text", fail)
+        refused = RunLock(tmp_path)
+        with pytest.raises(OSError, match="No space left"):
+            refused.acquire()
+    with RunLock(tmp_path):  # the one that was refused does not hold it
+        pass
 
 
 @pytest.mark.parametrize(
