@@ -351,7 +351,7 @@ cdef ForwardCache check_cache(object cache, const Cell* cell, bint single_step):
         raise TypeError(f"cache is {type(cache).__name__}; expected the cache of the forward pass")
     s = cache
     if s.x is None:
-        raise ValueError(f"cache is empty; expected that of {op_name(cell, single_step)}_forward")
+        raise ValueError(f"cache is that of no forward pass; expected that of {op_name(cell, single_step)}_forward")
     if s.batch.cell != cell or s.single_step != single_step:
         raise ValueError(f"cache is that of {op_name(s.batch.cell, s.single_step)}_forward; expected that of "
                          f"{op_name(cell, single_step)}_forward")
