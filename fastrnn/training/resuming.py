@@ -6,6 +6,7 @@ import dataclasses
 import warnings
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ def check_same_run(
     config: TrainConfig,
     data_checksums: Mapping[str, int],
     steps_per_epoch: int,
-    run: Any,
+    run: Path,
 ) -> None:
     """Check that settings and data are those that a checkpoint was trained with.
 

@@ -537,13 +537,13 @@ class Trainer:
         trainer._resumed = True
         trainer._saver.newest_known = newest
         if checkpoint is not None:
-            trainer._restore(checkpoint)
+            trainer._restore(checkpoint, found.directory)
         check_lengths(config, found.config, trainer.step, trainer.steps_per_epoch)
         return trainer
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
+    def _restore(self, checkpoint: Checkpoint, run: Path) -> None:
         about = checkpoint.about
-        check_same_run(about, self.config, self._fingerprint(), self.steps_per_epoch, self.run)
+        check_same_run(about, self.config, self._fingerprint(), self.steps_per_epoch, run)
         first = self.config.epochs * self.steps_per_epoch
         step = about["step"]
         # Adam starts anew with the reward epochs.

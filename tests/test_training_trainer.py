@@ -1,38 +1,31 @@
-"""The trainer against a plain loop over the NumPy twin, and what it promises besides."""
+"""The trainer against a plain loop over the NumPy twin, its records and its signals."""
 
 from __future__ import annotations
 
-import errno
-import json
 import math
 import os
 import signal
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from coco_layout import write_layout
+from training_helpers import recorder, untimed
 
 import fastrnn.reference.optim as reference_optim
-import fastrnn.training.saving
-from fastrnn.checkpoint import checkpoint_path, checkpoint_steps, read_checkpoint
+from fastrnn.checkpoint import checkpoint_steps
 from fastrnn.classifiers.rnn import CaptioningRNN, Regularisation
 from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.metrics import CaptionScorer
 from fastrnn.reference.classifier import CaptioningRNN as ReferenceRNN
 from fastrnn.reference.decoding import sample as reference_sample
 from fastrnn.rewards import CiderReward
-from fastrnn.runs import read_history
 from fastrnn.training import (
-    RECIPES,
     Interrupted,
     TrainConfig,
     Trainer,
     caption_images,
-    evaluate,
     feature_scale,
-    read_run,
     references_of,
     start_model,
 )
@@ -43,98 +36,6 @@ def data(tmp_path: Path) -> dict:
     write_layout(tmp_path)
     return read_captioning_directory(tmp_path)
 
-
-class Recorder(CaptioningRNN):
-    """Remembers what it was trained on."""
-
-    def loss(self, features, captions, **kwargs):
-        self.seen.append((features.copy(), captions.copy()))
-        return super().loss(features, captions, **kwargs)
-
-
-def recorder(data: dict) -> Recorder:
-    model = Recorder(data["word_to_idx"], data["train_features"].shape[1], 4, 5, "lstm")
-    model.seen = []
-    return model
-
-
-# -- the configuration
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "error"),
-    [
-        ("epochs", 0, ValueError),
-        ("epochs", 1.5, TypeError),
-        ("epochs", True, TypeError),
-        ("batch_size", -1, ValueError),
-        ("learning_rate", 0, ValueError),
-        ("learning_rate", math.nan, ValueError),
-        ("learning_rate", "fast", TypeError),
-        ("schedule", "linear", ValueError),
-        ("schedule", 3, TypeError),
-        ("lr_decay", 0.0, ValueError),
-        ("lr_decay", 0.5, ValueError),  # nothing for it to act on
-        ("lr_decay", "cosine", TypeError),
-        ("decay_every", 0, ValueError),
-        ("warmup_steps", -1, ValueError),
-        ("weight_decay", -0.1, ValueError),
-        ("clip_value", -1.0, ValueError),
-        ("clip_norm", -1.0, ValueError),
-        ("embed_dropout", 1.0, ValueError),
-        ("vocab_dropout", -0.1, ValueError),
-        ("label_smoothing", 1, ValueError),
-        ("scheduled_sampling", 1.1, ValueError),
-        ("feature_noise", math.inf, ValueError),
-        ("weight_average", 1.0, ValueError),
-        ("consensus", -1.0, ValueError),
-        ("reward_epochs", -1, ValueError),
-        ("reward_captions", 1, ValueError),
-        ("reward_rate", 0.0, ValueError),
-        ("bucket_by_length", 1, TypeError),
-        ("patience", -1, ValueError),
-        ("monitor", "meteor", ValueError),
-        ("val_images", 1.0, TypeError),
-        ("keep_last", 0, ValueError),
-        ("save_every", -1, ValueError),
-        ("val_captions", -1, ValueError),
-        ("record_every", 0, ValueError),
-        ("seed", -1, ValueError),
-        ("seed", 2**32, ValueError),
-    ],
-)
-def test_config_names_the_field(field, value, error):
-    with pytest.raises(error, match=f"^{field} is "):
-        TrainConfig(**{field: value})
-
-
-def test_learning_rates():
-    def rates(steps: list[int], **fields: object) -> list[float]:
-        config = TrainConfig(epochs=4, learning_rate=0.1, **fields)
-        return [config.rate(step, 10) for step in steps]
-
-    assert rates([0, 15, 40]) == [0.1, 0.1, 0.1]
-    assert rates([0, 20, 40], schedule="cosine") == pytest.approx([0.1, 0.05, 0.0])
-    step = {"schedule": "step", "lr_decay": 0.5}
-    assert rates([0, 9, 10, 35], **step) == pytest.approx([0.1, 0.1, 0.05, 0.0125])
-    assert rates([0, 19, 20], **step, decay_every=2) == pytest.approx([0.1, 0.1, 0.05])
-    smooth = {"schedule": "exponential", "lr_decay": 0.25}
-    assert rates([0, 5, 10, 20], **smooth) == pytest.approx([0.1, 0.05, 0.025, 0.00625])
-    assert rates([5, 10], **smooth, decay_every=2) == pytest.approx([0.1 / 2**0.5, 0.05])
-    rewarded = {**step, "reward_epochs": 2, "reward_rate": 0.01}
-    assert rates([0, 39, 40, 50, 59], **rewarded) == pytest.approx(
-        [0.1, 0.0125, 0.01, 0.005, 0.005 * (1 - math.cos(math.pi / 20))]
-    )
-    assert rates([0, 1, 3, 4], warmup_steps=4) == pytest.approx([0.025, 0.05, 0.1, 0.1])
-
-
-def test_recipes_are_configurations():
-    for recipe in RECIPES.values():
-        fields = {k: v for k, v in recipe.items() if k not in ("hidden_dim", "wordvec_dim")}
-        TrainConfig(**fields)
-
-
-# -- training
 
 ALL_ON = {
     "schedule": "exponential", "lr_decay": 0.7, "decay_every": 2, "warmup_steps": 5,
@@ -340,11 +241,6 @@ def test_noise_is_of_the_size_asked_for(data):
     assert abs(added.mean()) < 0.1
 
 
-def untimed(history: list[dict]) -> list[dict]:
-    timed = ("seconds", "captions_per_second", "validation_seconds")
-    return [{k: v for k, v in record.items() if k not in timed} for record in history]
-
-
 def test_seed_decides_everything(data):
     def train(seed: int) -> tuple[list[dict], dict]:
         model = start_model(data, "lstm", 4, 5, seed)
@@ -472,268 +368,6 @@ def test_handlers_of_others_stay(data):
     assert len(seen) == 4
 
 
-# -- what comes of validation
-
-
-def scored(monkeypatch: pytest.MonkeyPatch, scores: list[dict]) -> None:
-    """Let validations have these scores, one after the other."""
-    following = iter(scores)
-
-    def evaluate(self: CaptionScorer, captions: list[str], **_: bool) -> dict:
-        return {"bleu_4": 0.1, **next(following)}
-
-    monkeypatch.setattr(CaptionScorer, "evaluate", evaluate)
-
-
-def test_patience(data, monkeypatch, tmp_path):
-    values = [0.1, 0.3, 0.2, 0.25, 0.31, 0.2, 0.3, 0.1, 0.5]
-    scored(monkeypatch, [{"cider": value} for value in values])
-    config = TrainConfig(epochs=9, batch_size=18, patience=3, keep_last=1)
-    trainer = Trainer(start_model(data, "rnn", 4, 5), data, config, run=tmp_path / "r")
-    history = trainer.fit()
-    assert trainer.finished
-    assert [r["val_cider"] for r in history if "val_loss" in r] == values[:8]
-    assert {k: trainer.best[k] for k in ("monitor", "value", "epoch", "step")} == {
-        "monitor": "cider", "value": 0.31, "epoch": 5, "step": 10,
-    }  # fmt: skip
-    # The best is kept beside the newest, and is the run's model.
-    assert checkpoint_steps(tmp_path / "r") == [10, 16]
-    best = CaptioningRNN.load(checkpoint_path(tmp_path / "r", 10))
-    kept = CaptioningRNN.load(tmp_path / "r")
-    for name, w in best.params.items():
-        np.testing.assert_array_equal(kept.params[name], w)
-    assert not np.array_equal(kept.params["W_vocab"], trainer.model.params["W_vocab"])
-
-
-def test_patience_goes_on_where_it_was(data, monkeypatch, tmp_path):
-    scored(monkeypatch, [{"cider": value} for value in [0.4, 0.3, 0.2, 0.1, 0.5]])
-    config = TrainConfig(epochs=9, batch_size=18, patience=3, keep_last=1)
-
-    def stop(trainer: Trainer, record: dict) -> None:
-        if record["epoch"] == 3:
-            trainer.stop()
-
-    model = start_model(data, "rnn", 4, 5)
-    Trainer(model, data, config, run=tmp_path / "r", on_epoch=stop).fit()
-    trainer = Trainer.resume(tmp_path / "r", data)
-    trainer.fit()
-    assert trainer.step == 8
-    assert trainer.best["epoch"] == 1
-    assert checkpoint_steps(tmp_path / "r") == [2, 8]
-
-
-@pytest.mark.parametrize(("monitor", "best"), [("cider", 1), ("bleu_4", 3), ("loss", 4)])
-def test_monitors(data, monkeypatch, monitor, best):
-    scored(
-        monkeypatch,
-        [{"cider": c, "bleu_4": b} for c, b in [(0.4, 0.1), (0.3, 0.2), (0.2, 0.3), (0.1, 0.2)]],
-    )
-    config = TrainConfig(epochs=4, batch_size=18, monitor=monitor, learning_rate=1e-3)
-    trainer = Trainer(start_model(data, "rnn", 4, 5), data, config)
-    losses = [r["val_loss"] for r in trainer.fit() if "val_loss" in r]
-    if monitor == "loss":
-        best = 1 + int(np.argmin(losses))
-    assert trainer.best["epoch"] == best
-
-
-def test_each_epoch_of_rewards_is_a_gain_where_the_loss_decides(data):
-    config = TrainConfig(epochs=3, monitor="loss", reward_epochs=2, reward_rate=0.1, patience=1)
-    trainer = Trainer(start_model(data, "lstm", 8, 8), data, config)
-    history = [record for record in trainer.fit() if "val_loss" in record]
-    assert history[-1]["val_loss"] > history[2]["val_loss"]
-    assert trainer.best["epoch"] == 5
-
-
-def test_loss_takes_the_place_of_a_metric_that_is_missing(data, monkeypatch):
-    scored(monkeypatch, [{"cider": None}] * 3)
-    trainer = Trainer(start_model(data, "rnn", 4, 5), data, TrainConfig(epochs=3))
-    with pytest.warns(UserWarning, match="monitor is 'cider', which cannot be computed") as said:
-        trainer.fit()
-    assert len(said) == 1
-    assert trainer.best["monitor"] == "loss"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # who wants no captions wants no warning about them
-        trainer = Trainer(start_model(data, "rnn", 4, 5), data, TrainConfig(val_images=0))
-        trainer.fit()
-    assert trainer.best["monitor"] == "loss"
-
-
-def test_own_references(data):
-    data["val_references"] = [["a cat on the mat"]] * 4 + [[]]
-    seen: list[tuple[dict, list[str]]] = []
-    trainer = Trainer(
-        start_model(data, "rnn", 4, 5), data, TrainConfig(epochs=1),
-        on_validation=lambda _, metrics, captions: seen.append((metrics, captions)),
-    )  # fmt: skip
-    trainer.fit()
-    ((metrics, captions),) = seen
-    assert captions == caption_images(trainer.model, data["val_features"][:4], 8)
-    assert (
-        metrics["bleu_4"] == CaptionScorer(data["val_references"][:4]).evaluate(captions)["bleu_4"]
-    )
-
-
-# -- the run directory
-
-
-def test_run_directory_from_code(data, tmp_path):
-    """Five lines: what they leave, and that training goes on from it."""
-    model = start_model(data, "lstm", 4, 5)
-    config = TrainConfig(epochs=2, batch_size=10, save_every=3, weight_average=0.9)
-    Trainer(model, data, config, run=tmp_path / "r").fit()
-    assert {p.name for p in (tmp_path / "r").iterdir()} == {
-        "settings.json", "history.jsonl", "model.npz", "checkpoints",
-    }  # fmt: skip
-    run = read_run(tmp_path / "r")
-    assert run.config == config
-    assert run.data_directory is None
-    assert (run.settings["cell"], run.settings["hidden_dim"]) == ("lstm", 5)
-    with pytest.raises(ValueError, match="does not say where its data are"):
-        Trainer.resume(tmp_path / "r")
-    with pytest.raises(ValueError, match=r"holds checkpoints; Trainer\.resume"):
-        Trainer(model, data, config, run=tmp_path / "r")
-
-    trainer = Trainer.resume(tmp_path / "r", data, epochs=4)
-    assert trainer.step == 8
-    trainer.fit()
-    whole = Trainer(
-        start_model(data, "lstm", 4, 5), data,
-        TrainConfig(epochs=4, batch_size=10, weight_average=0.9),
-    )  # fmt: skip
-    whole.fit()
-    for name, w in whole.model.params.items():
-        np.testing.assert_array_equal(trainer.model.params[name], w)
-    assert untimed(trainer.history) == untimed(whole.history)
-    lines = (tmp_path / "r" / "history.jsonl").read_text().splitlines()
-    assert [json.loads(line)["kind"] for line in lines] == 4 * ["steps", "epoch"]
-    assert read_history(tmp_path / "r") == trainer.history
-    assert read_run(tmp_path / "r").config.epochs == 4
-
-
-def test_a_checkpoint_that_cannot_be_written_stops_the_training(data, tmp_path, monkeypatch):
-    write, model = fastrnn.training.saving.write_sealed, start_model(data, "lstm", 4, 5)
-
-    def until_full(path, arrays):
-        if path.name == checkpoint_path(path.parent.parent, 6).name:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        write(path, arrays)
-
-    monkeypatch.setattr("fastrnn.training.saving.write_sealed", until_full)
-    config = TrainConfig(epochs=50, batch_size=12, val_captions=0, val_images=0)
-    trainer = Trainer(model, data, config, run=tmp_path / "run")
-    with pytest.raises(OSError, match="No space left"):
-        trainer.fit()
-    assert 6 <= trainer.step < 150
-    assert checkpoint_steps(tmp_path / "run") == [0, 3]
-    monkeypatch.undo()
-    resumed = Trainer.resume(tmp_path / "run", data, epochs=2)
-    assert resumed.step == 3
-    resumed.fit()
-    assert resumed.step == 6
-
-
-def test_stop_and_go_on(data, tmp_path):
-    trainer = Trainer(
-        start_model(data, "lstm", 4, 5), data, TrainConfig(epochs=2, batch_size=10),
-        run=tmp_path / "r", on_step=lambda t, record: t.step == 5 and t.stop(),
-    )  # fmt: skip
-    trainer.fit()
-    assert (trainer.step, trainer.finished) == (5, False)
-    assert checkpoint_steps(tmp_path / "r")[-1] == 5
-    trainer.fit()
-    assert trainer.finished
-
-
-def test_more_epochs_stretch_what_runs_over_all_of_them(data, tmp_path):
-    config = TrainConfig(epochs=1, batch_size=10, schedule="cosine")
-    Trainer(start_model(data, "rnn", 4, 5), data, config, run=tmp_path / "r").fit()
-    with pytest.warns(UserWarning, match="epochs is 2, was 1: the learning rate goes on as in"):
-        trainer = Trainer.resume(tmp_path / "r", data, epochs=2)
-    rates: list[float] = []
-    trainer.on_step = lambda _, record: rates.append(record["learning_rate"])
-    trainer.fit()
-    assert rates == pytest.approx(
-        [0.001 * (1 + math.cos(math.pi * (4 + i) / 8)) / 2 for i in range(4)]
-    )
-
-
-def test_epochs_of_rewards_are_added_and_others_stay(data, tmp_path):
-    config = TrainConfig(epochs=1, batch_size=12, reward_epochs=1, val_captions=0, val_images=0)
-    model = start_model(data, "lstm", 4, 5)
-    Trainer(model, data, config, run=tmp_path / "run").fit()
-    with pytest.raises(
-        ValueError, match=r"^epochs is 2; expected 1, because the run is in its reward epochs"
-    ):
-        Trainer.resume(tmp_path / "run", data, epochs=2)
-    with pytest.raises(ValueError, match=r"^epochs is 1; the run has done 2"):
-        Trainer.resume(tmp_path / "run", data, reward_epochs=0)
-    with pytest.warns(UserWarning, match=r"^reward_epochs is 2, was 1: the learning rate goes on"):
-        trainer = Trainer.resume(tmp_path / "run", data, reward_epochs=2)
-    assert [r["epoch"] for r in trainer.fit() if "val_loss" in r] == [1, 2, 3]
-
-
-def test_only_the_same_run_is_resumed(data, tmp_path):
-    run = tmp_path / "r"
-    config = TrainConfig(epochs=2, batch_size=10)
-    Trainer(start_model(data, "lstm", 4, 5), data, config, run=run).fit()
-    with pytest.raises(ValueError, match=r"learning_rate cannot change .* 0\.001"):
-        Trainer.resume(run, data, learning_rate=0.1)
-    with pytest.raises(ValueError, match="epochs is 1; the run has done 2"):
-        Trainer.resume(run, data, epochs=1)
-    other = {**data, "train_captions": data["train_captions"][::-1]}
-    with pytest.raises(ValueError, match="train_captions is not what the run"):
-        Trainer.resume(run, other)
-    with pytest.raises(ValueError, match="features has shape"):
-        Trainer.resume(run, {**data, "train_features": data["train_features"][:, :5]})
-    settings = json.loads((run / "settings.json").read_text())
-    settings["training"]["batch_size"] = 9
-    (run / "settings.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match=r"batch_size is 9 in settings\.json, but 10"):
-        Trainer.resume(run, data)
-
-
-def test_no_run(data, tmp_path):
-    with pytest.raises(FileNotFoundError):
-        read_run(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"no run directory; it has no settings\.json"):
-        read_run(tmp_path)
-    for text, wanted in (
-        ("{", "not a JSON file"),
-        ("[]", "no run directory"),
-        ('{"editor": "vi"}', "no run directory"),
-        ('{"fastrnn": "0.1", "epochs": 0}', "epochs is 0"),
-    ):
-        (tmp_path / "settings.json").write_text(text)
-        with pytest.raises(ValueError, match=wanted):
-            Trainer.resume(tmp_path, data)
-    (tmp_path / "settings.json").write_text('{"fastrnn": "0.1"}')
-    with pytest.raises(ValueError, match="has no checkpoint"):
-        Trainer.resume(tmp_path, data)
-
-
-def test_falls_back_to_the_previous_checkpoint(data, tmp_path):
-    run = tmp_path / "r"
-    config = TrainConfig(epochs=3, batch_size=10, keep_last=3)
-    whole = Trainer(start_model(data, "lstm", 4, 5), data, config, run=run)
-    whole.fit()
-    newest = checkpoint_path(run, 12)
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
-    previous = checkpoint_path(run, 8)
-    with pytest.warns(UserWarning, match=rf"{newest.name}.*going on from step 8"):
-        trainer = Trainer.resume(run, data)
-    assert trainer.step == 8
-    trainer.fit()
-    for name, w in whole.model.params.items():
-        np.testing.assert_array_equal(trainer.model.params[name], w)
-    read_checkpoint(newest)
-    for path in (newest, previous, checkpoint_path(run, 4)):
-        path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(ValueError, match="has no checkpoint that is whole"):
-        Trainer.resume(run, data)
-
-
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_diverged(data, value):
@@ -750,58 +384,37 @@ def test_bad_data(data):
     with pytest.raises(ValueError, match=r"val_features has shape \(5, 6\).*\(images, 7\)"):
         Trainer(model, val)
     words = {**data["word_to_idx"], "sun": 11}
-    with pytest.raises(ValueError, match="word_to_idx has 12 words; the model knows 11"):
+    with pytest.raises(ValueError, match="word_to_idx has 12 words; expected 11, as in the model"):
         Trainer(model, {**data, "word_to_idx": words})
     words = {**data["word_to_idx"], "cat": 6, "dog": 5}
-    with pytest.raises(ValueError, match="word_to_idx has 'cat' as 6; the model knows it as 5"):
+    with pytest.raises(ValueError, match="word_to_idx has 'cat' as 6; expected 5, as in the model"):
         Trainer(model, {**data, "word_to_idx": words})
     with pytest.raises(ValueError, match="train_captions has shape"):
         Trainer(model, {**data, "train_captions": data["train_captions"][:0]})
 
 
-# -- the first weights, and the figures at the end
+def test_callbacks(data):
+    """Functions first, then objects in their order; an object may have some of the methods."""
+    told: list[tuple] = []
 
+    class Steps:
+        def on_step(self, trainer: Trainer, record: dict) -> None:
+            told.append(("object", record["step"]))
 
-def test_start_model_knows_the_frequencies(data):
-    model = start_model(data, "lstm", 8, 16)
-    bias = model.params["b_vocab"].astype(np.float64)
-    assert np.exp(bias).sum() == pytest.approx(1, rel=1e-5)
-    ids, counts = np.unique(data["train_captions"][:, 1:], return_counts=True)
-    said = ids != data["word_to_idx"]["<NULL>"]
-    wanted = counts[said] / counts[said].sum()
-    np.testing.assert_allclose(np.exp(bias)[ids[said]], wanted, rtol=0.02)
-    assert (model.params["b"][16:32] == 1).all()
-    assert (model.params["b"][:16] == 0).all()
-    h0 = data["train_features"] @ model.params["W_proj"] + model.params["b_proj"]
-    np.testing.assert_allclose(h0.mean(axis=0), 0, atol=1e-5)
+    class Epochs:
+        def on_epoch(self, trainer: Trainer, record: dict) -> None:
+            told.append(("epoch", record["epoch"], record is trainer.history[-1]))
 
+        def on_validation(self, trainer: Trainer, metrics: dict, captions: list) -> None:
+            told.append(("validation", metrics["loss"], len(captions)))
 
-def test_start_model_as_the_course_has_it(data):
-    model = start_model(data, "lstm", 8, 16, bias_start="zero", forget_bias=0.0, embed_scale=0.01)
-    np.random.seed(0)
-    plain = CaptioningRNN(data["word_to_idx"], data["train_features"].shape[1], 8, 16, "lstm")
-    for name, w in plain.params.items():
-        if name not in ("W_proj", "b_proj"):
-            np.testing.assert_allclose(model.params[name], w, rtol=1e-6)
-    for bad in ({"bias_start": "uniform"}, {"forget_bias": math.nan}, {"embed_scale": 0.0}):
-        with pytest.raises(ValueError, match=f"^{next(iter(bad))} is "):
-            start_model(data, "lstm", 8, 16, **bad)
-
-
-def test_references_and_evaluation(data):
-    unknown, dog = (data["word_to_idx"][word] for word in ("<UNK>", "dog"))
-    data["val_captions"][data["val_captions"] == unknown] = dog
-    references = references_of(data)
-    assert [len(texts) for texts in references] == [3] * 5
-    row = int(np.flatnonzero(data["val_image_idxs"] == 2)[0])
-    ids = data["val_captions"][row]
-    words = [data["idx_to_word"][i] for i in ids if i > 2]
-    assert references[2][0] == " ".join(words)
-
-    said = [texts[0] for texts in references]
-    metrics = evaluate(said, references, [True, True, False, True])
-    assert metrics["bleu_1"] == pytest.approx(1.0)
-    assert metrics["true_share"] == 0.75
-    assert metrics["images"] == 5
-    assert "true_share" not in evaluate(said, references)
-    assert evaluate(["a"], [[]])["bleu_1"] is None
+    trainer = Trainer(
+        start_model(data, "rnn", 4, 5), data, TrainConfig(epochs=1, batch_size=18),
+        on_step=lambda _, record: told.append(("function", record["step"])),
+        callbacks=[Epochs(), Steps()],
+    )  # fmt: skip
+    trainer.fit()
+    assert told == [
+        ("function", 1), ("object", 1), ("function", 2), ("object", 2),
+        ("validation", trainer.history[-1]["val_loss"], 5), ("epoch", 1, True),
+    ]  # fmt: skip
