@@ -82,7 +82,7 @@ def describe() -> dict[str, object]:
     import numpy as np
 
     import fastrnn
-    from fastrnn._core import kernels
+    from fastrnn._core import runtime
 
     blas = np.show_config(mode="dicts")["Build Dependencies"].get("blas", {})
     return {
@@ -91,7 +91,7 @@ def describe() -> dict[str, object]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "fastrnn": fastrnn.__version__,
-        "isa": kernels.isa(),
+        "isa": runtime.isa(),
         "threads": fastrnn.get_num_threads(),
         "numpy": np.__version__,
         "blas": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(),
@@ -117,13 +117,13 @@ def fma_peak(dtype: str, threads: int, seconds: float = 0.1, repeats: int = 5) -
     float
         Total FLOP/s of all threads. A multiply-add counts as two operations.
     """
-    from fastrnn._core import kernels
+    from fastrnn._core import runtime
 
     size = {"float32": 4, "float64": 8}[dtype]
     rounds = 100_000
     while True:
         start = time.perf_counter()
-        kernels.fma_flops(size, rounds)
+        runtime.fma_flops(size, rounds)
         taken = time.perf_counter() - start
         if taken > 0.01:
             break
@@ -138,7 +138,7 @@ def fma_peak(dtype: str, threads: int, seconds: float = 0.1, repeats: int = 5) -
         def run(together: threading.Barrier = together, spans: list = spans) -> None:
             together.wait()
             start = time.perf_counter()
-            flops = kernels.fma_flops(size, rounds)
+            flops = runtime.fma_flops(size, rounds)
             spans.append((start, time.perf_counter(), flops))
 
         workers = [threading.Thread(target=run) for _ in range(threads)]

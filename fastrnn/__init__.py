@@ -20,8 +20,8 @@ try:
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & _os.environ.keys():
         _spin_count = _os.environ["GOMP_SPINCOUNT"] = "10000"
     # If the module is missing, this form of import raises ModuleNotFoundError;
-    # "from ._core import kernels" would raise a plain ImportError.
-    import fastrnn._core.kernels as _kernels
+    # "from ._core import runtime" would raise a plain ImportError.
+    import fastrnn._core.runtime as _runtime
 except ModuleNotFoundError as _error:
     if _error.name is None or not _error.name.startswith("fastrnn._core"):
         raise
@@ -59,7 +59,7 @@ def set_num_threads(count: int) -> None:
     count = _index(count)  # once: what is checked is what is used
     if count < 1 or count > 1024:
         raise _ArgumentError("count", f"is {count}; expected 1 to 1024 threads")
-    _kernels.set_threads(count)
+    _runtime.set_threads(count)
 
 
 def get_num_threads() -> int:
@@ -73,13 +73,13 @@ def get_num_threads() -> int:
     -------
     int
     """
-    return _kernels.get_threads()
+    return _runtime.get_threads()
 
 
 def _start() -> None:
     """Set the instruction set and the number of threads from the environment, at import."""
     cap = _os.environ.get("FASTRNN_MAX_ISA") or None
-    if not _kernels.choose_isa(cap):
+    if not _runtime.choose_isa(cap):
         raise ImportError(f"FASTRNN_MAX_ISA is {cap!r}; expected baseline, avx2 or avx512")
     try:
         count = len(_os.sched_getaffinity(0))

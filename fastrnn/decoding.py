@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from . import checks
-from ._core import decoder as _core
+from ._core import search as _core
 from .classifiers.rnn import CaptioningRNN
 from .coco_utils import decode_captions
 from .words import END, NULL, START, UNK, strip_end
@@ -303,7 +303,7 @@ def sample(
     seed = _integer("seed", seed, least=0)
     if seed >= 2**64:
         raise ValueError(f"seed is {seed}; expected an integer in [0, 2**64)")
-    found = _core.draw(
+    found = _core.sample(
         **_common(model, features, max_length, no_repeat_ngram, suppress_unk, suppress),
         count=count,
         inverse_temperature=1 / min(max(temperature, 1e-30), 1e30),  # within the range of float32
@@ -378,7 +378,7 @@ def _common(
     return {
         "params": model.params,
         "features": features,
-        "lstm": model.cell_type == "lstm",
+        "cell_type": model.cell_type,
         "start": word_to_idx[START],
         "end": word_to_idx[END],
         "null": word_to_idx[NULL],

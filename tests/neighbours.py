@@ -72,7 +72,7 @@ def fastrnn() -> Callable[[], str]:
 
     import fastrnn
 
-    expected = COUNT if fastrnn._kernels.openmp() else 1
+    expected = COUNT if fastrnn._runtime.openmp() else 1
     fastrnn.set_num_threads(COUNT)
 
     def compute() -> str:

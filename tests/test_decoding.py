@@ -11,7 +11,7 @@ from equivalence import vocabulary
 
 import fastrnn
 from fastrnn import decoding
-from fastrnn._core import decoder
+from fastrnn._core import scheduled
 from fastrnn.classifiers.rnn import CaptioningRNN
 from fastrnn.reference import decoding as reference
 from fastrnn.reference import rnn_layers
@@ -56,11 +56,11 @@ def draw_captions(size, rng):
 def test_mixed_words_are_those_of_the_twin(size, cell_type, probability, rng):
     model, features = draw_model(size, cell_type)
     captions = draw_captions(size, rng)
-    rest = probability, 2**63 + 12345, 0, cell_type == "lstm"
-    wanted = reference.mix(model.params, features, captions, *rest)
+    rest = probability, 2**63 + 12345, 0
+    wanted = reference.mix(model.params, features, captions, *rest, cell_type == "lstm")
     for threads in (1, 2, 3):
         fastrnn.set_num_threads(threads)
-        found = decoder.mix(model.params, features, captions, *rest)
+        found = scheduled.mix(model.params, features, captions, *rest, cell_type)
         assert found.dtype == np.int32
         np.testing.assert_array_equal(found, wanted)
     if probability == 0:
@@ -70,7 +70,7 @@ def test_mixed_words_are_those_of_the_twin(size, cell_type, probability, rng):
 def test_mixed_words_in_float32_are_nearly_all_those_of_float64(rng):
     model, features = draw_model("ragged", "lstm", np.float32)
     captions = draw_captions("ragged", rng)
-    found = decoder.mix(model.params, features, captions, 0.5, 7, 0, True)
+    found = scheduled.mix(model.params, features, captions, 0.5, 7, 0, "lstm")
     params = {name: w.astype(np.float64) for name, w in model.params.items()}
     wanted = reference.mix(params, features.astype(np.float64), captions, 0.5, 7, 0, True)
     assert (found == wanted).mean() > 0.99
@@ -86,7 +86,7 @@ def test_words_are_mixed_in_and_drawn_as_often_as_they_should_be(dtype):
     model.params["W_vocab"][:] = 0
     model.params["b_vocab"] = bias.astype(dtype)
     captions = np.full((N, T + 1), 1)
-    inputs = decoder.mix(model.params, np.ones((N, 3), dtype), captions, 0.4, 5, 0, False)
+    inputs = scheduled.mix(model.params, np.ones((N, 3), dtype), captions, 0.4, 5, 0, "rnn")
     assert (inputs[:, 0] == 1).all()
     share = np.exp(bias) / np.exp(bias).sum()
     expected = 0.4 * share
@@ -94,7 +94,7 @@ def test_words_are_mixed_in_and_drawn_as_often_as_they_should_be(dtype):
     counts, trials = np.bincount(inputs[:, 1:].ravel(), minlength=V), N * (T - 1)
     chi_square = ((counts - trials * expected) ** 2 / (trials * expected)).sum()
     assert abs(chi_square - (V - 1)) < 5 * np.sqrt(2 * (V - 1))
-    again = decoder.mix(model.params, np.ones((N, 3), dtype), captions, 0.4, 6, 0, False)
+    again = scheduled.mix(model.params, np.ones((N, 3), dtype), captions, 0.4, 6, 0, "rnn")
     assert (again != inputs).any()
 
 
@@ -102,16 +102,16 @@ def test_nothing_is_drawn_from_nan_scores(rng):
     model, features = draw_model("small", "rnn")
     captions = draw_captions("small", rng)
     model.params["b_vocab"][:] = np.nan
-    mixed = decoder.mix(model.params, features, captions, 1.0, 0, 0, False)
+    mixed = scheduled.mix(model.params, features, captions, 1.0, 0, 0, "rnn")
     np.testing.assert_array_equal(mixed, captions[:, :-1] % 11)
 
 
 def test_captions_that_cannot_be_mixed_into():
     model, features = draw_model("small", "rnn")
     with pytest.raises(IndexError, match="captions holds the id 11"):
-        decoder.mix(model.params, features, np.full((5, 3), 11), 0.5, 0, 0, False)
+        scheduled.mix(model.params, features, np.full((5, 3), 11), 0.5, 0, 0, "rnn")
     with pytest.raises(ValueError, match="captions has shape"):
-        decoder.mix(model.params, features, np.full((4, 3), 1), 0.5, 0, 0, False)
+        scheduled.mix(model.params, features, np.full((4, 3), 1), 0.5, 0, 0, "rnn")
 
 
 # ---- Beam search ---------------------------------------------------------------------------------

@@ -94,8 +94,8 @@ def test_command_refuses(run_directory, tmp_path, capsys, monkeypatch):
     install = 'needs the package {0}: pip install "fastrnn[{1}]"'.format
     weights = install("safetensors", "torch")
     for arguments, message in [
-        ([run_directory], "export needs --safetensors FILE or --onnx DIR (or both)"),
-        ([run_directory, "--onnx", ""], "export needs --safetensors FILE or --onnx DIR (or both)"),
+        ([run_directory], "export needs --safetensors FILE, --onnx DIR or both"),
+        ([run_directory, "--onnx", ""], "export needs --safetensors FILE, --onnx DIR or both"),
         ([tmp_path / "none", "--onnx", "x"], f"no such model file: {tmp_path / 'none'}"),
         ([tmp_path, "--onnx", "x"], f"no such model file: {tmp_path / 'model.npz'}"),
         ([run_directory, "--onnx", "x"], f"export to ONNX {install('onnx', 'onnx')}"),

@@ -18,8 +18,9 @@ import numpy as np
 
 from .. import checks
 from .._core import captioner as _core
-from .._core import decoder as _decoder
-from .._core.kernels import Workspace
+from .._core import greedy as _greedy
+from .._core import scheduled as _scheduled
+from .._core.runtime import Workspace
 from ..files import is_text, read_sealed, write_sealed
 from ..seeds import EMBED, MIX, VOCAB, stream_seed
 from ..words import END, NULL, START
@@ -247,7 +248,6 @@ class CaptioningRNN:
             If another thread is using `workspace`.
         """
         features, captions = self._check_batch(features, captions)
-        lstm = self.cell_type == "lstm"
         given: dict[str, Any] = {}
         if weights is not None:
             given["weights"] = weights
@@ -260,15 +260,15 @@ class CaptioningRNN:
                 label_smoothing=regularisation.label_smoothing,
             )
             if regularisation.scheduled_sampling:
-                given["inputs"] = _decoder.mix(
+                given["inputs"] = _scheduled.mix(
                     self.params, features, captions, regularisation.scheduled_sampling,
-                    stream_seed(regularisation.seed, MIX), self._null, lstm,
+                    stream_seed(regularisation.seed, MIX), self._null, self.cell_type,
                 )  # fmt: skip
         if workspace is None:
-            return _core.loss(self.params, features, captions, self._null, lstm, **given)
+            return _core.loss(self.params, features, captions, self._null, self.cell_type, **given)
         loss, grads = _core.loss(
-            self.params, features, captions, self._null, lstm, workspace.memory, workspace.grads,
-            **given,
+            self.params, features, captions, self._null, self.cell_type, workspace.memory,
+            workspace.grads, **given,
         )  # fmt: skip
         workspace.grads = dict(grads)
         return loss, grads
@@ -304,8 +304,9 @@ class CaptioningRNN:
         """
         features, captions = self._check_batch(features, captions)
         memory = None if workspace is None else workspace.memory
-        lstm = self.cell_type == "lstm"
-        return _core.word_log_probs(self.params, features, captions, self._null, lstm, memory)
+        return _core.word_log_probs(
+            self.params, features, captions, self._null, self.cell_type, memory
+        )
 
     def sample(
         self, features: np.ndarray, max_length: int = 30, *, stop_at_end: bool = False
@@ -349,9 +350,8 @@ class CaptioningRNN:
             )
 
         end = self._end if stop_at_end else None
-        lstm = self.cell_type == "lstm"
-        return _decoder.sample(
-            self.params, features, lstm, self._start, end, self._null, max_length
+        return _greedy.decode(
+            self.params, features, self.cell_type, self._start, end, self._null, max_length
         )
 
     def _check_batch(

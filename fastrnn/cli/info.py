@@ -10,7 +10,7 @@ import numpy as np
 
 import fastrnn
 
-from .._core import kernels
+from .._core import runtime
 
 
 def add_parser(commands: Any) -> Any:
@@ -32,8 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     blas = np.show_config(mode="dicts")["Build Dependencies"].get("blas", {})
     facts = {
         "fastrnn": fastrnn.__version__,
-        "instruction set": kernels.isa(),
-        "threads": f"{fastrnn.get_num_threads()} ({'OpenMP' if kernels.openmp() else 'no OpenMP'})",
+        "instruction set": runtime.isa(),
+        "threads": f"{fastrnn.get_num_threads()} ({'OpenMP' if runtime.openmp() else 'no OpenMP'})",
         "NumPy's BLAS": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(),
         "Python": f"{platform.python_version()}, {platform.platform()}",
     }

@@ -16,7 +16,7 @@ import numpy as np
 import fastrnn
 
 from .. import runs
-from .._core import kernels
+from .._core import runtime
 from ..checkpoint import load_model
 from ..evaluation import (
     Evaluator,
@@ -341,7 +341,7 @@ def _introduce(directory: Path | None, trainer: Trainer) -> None:
         "data": f"{images}: {captions}, {width} features",
         "words": f"{len(data['word_to_idx']):,}",
         "model": model_size(model),
-        "runs on": f"{kernels.isa()}, threads: {fastrnn.get_num_threads()}",
+        "runs on": f"{runtime.isa()}, threads: {fastrnn.get_num_threads()}",
     }
     for name, value in facts.items():
         print(f"{name:<8} {value}", flush=True)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .. import runs
-from .._core import kernels
+from .._core import runtime
 from ..checkpoint import Checkpoint, describe_mismatch, read_newest_checkpoint
 from ..classifiers.rnn import CaptioningRNN, CaptioningWorkspace
 from ..evaluation import loss_per_word
@@ -443,8 +443,8 @@ class Trainer:
             "cell": self.model.cell_type,
             "hidden_dim": params["W_proj"].shape[1],
             "wordvec_dim": params["W_embed"].shape[1],
-            "threads": kernels.get_threads(),
-            "isa": kernels.isa(),
+            "threads": runtime.get_threads(),
+            "isa": runtime.isa(),
         }
 
     def _checkpoint(self) -> Checkpoint:

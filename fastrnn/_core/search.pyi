@@ -3,28 +3,10 @@ from collections.abc import Mapping
 from numpy import ndarray
 from numpy.typing import ArrayLike
 
-def sample(
-    params: Mapping[str, ArrayLike],
-    features: ArrayLike,
-    lstm: bool,
-    start: int,
-    end: int | None,
-    null: int,
-    max_length: int,
-) -> ndarray: ...
-def mix(
-    params: Mapping[str, ArrayLike],
-    features: ArrayLike,
-    captions: ArrayLike,
-    probability: float,
-    seed: int,
-    null: int,
-    lstm: bool,
-) -> ndarray: ...
 def beam_search(
     params: Mapping[str, ArrayLike],
     features: ArrayLike,
-    lstm: bool,
+    cell_type: str,
     start: int,
     end: int,
     null: int,
@@ -38,10 +20,10 @@ def beam_search(
     scale: ndarray,
     reward: ndarray,
 ) -> tuple[ndarray, ndarray, ndarray, ndarray]: ...
-def draw(
+def sample(
     params: Mapping[str, ArrayLike],
     features: ArrayLike,
-    lstm: bool,
+    cell_type: str,
     start: int,
     end: int,
     null: int,

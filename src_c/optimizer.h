@@ -1,6 +1,7 @@
-/* Optimiser steps: bound by memory, so each is one pass over the parameter, its gradient and its state (kernels.h). */
+/* Optimizer steps (kernels.h). They are bound by memory, so each is one pass over a parameter, its gradient and state.
+ */
 
-/* The compiler turns the loop into one instruction. */
+/* The compiler vectorizes the loop to one instruction. */
 INLINE vec vector_sqrt(vec x) {
     REAL lanes[LANES];
     store(lanes, x);
@@ -39,7 +40,7 @@ void KERNEL(rmsprop)(REAL *w, REAL *next, const REAL *cache, const REAL *dw, ptr
 
 void KERNEL(adam)(REAL *w, REAL *next_m, REAL *next_v, const REAL *m, const REAL *v, const REAL *dw, ptrdiff_t n,
                   double alpha, double beta1, double beta2, double epsilon, double keep) {
-    /* in double: 1 - 0.999f is off by 5e-5 */
+    /* computed in double: 1 - 0.999f has a relative error of 5e-5 */
     const REAL rest1 = (REAL)(1 - beta1), rest2 = (REAL)(1 - beta2);
 #define BODY(LOAD, STORE)                                                                                              \
     const vec d = LOAD(dw);                                                                                            \
@@ -68,7 +69,7 @@ void KERNEL(scale)(REAL *x, ptrdiff_t n, double factor) {
 }
 
 double KERNEL(sum_of_squares)(const REAL *x, ptrdiff_t n) {
-    /* runs short enough for the sums of a lane to be exact to a few roundings; n times 1e-7 would be too much */
+    /* sum short runs in REAL and the runs in double: the rounding error does not grow with n */
     enum { RUN = 64 * LANES };
     double sum = 0;
     ptrdiff_t j = 0;
@@ -85,7 +86,7 @@ double KERNEL(sum_of_squares)(const REAL *x, ptrdiff_t n) {
     }
     for (; j < n; j++)
         sum += (double)x[j] * (double)x[j];
-    if (sum == INFINITY) /* squares that are too large for a float */
+    if (sum == INFINITY) /* a square has overflowed REAL */
         for (j = 0, sum = 0; j < n; j++)
             sum += (double)x[j] * (double)x[j];
     return sum;
