@@ -172,7 +172,10 @@ def decode_images(
 
 
 def shorten(decoded: Decoded, max_length: int) -> Decoded:
-    """Return greedy captions as they would be with a smaller `max_length`."""
+    """Return greedy captions as they would be with a smaller `max_length`.
+
+    Their scores are their log-probabilities: a length rule cannot change the order of one caption.
+    """
     ids, logs = decoded.ids[:, :, :max_length], decoded.word_log_probs[:, :, :max_length]
     return dataclasses.replace(
         decoded, ids=ids, word_log_probs=logs, log_probs=logs.sum(axis=2), scores=logs.sum(axis=2)

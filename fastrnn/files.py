@@ -111,7 +111,12 @@ def make_directory(path: str | os.PathLike[str]) -> None:
         if path.parent != path:
             make_directory(path.parent)
         path.mkdir(exist_ok=True)
-        _flush_directory(path.parent)
+        try:
+            _flush_directory(path.parent)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                path.rmdir()  # so that the next call flushes it
+            raise _about(path, error) from error
 
 
 def is_unfinished(path: str | os.PathLike[str]) -> bool:

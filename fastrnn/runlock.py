@@ -19,25 +19,25 @@ HOLDER_FILE = ".lock-holder"
 
 
 class RunInUseError(ValueError):
-    """Another process, or another trainer of this one, trains in a run directory."""
+    """A run directory is in use by another process, or by another trainer of this process."""
 
 
 class RunLock:
-    """The lock of one run directory, to be held as often as its holder likes (``with lock:``).
+    """The lock of a run directory, for ``with``; its holder may acquire it several times.
 
-    It is the operating system's lock on the file ``.lock``, so a process that dies gives it up,
-    however it dies, and a forked child neither has it nor gives it up. ``.lock-holder`` says whose
-    it is.
+    It is the operating system's lock on the file ``.lock``, so it is released when the process
+    ends, even if it is killed. A forked child neither holds nor releases it. ``.lock-holder`` names
+    the process that holds it.
 
     Parameters
     ----------
     run : path
-        The run directory; it is made if need be.
+        The run directory; it is created if it does not exist.
     """
 
     def __init__(self, run: str | os.PathLike[str]) -> None:
         self.run = Path(run)
-        self._place = self.run.absolute()  # whatever the working directory is later
+        self._place = self.run.absolute()  # even if the working directory changes
         self._make()
 
     def _make(self) -> None:
@@ -57,20 +57,20 @@ class RunLock:
         self.release()
 
     def __reduce__(self) -> tuple[type[RunLock], tuple[Path]]:
-        """A copy is a lock that is not held."""
+        """A copy is a lock that is not acquired."""
         return type(self), (self._place,)
 
     def acquire(self) -> None:
-        """Hold the lock, once more if it is held already.
+        """Acquire the lock, once more if it is held already.
 
         Raises
         ------
         RunInUseError
-            Somebody else holds it; the message says who.
+            Another process or trainer holds it; the message says which process.
         OSError
             The directory cannot be written.
         """
-        if self._process != os.getpid():  # the parent's lock stays the parent's
+        if self._process != os.getpid():  # a forked child: the lock is the parent's
             self._make()
         held = self._lock.is_locked
         try:
@@ -92,11 +92,11 @@ class RunLock:
                 raise
 
     def release(self) -> None:
-        """Give up what one `acquire` got."""
+        """Undo one `acquire`."""
         if self._process != os.getpid() or not self._lock.is_locked:
             return
         if self._lock.lock_counter == 1:
-            # who waits for a lock that has been removed looks for a new one
+            # filelock makes a new file if the one it waits for has been removed
             for name in (HOLDER_FILE, LOCK_FILE):
                 with contextlib.suppress(OSError):
                     (self._place / name).unlink()
@@ -104,7 +104,7 @@ class RunLock:
 
 
 def _holder(run: Path) -> str:
-    """Who holds a lock, in words."""
+    """Return who holds a lock, in words."""
     try:
         about = json.loads((run / HOLDER_FILE).read_bytes()[:4096])
         return f"process {about['process']} on {about['host']}"

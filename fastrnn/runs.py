@@ -277,7 +277,7 @@ def _is_record(record: Any) -> bool:
         return False
     if record.get("kind", "steps") not in ("steps", "epoch"):
         return False
-    if (record.get("kind") == "epoch") and "val_loss" not in record:
+    if record.get("kind") == "epoch" and "val_loss" not in record:
         return False
     return record.get("epoch") is not None and math.isfinite(record["epoch"])
 

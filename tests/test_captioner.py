@@ -138,3 +138,11 @@ def test_a_parameter_that_does_not_fit_is_named(name):
     model.params[name] = np.zeros([size + 1 for size in model.params[name].shape])
     with pytest.raises(ValueError, match=r"shape \("):
         model.loss(features, captions)
+
+
+def test_an_unknown_cell_is_named():
+    from fastrnn._core import captioner
+
+    model, _, features, captions = draw_pair(SIZES["small"], "lstm", np.float64)
+    with pytest.raises(ValueError, match=r"^cell_type is 'gru'; expected one of rnn, lstm$"):
+        captioner.word_log_probs(model.params, features, captions, 0, "gru")

@@ -8,6 +8,8 @@ import inspect
 import multiprocessing
 import os
 import pickle
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -398,3 +400,27 @@ def test_large_results_own_their_memory_and_use_it_again(cell, rng):
     np.testing.assert_array_equal(grown[:H], before)
     assert not grown[H:].any()
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(before)), before)
+
+
+# ---- Kernels -------------------------------------------------------------------------------------
+
+GENERATOR = PACKAGE.parent / "src_c" / "generate_pxd.py"
+
+
+@pytest.mark.skipif(not GENERATOR.is_file(), reason="not in the source tree")
+def test_every_kernel_is_declared_to_cython():
+    """The generator understands every prototype, and refuses one that it does not."""
+    module = runpy.run_path(str(GENERATOR))
+    text = module["HEADER"].read_text(encoding="utf-8")
+    kernels = module["read_kernels"](text)
+    assert [name for _, name, _ in kernels] == re.findall(r"(?m)^FRN_KERNEL\(\w+, (\w+),", text)
+    softmax = next(kernel for kernel in kernels if kernel[1] == "softmax_loss")
+    assert softmax == ("double", "softmax_loss", [
+        ("REAL*", "dx"), ("const REAL*", "x"), ("ptrdiff_t", "V"), ("ptrdiff_t", "target"),
+        ("REAL", "weight"), ("double", "smoothing"),
+    ])  # fmt: skip
+    pxd = module["generate"](kernels)
+    assert "double (*softmax_loss_f32)(float*, const float*, ptrdiff_t, ptrdiff_t, float," in pxd
+    for bad in ("FRN_KERNEL(void, f, (REAL x[3]));", "FRN_KERNEL(void, f, (REAL (*x)(int)));"):
+        with pytest.raises(ValueError, match="expected"):
+            module["read_kernels"](text + bad)

@@ -525,8 +525,11 @@ def test_a_call_that_changes_files_fails(data, wanted, tmp_path, rng, code, for_
                 assert Path(error.filename).is_relative_to(run)
                 assert not is_unfinished(error.filename)
             else:
-                # The lock's own files are of no account when it is given up.
-                assert set(disk.struck) == {"unlink"} and number > calls - 3, disk.struck
+                # Nobody misses the lock's own files when it is given up; and before it is taken,
+                # filelock has two ways to find out whether the file system knows locks.
+                given_up = set(disk.struck) == {"unlink"} and number > calls - 3
+                finding_out = disk.struck == ["open"] and "write" not in disk.calls[:number]
+                assert given_up or finding_out, (number, disk.struck)
         struck += disk.struck[:1]
         if run.is_dir():
             check_whole(run)

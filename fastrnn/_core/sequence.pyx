@@ -27,6 +27,9 @@ from ..reference import rnn_layers as twin
 
 cnp.import_array()
 
+cdef const Cell* RNN = find_cell("rnn")
+cdef const Cell* LSTM = find_cell("lstm")
+
 cdef enum:
     MODERATE_ROWS = 64  # up to so many rows, a single step does not pay for packing the weights
 
@@ -336,15 +339,22 @@ cdef tuple backward(ForwardCache s, cnp.ndarray dh, cnp.ndarray dc, bint with_c)
     return dx, dh0, dc0, dWx, dWh, db
 
 
-cdef ForwardCache check_cache(object cache, str op):
-    """Return the cache if it is one of the forward pass of `op`, such as "lstm_step". promote() checks its arrays."""
+cdef str op_name(const Cell* cell, bint single_step):
+    """Return the name of an op, such as "lstm_step"."""
+    return cell.name.decode() + ("_step" if single_step else "")
+
+
+cdef ForwardCache check_cache(object cache, const Cell* cell, bint single_step):
+    """Return the cache if it is one of the forward pass of this cell. promote() checks its arrays."""
     cdef ForwardCache s
     if not isinstance(cache, ForwardCache):
         raise TypeError(f"cache is {type(cache).__name__}; expected the cache of the forward pass")
     s = cache
-    made_by = None if s.x is None else s.batch.cell.name.decode() + ("_step" if s.single_step else "")
-    if made_by != op:
-        raise ValueError(f"cache is that of {made_by}_forward; expected that of {op}_forward")
+    if s.x is None:
+        raise ValueError(f"cache is that of no forward pass; expected that of {op_name(cell, single_step)}_forward")
+    if s.batch.cell != cell or s.single_step != single_step:
+        raise ValueError(f"cache is that of {op_name(s.batch.cell, s.single_step)}_forward; expected that of "
+                         f"{op_name(cell, single_step)}_forward")
     return s
 
 
@@ -383,19 +393,19 @@ cdef tuple sequence_backward(object dh, ForwardCache s):
 
 
 def rnn_forward(x, h0, Wx, Wh, b, lengths=None):
-    return sequence_forward(find_cell("rnn"), twin.rnn_forward, x, h0, Wx, Wh, b, lengths)
+    return sequence_forward(RNN, twin.rnn_forward, x, h0, Wx, Wh, b, lengths)
 
 
 def rnn_backward(dh, cache):
-    return sequence_backward(dh, check_cache(cache, "rnn"))
+    return sequence_backward(dh, check_cache(cache, RNN, False))
 
 
 def lstm_forward(x, h0, Wx, Wh, b, lengths=None):
-    return sequence_forward(find_cell("lstm"), twin.lstm_forward, x, h0, Wx, Wh, b, lengths)
+    return sequence_forward(LSTM, twin.lstm_forward, x, h0, Wx, Wh, b, lengths)
 
 
 def lstm_backward(dh, cache):
-    return sequence_backward(dh, check_cache(cache, "lstm"))
+    return sequence_backward(dh, check_cache(cache, LSTM, False))
 
 
 def rnn_step_forward(x, prev_h, Wx, Wh, b):
@@ -403,7 +413,7 @@ def rnn_step_forward(x, prev_h, Wx, Wh, b):
     cdef ForwardCache s = None
     x_, h_, Wx_, Wh_, b_ = floats(("x", "prev_h", "Wx", "Wh", "b"), (x, prev_h, Wx, Wh, b))
     if cnp.PyArray_NDIM(x_) == 2:
-        s = new_cache(find_cell("rnn"), x_, h_, Wx_, Wh_, b_, 1, dim(x_, 1), None)
+        s = new_cache(RNN, x_, h_, Wx_, Wh_, b_, 1, dim(x_, 1), None)
     if s is None:
         raise_twin_error(twin.rnn_step_forward, (x, prev_h, Wx, Wh, b))
     out = new(s.typenum, 2, s.N, s.H)
@@ -413,7 +423,7 @@ def rnn_step_forward(x, prev_h, Wx, Wh, b):
 
 def rnn_step_backward(dnext_h, cache):
     cdef ForwardCache s
-    s, (dh_,) = promote(check_cache(cache, "rnn_step"), ("dnext_h",), (dnext_h,))
+    s, (dh_,) = promote(check_cache(cache, RNN, True), ("dnext_h",), (dnext_h,))
     if not has_shape(dh_, 2, s.N, s.H):
         checks.match_shapes({"N": s.N, "H": s.H}, dnext_h=(dh_, "N H"))
     dx, dh0, _, dWx, dWh, db = backward(s, dh_, None, False)
@@ -425,7 +435,7 @@ def lstm_step_forward(x, prev_h, prev_c, Wx, Wh, b):
     cdef ForwardCache s = None
     x_, h_, c_, Wx_, Wh_, b_ = floats(("x", "prev_h", "prev_c", "Wx", "Wh", "b"), (x, prev_h, prev_c, Wx, Wh, b))
     if cnp.PyArray_NDIM(x_) == 2:
-        s = new_cache(find_cell("lstm"), x_, h_, Wx_, Wh_, b_, 1, dim(x_, 1), None)
+        s = new_cache(LSTM, x_, h_, Wx_, Wh_, b_, 1, dim(x_, 1), None)
     if s is None or not has_shape(c_, 2, s.N, s.H):
         raise_twin_error(twin.lstm_step_forward, (x, prev_h, prev_c, Wx, Wh, b))
     out = new(s.typenum, 2, s.N, s.H)
@@ -436,7 +446,7 @@ def lstm_step_forward(x, prev_h, prev_c, Wx, Wh, b):
 
 def lstm_step_backward(dnext_h, dnext_c, cache):
     cdef ForwardCache s
-    s, (dh_, dc_) = promote(check_cache(cache, "lstm_step"), ("dnext_h", "dnext_c"), (dnext_h, dnext_c))
+    s, (dh_, dc_) = promote(check_cache(cache, LSTM, True), ("dnext_h", "dnext_c"), (dnext_h, dnext_c))
     if not has_shape(dh_, 2, s.N, s.H) or not has_shape(dc_, 2, s.N, s.H):
         checks.match_shapes({"N": s.N, "H": s.H}, dnext_h=(dh_, "N H"), dnext_c=(dc_, "N H"))
     return backward(s, dh_, dc_, True)

@@ -11,12 +11,12 @@ from typing import Any
 
 from ..checkpoint import load_model
 from ..classifiers.rnn import CaptioningRNN
-from ..data.layout import VOCABULARY_FILE, read_captioning_directory
+from ..data.layout import SPLITS, VOCABULARY_FILE, read_captioning_directory
 from ..evaluation import Evaluator, find_references
 from ..files import write_json
 from ..metrics import METRIC_NAMES, diversity
 from ..training import read_run, seconds_since
-from .options import add_float, add_integer, add_threads, check_file, use_threads
+from .options import Choice, add_float, add_integer, add_threads, check_file, use_threads
 from .progress import model_size
 
 NO_WORDS = "(no words)"
@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> Any:
         help="read the features before PCA (default: as the run did)",
     )  # fmt: skip
     what.add_argument(
-        "--split", choices=("train", "val"), default="val",
+        "--split", action=Choice, words=SPLITS, default="val",
         help="the images to caption (default: %(default)s)",
     )  # fmt: skip
     add_integer(what, "--limit", help="only the first N images (default: all)")

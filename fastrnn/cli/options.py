@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -100,6 +100,29 @@ class Number(argparse.Action):
         setattr(namespace, self.dest, value)
 
 
+class Choice(argparse.Action):
+    """An option whose value is one of some words."""
+
+    def __init__(self, *args: Any, words: Sequence[str], **about: Any) -> None:
+        about.setdefault("metavar", "{" + ",".join(words) + "}")
+        super().__init__(*args, **about)
+        self._words = words
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Store the word, or exit with an error."""
+        if values not in self._words:
+            *first, last = self._words
+            expected = f"{', '.join(first)} or {last}" if first else last
+            parser.error(f"{option_string} is {values!r}; expected {expected}")
+        setattr(namespace, self.dest, values)
+
+
 def add_integer(group: Any, flag: str, *, at_least: int = 1, **about: Any) -> None:
     """Add an option with an integer."""
     group.add_argument(flag, action=Number, number=int, at_least=at_least, **about)
@@ -142,7 +165,7 @@ def add_fields(
         if field.type == "bool":
             kind = {"action": argparse.BooleanOptionalAction}
         elif field.type == "str":
-            kind = {"choices": about.choices}
+            kind = {"action": Choice, "words": about.choices}
         else:
             kind = {"action": Number, "number": int if field.type == "int" else float}
         group.add_argument(flag_of(field.name), dest=field.name, help=text, **kind)

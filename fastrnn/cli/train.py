@@ -45,6 +45,7 @@ from ..training import (
 from ..training.recipes import DATA_DEFAULTS, SCENE_DEFAULTS, SCENES
 from .evaluate import NO_WORDS
 from .options import (
+    Choice,
     add_fields,
     add_integer,
     add_threads,
@@ -78,7 +79,7 @@ def add_parser(commands: Any) -> Any:
         "--data", metavar="DIR", help="a data set in CS231n's h5 layout (default: drawn scenes)"
     )
     data.add_argument(
-        "--recipe", choices=tuple(RECIPES),
+        "--recipe", action=Choice, words=tuple(RECIPES),
         help="settings that work well for this data set; other options override them "
         "(default: none)",
     )  # fmt: skip

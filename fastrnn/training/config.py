@@ -126,7 +126,7 @@ def _check_fields(config: Any) -> None:
         object.__setattr__(config, each.name, checked(each, getattr(config, each.name)))
 
 
-def _document(config: type[_Config]) -> type[_Config]:
+def document(config: type[_Config]) -> type[_Config]:
     """Put the fields into the docstring of a class, in place of ``{fields}``."""
     lines = []
     for each in fields(config):  # type: ignore[arg-type]
@@ -140,7 +140,7 @@ def _document(config: type[_Config]) -> type[_Config]:
     return config
 
 
-@_document
+@document
 @dataclass(frozen=True)
 class ModelConfig:
     """The model that a training starts with.
@@ -184,7 +184,7 @@ class ModelConfig:
         _check_fields(self)
 
 
-@_document
+@document
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train. Whatever CS231n's solver does not have is off by default.

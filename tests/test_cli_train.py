@@ -1,10 +1,9 @@
-"""The command line: whole runs read back, and one line for everything that is refused."""
+"""``fastrnn train``: whole runs read back, resumed runs, and what is refused."""
 
 from __future__ import annotations
 
 import dataclasses
 import errno
-import io
 import json
 import os
 import re
@@ -13,22 +12,23 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 from coco_layout import write_layout
+from commands import refused, run
 from PIL import Image
 
 import fastrnn
-from fastrnn import cli
+from fastrnn import evaluation
 from fastrnn.checkpoint import checkpoint_path, checkpoint_steps, load_model
-from fastrnn.cli import info, progress, train
+from fastrnn.cli import train
 from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.data.scenes.dataset import read_scenes
 from fastrnn.data.scenes.language import caption_is_true
 from fastrnn.metrics import CaptionScorer, bleu_1
+from fastrnn.report import page as report_page
 from fastrnn.runs import epoch_records, read_history, read_settings
 from fastrnn.training import RECIPES, TrainConfig, Trainer, caption_images, read_run, references_of
 
@@ -48,24 +48,6 @@ def data_dir(tmp_path: Path) -> Path:
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs land in the test's own directory, also those without --out."""
     monkeypatch.chdir(tmp_path)
-
-
-def run(*arguments: object) -> int:
-    try:
-        return cli.main([str(argument) for argument in arguments])
-    except SystemExit as exit:
-        return exit.code or 0
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run what must be refused; return the one line about it."""
-    capsys.readouterr()
-    assert run(*arguments) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("fastrnn: error: ")
-    assert said.err.count("\n") == 1
-    assert said.err.endswith("\n")
-    return said.err
 
 
 def checked(out: Path) -> dict:
@@ -115,7 +97,7 @@ def test_default_run(tmp_path: Path, capsys):
 
 
 def test_small_world(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "SCENES", {**cli.SCENES, "num_train": 60, "num_val": 20})
+    monkeypatch.setattr(train, "SCENES", {**train.SCENES, "num_train": 60, "num_val": 20})
     assert run("train", "--cell", "rnn", "--out", "a", "--seed", 4, *SMALL) == 0
     metrics = checked(tmp_path / "a")
     said = re.findall(r"^  says: (.*?)(  \(false\))?$", capsys.readouterr().out, re.M)
@@ -187,51 +169,6 @@ def test_threads_are_set_and_given_back(data_dir: Path, capsys):
     assert f"threads: {wanted}" in capsys.readouterr().out
     assert read_settings("r")["threads"] == wanted
     assert fastrnn.get_num_threads() == threads
-
-
-def test_plain_lines_where_there_is_no_terminal(data_dir: Path, capsys):
-    assert run("train", "--data", data_dir, "--out", "r", *SMALL) == 0
-    said = capsys.readouterr()
-    assert said.err == ""
-    assert "\r" not in said.out
-    lines = [line for line in said.out.splitlines() if line.startswith("epoch")]
-    assert len(lines) == 2
-    for line in lines:
-        assert re.fullmatch(
-            r"epoch \d/2  loss [\d.]+  validation [\d.]+  perplexity [\d.]+"
-            r"(  BLEU-4 [\d.]+)?(  CIDEr [\d.]+)?  [\d,]+ captions/s  0:\d\d left",
-            line,
-        )
-
-
-def test_what_is_left_of_a_training(monkeypatch, capsys):
-    """A run that goes on after one of its two epochs: what was done before counts for no speed."""
-    clock = [100.0]
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: clock[-1])
-    trainer = SimpleNamespace(
-        data={"train_captions": [0] * 600}, config=SimpleNamespace(all_epochs=2), step=6,
-        steps_per_epoch=6,
-    )  # fmt: skip
-    bar = progress.Progress(trainer)
-    for now, seen in ((120.0, 700), (140.0, 800), (150.0, 900)):
-        clock.append(now)
-        bar.on_step(trainer, {"captions": seen, "loss": 2.0, "epoch": seen / 600})
-    # A line every half a minute: 200 captions took 40 seconds, and 400 are left.
-    assert capsys.readouterr().out == "epoch 1.33/2  loss 2.000  5 captions/s  1:20 left\n"
-
-
-def test_bar_on_a_terminal(data_dir: Path, monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    assert run("train", "--data", data_dir, "--out", "r", *SMALL) == 0
-    bar = terminal.getvalue()
-    assert "\r" in bar
-    for wanted in ("captions/s", "left", "loss", "%"):
-        assert wanted in bar
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -314,7 +251,7 @@ def test_recipe(data_dir: Path, capsys, monkeypatch):
     # What a recipe does not name is off, whatever holds without a recipe.
     recipe = {**RECIPES["coco"], "schedule": "exponential", "lr_decay": 0.75}
     monkeypatch.setitem(RECIPES, "coco", recipe)
-    assert "feature_noise" not in recipe and cli.DATA_DEFAULTS["feature_noise"] > 0
+    assert "feature_noise" not in recipe and train.DATA_DEFAULTS["feature_noise"] > 0
     assert run("train", *small, "--out", "c", "--recipe", "coco") == 0
     assert settings_of("c")["feature_noise"] == 0
     assert settings_of("c")["lr_decay"] == 0.75
@@ -394,7 +331,7 @@ def test_resume_repairs_the_best_model(data_dir: Path, capsys):
 
 
 def test_resume_while_scenes_were_drawn(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "SCENES", {**cli.SCENES, "num_train": 60, "num_val": 20})
+    monkeypatch.setattr(train, "SCENES", {**train.SCENES, "num_train": 60, "num_val": 20})
     assert run("train", "--out", "a", *SMALL) == 0
     assert run("train", "--out", "b", *SMALL) == 0
     # As if it had been killed at the first pictures.
@@ -465,7 +402,7 @@ def test_damaged_checkpoint(data_dir: Path, capsys):
         np.testing.assert_array_equal(model.params[name], w)
     for step in checkpoint_steps("r"):
         checkpoint_path("r", step).write_bytes(b"")
-    assert "no checkpoint that is whole" in refused(capsys, "train", "--resume", "r")
+    assert "no undamaged checkpoint" in refused(capsys, "train", "--resume", "r")
 
 
 def test_full_disk(data_dir: Path, tmp_path: Path):
@@ -510,117 +447,6 @@ def test_directory_of_a_run_killed_at_once_is_free(data_dir: Path, tmp_path: Pat
     assert run("train", "--data", data_dir, "--out", "r", *SMALL) == 0
     checked(tmp_path / "r")
     assert not list((tmp_path / "r").glob(".*"))
-
-
-# -- the other commands
-
-
-def test_info(capsys):
-    assert run("info") == 0
-    lines = capsys.readouterr().out.splitlines()
-    facts = dict(re.split(r"  +| (?=\S+$)", line, maxsplit=1) for line in lines)
-    assert facts["fastrnn"] == fastrnn.__version__
-    assert facts["instruction set"] in ("baseline", "avx2", "avx512")
-    assert facts["threads"].startswith(f"{fastrnn.get_num_threads()} (")
-    assert facts["numpy"] == np.__version__
-    assert facts["h5py"] == h5py.__version__
-    assert "NumPy's BLAS" in facts
-
-
-def test_output_that_nobody_reads():
-    read, write = os.pipe()
-    os.close(read)
-    done = subprocess.run(
-        [sys.executable, "-m", "fastrnn", "info"], stdout=write, stderr=subprocess.PIPE
-    )
-    os.close(write)
-    assert (done.returncode, done.stderr) == (141, b"")
-
-
-def test_out_of_memory(monkeypatch, capsys):
-    def fail(arguments: object) -> int:
-        raise MemoryError
-
-    monkeypatch.setattr(info, "run", fail)
-    assert refused(capsys, "info") == "fastrnn: error: out of memory\n"
-
-
-def test_module_and_caps_on_the_instruction_set():
-    environment = {**os.environ, "FASTRNN_MAX_ISA": "baseline", "FASTRNN_NUM_THREADS": "3"}
-    done = subprocess.run(
-        [sys.executable, "-m", "fastrnn", "info"],
-        env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert re.search(r"^instruction set +baseline$", done.stdout, re.M)
-    assert re.search(r"^threads +[13] \(", done.stdout, re.M)
-
-
-def test_help_has_every_option_a_default_and_an_example(capsys):
-    assert run("train", "--help") == 0
-    text = " ".join(capsys.readouterr().out.split())
-    for option in (
-        "data", "cell", "hidden-dim", "wordvec-dim", "batch-size", "epochs", "lr", "lr-decay",
-        "max-train", "seed", "threads", "out",
-    ):  # fmt: skip
-        described = re.search(rf"--{option} [^(]*?\(default: [^)]*\)", text)
-        assert described, option
-    assert "example: fastrnn train --data" in text
-    assert run("--help") == 0
-    assert run("info", "--help") == 0
-    assert run("--version") == 0
-    assert capsys.readouterr().out.endswith(f"fastrnn {fastrnn.__version__}\n")
-
-
-# -- what is refused
-
-
-@pytest.mark.parametrize(
-    ("arguments", "wanted"),
-    [
-        ([], "COMMAND"),
-        (["drive"], "drive"),
-        (["train", "--speed", "9"], "--speed"),
-        (["train", "--hiden-dim=9"], "--hiden-dim=9; did you mean --hidden-dim? (see fastrnn tr"),
-        (["report", "r", "again"], "again (see fastrnn report --help)"),
-        (["train", "--cell", "gru"], "--cell"),
-        (["train", "--hidden-dim", "0"], "--hidden-dim"),
-        (["train", "--wordvec-dim", "1.5"], "--wordvec-dim"),
-        (["train", "--batch-size", "many"], "--batch-size"),
-        (["train", "--epochs", "-1"], "--epochs"),
-        (["train", "--epochs", "9" * 400], "9'; expected a 64-bit integer"),
-        (
-            ["evaluate", "r", "--beam", "9" * 20],
-            "--beam is '99999999999999999999'; expected a 64-bit integer of at least 1",
-        ),
-        (["train", "--lr", "0"], "--lr"),
-        (["train", "--lr", "nan"], "--lr"),
-        (["train", "--lr-decay", "-0.5"], "--lr-decay"),
-        (["train", "--lr-decay", "linear"], "--lr-decay"),
-        (["train", "--max-train", "0"], "--max-train"),
-        (["train", "--seed", "-1"], "--seed"),
-        (["train", "--threads", "0"], "--threads"),
-        (["train", "--clip-norm", "-1"], "--clip-norm"),
-        (["train", "--clip-value", "-1"], "--clip-value"),
-        (["train", "--schedule", "linear"], "--schedule"),
-        (["train", "--decay-every", "0"], "--decay-every"),
-        (["train", "--warmup-steps", "1.5"], "--warmup-steps"),
-        (["train", "--vocab-dropout", "1"], "--vocab-dropout"),
-        (["train", "--label-smoothing", "-0.1"], "--label-smoothing"),
-        (["train", "--scheduled-sampling", "2"], "--scheduled-sampling"),
-        (["train", "--weight-average", "1"], "--weight-average"),
-        (["train", "--monitor", "meteor"], "--monitor"),
-        (["train", "--patience", "-1"], "--patience"),
-        (["train", "--keep-last", "0"], "--keep-last"),
-        (["train", "--bias-start", "ones"], "--bias-start"),
-        (["train", "--recipe", "coco"], "--recipe"),
-        (["train", "--recipe", "imagenet"], "--recipe"),
-        (["train", "--raw-features"], "--raw-features"),
-        (["train", "--data", "nowhere"], "nowhere"),
-    ],
-)
-def test_bad_arguments(arguments, wanted, tmp_path, capsys):
-    assert wanted in refused(capsys, *arguments)
-    assert not list(tmp_path.iterdir()), "what is refused leaves nothing behind"
 
 
 def test_too_many_threads_and_too_large_a_seed(data_dir, capsys):
@@ -738,4 +564,27 @@ def test_out_is_a_file(data_dir, tmp_path, capsys):
 def test_empty_directory_is_free(data_dir, tmp_path, capsys):
     (tmp_path / "r").mkdir()
     assert run("train", "--data", data_dir, "--out", "r", *SMALL) == 0
+    checked(tmp_path / "r")
+
+
+def test_the_end_captions_once_and_reads_no_model(data_dir, tmp_path, monkeypatch, capsys):
+    """Without a metric the newest model is the best, and it is in memory."""
+    widths: list[int] = []
+    search = evaluation.beam_search
+
+    def counting(model, features, beam, *arguments, **options):
+        widths.append(beam)
+        return search(model, features, beam, *arguments, **options)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the model is in memory")
+
+    monkeypatch.setattr(evaluation, "beam_search", counting)
+    monkeypatch.setattr(train, "load_model", refuse)
+    monkeypatch.setattr(report_page, "load_model", refuse)
+    options = ["--val-captions", 0, "--val-images", 0]
+    assert run("train", "--data", data_dir, "--out", "r", *SMALL, *options) == 0
+    assert widths == [1, 3]  # for metrics and page alike, and the page's beam search
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
     checked(tmp_path / "r")
