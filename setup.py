@@ -1,17 +1,18 @@
-"""Builds the compiled core; everything else about the package stands in pyproject.toml.
+"""Build of the compiled core; pyproject.toml has the rest of the package's metadata.
 
-``src_c/kernels.c`` is compiled once for each pair of an element type and an instruction set, and
-one of them is chosen at import, so a wheel built on one machine runs on another. OpenMP is used
-where the compiler has it; ``FASTRNN_OPENMP=0`` builds without.
+``src_c/kernels.c`` is compiled once for each element type and instruction set, and one instruction
+set is chosen at import, so a wheel runs on other machines than the one that built it. OpenMP is
+used if the compiler supports it; ``FASTRNN_OPENMP=0`` builds without it.
 
-``FASTRNN_DEBUG=1`` builds with Cython's checks of bounds and the hooks of src_c/debug.h: fresh
-memory holds NaN, and allocations can be made to fail. ``FASTRNN_SANITIZE=address,undefined`` or
+``FASTRNN_DEBUG=1`` builds with Cython's bounds checks and the hooks of src_c/debug.h: new memory
+holds NaN, and allocations can be made to fail. ``FASTRNN_SANITIZE=address,undefined`` or
 ``=thread`` builds with these sanitizers of GCC or Clang, and with the hooks; .ci/sanitize runs the
-tests with such builds. A build with other switches than the one before compiles everything anew.
+tests with such builds. A build with other switches than the last one recompiles everything.
 """
 
 import os
 import platform
+import runpy
 import sys
 import tempfile
 from pathlib import Path
@@ -21,7 +22,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-MODULES = ["kernels", "arrays", "layers", "sequence", "optim", "captioner", "decoder"]
+MODULES = [path.stem for path in sorted(Path("fastrnn/_core").glob("*.pyx"))]
 X86_FLAGS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma"],
@@ -31,7 +32,7 @@ SANITIZE = os.environ.get("FASTRNN_SANITIZE", "")
 DEBUG = os.environ.get("FASTRNN_DEBUG", "0") == "1" or bool(SANITIZE)
 MSVC = sys.platform == "win32" and "GCC" not in sys.version
 X86 = platform.machine().lower() in ("x86_64", "amd64") and not MSVC
-# stands in the compiled core (src_c/dispatch.c), so that the next build sees what this one was
+# compiled into the core (src_c/dispatch.c), so that the next build can compare its switches
 SWITCHES = "_".join(
     [
         SANITIZE.replace(",", "_") or ("debug" if DEBUG else "release"),
@@ -42,23 +43,23 @@ HEADERS = [str(path) for path in sorted(Path("src_c").glob("*.h"))]
 
 
 class build_core(build_ext):
-    """build_ext with the variants of the kernels and a probe for OpenMP."""
+    """build_ext with the variants of the kernels and a test for OpenMP."""
 
     def finalize_options(self):
         super().finalize_options()
-        built = Path(self.get_ext_fullpath("fastrnn._core.kernels"))
+        built = Path(self.get_ext_fullpath("fastrnn._core.runtime"))
         mark = f"fastrnn built as {SWITCHES};".encode()
         if built.is_file() and mark not in built.read_bytes():
             self.force = True
 
     def build_extensions(self):
-        # -std=c11 alone would forbid the fused multiply-add that the kernels live on
+        # -std=c11 alone disables fused multiply-add, which the kernels need
         strict = ["/O2", "/std:c11"] if MSVC else ["-O3", "-std=c11", "-Wno-psabi"]
         if not MSVC:
             strict += ["-ffp-contract=fast", "-fno-math-errno"]
         sanitize = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
         if "undefined" in SANITIZE:
-            sanitize += ["-fno-sanitize-recover=undefined"]  # a report cannot be overlooked
+            sanitize += ["-fno-sanitize-recover=undefined"]  # abort at the first error
         hooks = [("FRN_DEBUG", None)] if DEBUG else []
         debug = ["-O1", "-g", "-fno-omit-frame-pointer", *sanitize] if DEBUG and not MSVC else []
         strict += debug
@@ -87,8 +88,8 @@ class build_core(build_ext):
             extra_postargs=strict,
         )
         for extension in self.extensions:
-            # the other modules reach the kernels through this one, so that there is one set
-            if extension.name.endswith(".kernels"):
+            # linked into one module only, from which the others import the table of kernels
+            if extension.name.endswith(".runtime"):
                 extension.extra_objects = objects
             extension.define_macros += hooks
             extension.extra_compile_args = [strict[0], *debug, *openmp]
@@ -96,7 +97,7 @@ class build_core(build_ext):
         super().build_extensions()
 
     def openmp_flags(self):
-        """Return the flags that compile and link an OpenMP program here, or none."""
+        """Return the flags to compile and link an OpenMP program, or [] if that does not work."""
         if os.environ.get("FASTRNN_OPENMP") == "0":
             return []
         for flags in (["/openmp"],) if MSVC else (["-fopenmp"],):
@@ -119,6 +120,7 @@ class build_core(build_ext):
         return []
 
 
+runpy.run_path("src_c/generate_pxd.py", run_name="__main__")
 setup(
     cmdclass={"build_ext": build_core},
     ext_modules=cythonize(
@@ -135,7 +137,7 @@ setup(
             )
             for name in MODULES
         ],
-        # C with other directives lies elsewhere: Cython looks at the age of the sources alone
+        # a separate directory, because Cython does not recompile if only the directives change
         build_dir="build/debug" if DEBUG else None,
         language_level=3,
         compiler_directives={
@@ -145,6 +147,8 @@ setup(
             "initializedcheck": DEBUG,
             "nonecheck": DEBUG,
             "embedsignature": True,
+            # keep the GIL of a free-threaded interpreter disabled when the core is imported
+            "freethreading_compatible": True,
         },
     ),
 )

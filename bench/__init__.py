@@ -1,5 +1,6 @@
-"""Benchmarks of fastrnn: against its NumPy twin, against its peers, and at the size of COCO.
+"""Benchmarks of fastrnn against its NumPy reference, PyTorch and JAX, and at the size of COCO.
 
-``python -m pytest bench`` times every layer, ``python -m bench.peers`` the peers,
-``python -m bench.full_coco`` an epoch; ``python -m bench.readme`` writes the figures down.
+``python -m pytest bench`` times every layer. ``python -m bench.peers`` compares fastrnn with the
+other libraries. ``python -m bench.full_coco`` times an epoch. ``python -m bench.readme`` writes the
+results to the README.
 """

@@ -1,4 +1,4 @@
-"""Every public layer and update rule with arguments of a given shape, ready to be called."""
+"""Prepared calls of every public layer and update rule, with arguments of a given shape."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SINGLE_STEPS = tuple(name for name in LAYERS if "_step_" in name)
 
 
 def library(name: str) -> SimpleNamespace:
-    """Return the layers and update rules of 'fastrnn' or of its twin, 'reference'."""
+    """Return the layers and update rules of 'fastrnn' or of 'reference', its NumPy version."""
     if name == "fastrnn":
         from fastrnn import optim, rnn_layers
     else:
@@ -47,23 +47,23 @@ def library(name: str) -> SimpleNamespace:
 
 
 def prepare(functions: Any, name: str, shape: Shape, dtype: str) -> Callable[[], object]:
-    """Return a call of one function, its arguments drawn beforehand.
+    """Return a callable that calls one function with random arguments drawn in advance.
 
     Parameters
     ----------
     functions : object
-        Has the functions as attributes, as `library` returns it.
+        Object with the functions as attributes, as returned by `library`.
     name : str
-        One of `LAYERS` or `RULES`. A backward pass gets the cache of its own forward pass.
+        One of `LAYERS` or `RULES`. A backward pass gets the cache of its forward pass.
     shape : Shape
-        Sizes of the arguments; a rule gets weights of the shape of Wh.
+        Sizes of the arguments. An update rule gets weights of shape (H, 4H).
     dtype : {'float32', 'float64'}
-        Of all floating arguments.
+        dtype of all floating-point arguments.
 
     Returns
     -------
     callable
-        Without arguments; it may be called again and again.
+        Takes no arguments and may be called many times.
     """
     rng = np.random.default_rng(231)
     N, T, D, H, V = shape.N, shape.T, shape.D, shape.H, shape.V

@@ -1,4 +1,4 @@
-"""Threads pinned before any library is loaded, and what the figures were measured on."""
+"""Set the number of threads before any library is loaded, and record the machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--threads",
         type=int,
         default=min(2, machine.processors()),
-        help="threads of fastrnn and of NumPy's BLAS alike",
+        help="number of threads for fastrnn and for NumPy's BLAS",
     )
 
 
@@ -29,13 +29,13 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in machine.THREAD_VARIABLES:
         os.environ[name] = str(threads)
     if late:
-        # another plugin has loaded NumPy already: its BLAS must be told in person
+        # another plugin has already loaded NumPy, so set the threads of its BLAS by a call
         try:
             import threadpoolctl
         except ImportError:
             raise pytest.UsageError(
-                "NumPy was loaded before its threads could be pinned: install threadpoolctl, "
-                "or run with OPENBLAS_NUM_THREADS set"
+                "NumPy was loaded before its number of threads could be set: install "
+                "threadpoolctl, or run with OPENBLAS_NUM_THREADS set"
             ) from None
         LIMITS.append(threadpoolctl.threadpool_limits(threads))
 
@@ -47,5 +47,5 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, object]
 ) -> None:
-    # kept with every saved run; --benchmark-compare warns when it differs
+    # saved with every run; --benchmark-compare warns if it differs
     machine_info["fastrnn"] = machine.describe()

@@ -1,11 +1,11 @@
-"""The contenders of `bench.peers`, each served in a process of its own.
+"""The contenders of `bench.peers`, each in a separate process.
 
-``python -m bench.contenders NAME`` reads requests from standard input and writes answers to
-standard output, one JSON object a line. A process of its own for each library means that the
-threads of one, which spin for a while after their work, never take time from another.
+``python -m bench.contenders NAME THREADS`` reads requests from standard input and writes answers
+to standard output, one JSON object per line. Separate processes keep the threads of one library,
+which spin for a while after their work, from slowing another.
 
-A job is opened, run as often as asked, and closed. Its times are measured here, around the call
-alone.
+A job is opened, run a number of times, and closed. It is timed in this process, and only the call
+itself is timed.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from .shapes import Shape
 
 LEARNING_RATE = 1e-3
 
-# A training step returns its loss; what is worth saying about a job stands in the dict.
+# The function to time (a training step returns its loss), and facts about the job to report.
 Job = tuple[Callable[[], Any], dict[str, Any]]
 
 
 def layer_arrays(shape: Shape, cell: str, dtype: str) -> SimpleNamespace:
-    """Draw what a dense layer takes: x, h0, Wx, Wh, b and the gradient of its output."""
+    """Draw the arguments of a dense layer: x, h0, Wx, Wh, b and the gradient of its output."""
     rng = np.random.default_rng(231)
     params = {name: w.astype(dtype) for name, w in first_params(shape, cell).items()}
     return SimpleNamespace(
@@ -43,7 +43,7 @@ def layer_arrays(shape: Shape, cell: str, dtype: str) -> SimpleNamespace:
 
 
 def embedding_arrays(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
-    """Return the word ids (N, T) of a batch and a gradient (N, T, D) for their vectors."""
+    """Return word ids (N, T) of a batch and a gradient (N, T, D) of their word vectors."""
     data, _ = draw_pool(shape, shape.N)
     rng = np.random.default_rng(231)
     dout = rng.standard_normal((shape.N, shape.T, shape.D)).astype(np.float32)
@@ -51,7 +51,7 @@ def embedding_arrays(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Fastrnn:
-    """The compiled core, through its public face."""
+    """The compiled core, through fastrnn's public functions."""
 
     library = "fastrnn"
 
@@ -115,7 +115,7 @@ class Fastrnn:
         return calls.prepare(self.functions, function, shape, "float32"), {}
 
     def sample(self, shape: Shape, images: int, steps: int, trained: int = 0) -> Job:
-        """Greedy decoding; a model that was trained for some steps stops at <END>."""
+        """Greedy decoding. If `trained` > 0, train that many steps first and stop at <END>."""
         solver, facts = self._solver(shape, "lstm")
         for _ in range(trained):
             solver._step()
@@ -132,7 +132,7 @@ class Fastrnn:
 
 
 class Reference(Fastrnn):
-    """The NumPy twin, with NumPy's own BLAS."""
+    """The NumPy reference, with NumPy's own BLAS."""
 
     library = "reference"
 
@@ -152,7 +152,7 @@ def add_at(dW: np.ndarray, ids: np.ndarray, dout: np.ndarray) -> None:
 
 
 def sort_reduceat(dW: np.ndarray, ids: np.ndarray, dout: np.ndarray) -> None:
-    """Sort the ids, then ``np.add.reduceat`` over the runs of equal ones."""
+    """Sort the ids, then apply ``np.add.reduceat`` to each run of equal ids."""
     flat = ids.ravel()
     order = np.argsort(flat, kind="stable")
     ordered = flat[order]
@@ -161,7 +161,7 @@ def sort_reduceat(dW: np.ndarray, ids: np.ndarray, dout: np.ndarray) -> None:
 
 
 class NumPy:
-    """A way to scatter-add that NumPy offers, without checks around it."""
+    """A scatter-add in plain NumPy, without argument checks."""
 
     def __init__(self, scatter: Callable[..., None]) -> None:
         self.scatter = scatter
@@ -177,7 +177,7 @@ class NumPy:
 class Torch:
     """PyTorch: nn.LSTM or nn.RNN over padded batches, time-major, with the fused Adam.
 
-    The vocabulary is projected for the words that are asked for alone, as in the packed twin.
+    Vocabulary scores are computed only at steps whose target is not <NULL>, as in `TorchPacked`.
     """
 
     def __init__(self, threads: int) -> None:
@@ -194,7 +194,7 @@ class Torch:
         return kind(shape.D, shape.H, dtype=getattr(self.torch, dtype))
 
     def _gates(self, w: np.ndarray, cell: str) -> Any:
-        """Transpose weights; the gates go from the order i, f, o, g to i, f, g, o."""
+        """Transpose weights and reorder the gates from i, f, o, g to i, f, g, o."""
         w = w.T
         if cell == "lstm":
             i, f, o, g = np.split(w, 4)
@@ -228,7 +228,7 @@ class Torch:
         return model
 
     def _hidden(self, model: Any, state: Any, captions: np.ndarray) -> tuple[Any, Any]:
-        """Return the hidden state at each word that is asked for, and the word."""
+        """Return the hidden state for each target that is not <NULL>, and the target."""
         words = self.torch.from_numpy(captions.T.astype(np.int64))
         h, _ = model["cell"](model["embed"](words[:-1]), state)
         asked = words[1:] != NULL
@@ -278,7 +278,7 @@ class Torch:
         return lambda: backward(d, x, shape.V, -1, False), {}
 
     def sample(self, shape: Shape, images: int, steps: int, trained: int = 0) -> Job:
-        """Decode by a loop of nn.LSTMCell to the last step; it has no way to stop rows early."""
+        """Decode by a loop over nn.LSTMCell. It runs all steps, as rows cannot stop early."""
         torch = self.torch
         data, source = draw_pool(shape)
         model = self._captioner(shape, "lstm")
@@ -303,7 +303,7 @@ class Torch:
 
 
 class TorchPacked(Torch):
-    """PyTorch over packed sequences: no masked step is computed, the words' vectors included."""
+    """PyTorch over packed sequences: masked steps are skipped, in the embedding too."""
 
     def _hidden(self, model: Any, state: Any, captions: np.ndarray) -> tuple[Any, Any]:
         torch, rnn = self.torch, self.torch.nn.utils.rnn
@@ -319,7 +319,7 @@ class TorchPacked(Torch):
 
 
 class Jax:
-    """JAX: the whole step in one jit, the input product before a scan, padded batches."""
+    """JAX on padded batches: the whole step is one jit; the input product is before the scan."""
 
     def __init__(self, threads: int) -> None:
         import jax
@@ -334,7 +334,7 @@ class Jax:
         jnp, lax, nn = self.jax.numpy, self.jax.lax, self.jax.nn
 
         def rnn(x: Any, h0: Any, Wx: Any, Wh: Any, b: Any) -> Any:
-            """Run time-major x (T, N, D); return h (T, N, H)."""
+            """Run over time-major x (T, N, D); return h (T, N, H)."""
 
             def tick(h: Any, a: Any) -> tuple[Any, Any]:
                 h = jnp.tanh(a + h @ Wh)
@@ -420,7 +420,7 @@ CONTENDERS: dict[str, Callable[[int], Any]] = {
 
 
 def timed(job: Callable[[], Any], steps: int, inner: int) -> tuple[list[float], list[Any]]:
-    """Run a job; return seconds per call, `inner` calls to each figure, and what it returned."""
+    """Run a job `steps` times; return seconds per call, each over `inner` calls, and results."""
     seconds, results = [], []
     for _ in range(steps):
         start = time.perf_counter()
@@ -432,7 +432,7 @@ def timed(job: Callable[[], Any], steps: int, inner: int) -> tuple[list[float], 
 
 
 def answer(contender: Any, jobs: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
-    """Do what one request asks for."""
+    """Handle one request and return the answer."""
     arguments = request.get("arguments", {})
     if "shape" in arguments:
         arguments["shape"] = Shape(**arguments["shape"])
@@ -444,7 +444,7 @@ def answer(contender: Any, jobs: dict[str, Any], request: dict[str, Any]) -> dic
         np.random.seed(0)
         seconds, first = timed(job, 1, 1)
         if request.get("settle", True):
-            # the first call compiles and allocates; the second is what a call takes
+            # the first call compiles and allocates, so time the second
             seconds, _ = timed(job, 1, 1)
         loss = first[0] if isinstance(first[0], float) else None
         return {"seconds": seconds[0], "loss": loss, "facts": facts}
@@ -460,7 +460,7 @@ def answer(contender: Any, jobs: dict[str, Any], request: dict[str, Any]) -> dic
 
 def serve(name: str, threads: int) -> None:
     """Answer requests for one contender until the input ends."""
-    # a library that prints must not print between the answers
+    # send prints of libraries to standard error, so that they do not mix with the answers
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 

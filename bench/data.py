@@ -1,7 +1,8 @@
-"""Captions, batches and first weights that every contender is given alike.
+"""Captions, minibatches and initial weights, the same for every contender.
 
-The captions are COCO's own where the shared data lies beside the project, else drawn by a fixed
-seed from COCO's lengths and from words that follow Zipf's law; `CaptionSet.source` says which.
+If the shared data is available, the captions are real COCO captions. Otherwise they are synthetic:
+drawn with a fixed seed, with the lengths of COCO's captions and words that follow Zipf's law.
+`CaptionSet.source` says which.
 """
 
 from __future__ import annotations
@@ -19,42 +20,42 @@ from .shapes import Shape
 NULL, START, END, UNK = range(4)
 COCO_ROWS = 400135
 COCO_IMAGES = 82783
-POOL = 20000  # captions that the batches are drawn from
+POOL = 20000  # number of captions to draw minibatches from
 _FILE = "coco/train_captions_first272108.h5"
 _T, _V = 16, 1004
 
-# How many of 272108 training captions of COCO have 0, 1, .. 16 words after <START>, <END> included.
+# Numbers of COCO's 272108 training captions with 0, 1, ..., 16 words, counting <END>, not <START>.
 LENGTHS = (0, 0, 0, 0, 0, 0, 1, 9, 2381, 49044, 62081, 59931, 42716, 26810, 15540, 8704, 4891)
 
 
 @dataclass(frozen=True)
 class CaptionSet:
-    """Captions int32 (rows, T + 1), and where they come from."""
+    """Captions, int32 (rows, T + 1), and a description of their source."""
 
     captions: np.ndarray
     source: str
 
 
 def shared_data() -> Path:
-    """Return $FASTRNN_SHARED_DATA, or ``../shared/data`` seen from the project."""
+    """Return $FASTRNN_SHARED_DATA, or ``../shared/data`` relative to the project directory."""
     beside = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
     return Path(os.environ.get("FASTRNN_SHARED_DATA", beside))
 
 
 def read_captions(shape: Shape, rows: int) -> CaptionSet:
-    """Return `rows` captions of T + 1 ids below V.
+    """Return real or synthetic captions.
 
     Parameters
     ----------
     shape : Shape
-        Its T and V must be COCO's, 16 and 1004, for the real captions to fit.
+        Sizes of the model. Real captions are used only for COCO's sizes, T = 16 and V = 1004.
     rows : int
-        How many; the real ones are repeated from the first on when there are too few.
+        Number of captions. If there are fewer real captions, they are repeated.
 
     Returns
     -------
     CaptionSet
-        ``<START>``, words, ``<END>``, then ``<NULL>``.
+        Each caption has T + 1 ids in [0, V): ``<START>``, words, ``<END>``, then ``<NULL>``.
     """
     path = shared_data() / _FILE
     if (shape.T, shape.V) != (_T, _V) or not path.is_file():
@@ -71,7 +72,7 @@ def read_captions(shape: Shape, rows: int) -> CaptionSet:
 
 
 def draw_captions(shape: Shape, rows: int) -> np.ndarray:
-    """Draw captions by a fixed seed: COCO's lengths, cut or scaled to T, and Zipf's words."""
+    """Draw synthetic captions with a fixed seed, with COCO's lengths and Zipf's law for words."""
     rng = np.random.default_rng(231)
     shares = np.array(LENGTHS) / sum(LENGTHS)
     lengths = rng.choice(len(LENGTHS), size=rows, p=shares)
@@ -85,16 +86,16 @@ def draw_captions(shape: Shape, rows: int) -> np.ndarray:
 
 
 def vocabulary(V: int) -> dict[str, int]:
-    """Return a vocabulary with the four special words first, as COCO's has them."""
+    """Return a vocabulary of V words that starts with the four special words, as COCO's does."""
     words = ["<NULL>", "<START>", "<END>", "<UNK>", *(f"word{i}" for i in range(4, V))]
     return {word: i for i, word in enumerate(words)}
 
 
 def draw_pool(shape: Shape, rows: int = POOL) -> tuple[dict[str, Any], str]:
-    """Return training data in the keys of ``load_coco_data``, and the source of its captions.
+    """Return training data with the keys of ``load_coco_data``, and the source of its captions.
 
-    The features of a picture are a fixed random projection of the words of its caption, so that
-    a model can learn to say different things of different pictures, and when to stop.
+    The features of an image are a fixed random projection of the words in its caption. So a model
+    can learn to give different images different captions, and to end them.
     """
     found = read_captions(shape, rows)
     projection = np.random.default_rng(232).standard_normal((shape.V, shape.F), dtype=np.float32)
@@ -116,9 +117,10 @@ def draw_pool(shape: Shape, rows: int = POOL) -> tuple[dict[str, Any], str]:
 
 
 def draw_batch(data: dict[str, Any], N: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw captions and features by the same global draw as ``sample_coco_minibatch``.
+    """Draw captions and features with the same random draw as ``sample_coco_minibatch``.
 
-    The peers' processes call this one: they must not load fastrnn's core and its threads.
+    The processes of the other libraries call this function, as they must not load fastrnn's core
+    and its threads.
     """
     rows = np.random.choice(len(data["train_captions"]), N)
     return data["train_captions"][rows], data["train_features"][data["train_image_idxs"][rows]]

@@ -1,9 +1,10 @@
-"""An epoch at the size of COCO: ``python -m bench.full_coco``.
+"""Train for an epoch at the size of COCO: ``python -m bench.full_coco``.
 
-400135 captions (COCO's own where they are at hand, repeated to that number) over 82783 pictures
-with random features of 512 numbers, through `CaptioningSolver` with Adam. It reports captions/s,
-the time of an epoch, the share of each operation, and the peak of memory over a bare import and
-the data. What a random feature is costs what a real one costs; only the losses mean less.
+The data are 400135 captions (real COCO captions if available, repeated to that number) of 82783
+images with 512 random features each. They train `CaptioningSolver` with Adam. The report has the
+captions per second, the time of an epoch, the share of each operation, and the peak memory beyond
+a bare import and the data. Random features take as much time as real ones, but the losses are not
+meaningful.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from .data import COCO_IMAGES, COCO_ROWS, read_captions, vocabulary
 from .shapes import Shape
 
 MB = 1e6
-WARM = 2  # steps that are not timed
-PROFILED = 5  # steps for the shares of the operations
+WARM = 2  # warm-up steps, not timed
+PROFILED = 5  # profiled steps, for the share of each operation
 _PEAK = "import resource, {}; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-AROUND = ("optim", "coco_utils")  # modules whose public functions run around the loss
+AROUND = ("optim", "coco_utils")  # modules whose public functions run outside the loss
 
 
 def peak_bytes() -> int:
-    """Return the largest resident size that this process has had."""
+    """Return the peak resident set size of this process, in bytes."""
     import resource
 
     found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -41,14 +42,14 @@ def peak_bytes() -> int:
 
 
 def bare_import_bytes() -> int:
-    """Return the same of a process that has done nothing but ``import fastrnn``."""
+    """Return the peak resident set size of a process that only imports fastrnn, in bytes."""
     command = [sys.executable, "-c", _PEAK.format("fastrnn")]
     found = int(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     return found if sys.platform == "darwin" else 1024 * found
 
 
 def full_data(shape: Shape) -> tuple[dict[str, Any], str]:
-    """Return training data of COCO's shapes, and the source of its captions."""
+    """Return training data with the sizes of COCO, and the source of its captions."""
     found = read_captions(shape, COCO_ROWS)
     rng = np.random.default_rng(231)
     words = vocabulary(shape.V)
@@ -64,15 +65,14 @@ def full_data(shape: Shape) -> tuple[dict[str, Any], str]:
 
 
 def shares(solver: Any) -> dict[str, float]:
-    """Return the per cent of a step's time in each operation, most expensive first.
+    """Return the percentage of a step's time in each operation, largest first.
 
-    The phases of the loss are timed by the core's own clock, the public functions around it by
-    Python's profiler.
+    The phases of the loss are timed by the core, other public functions by Python's profiler.
     """
     from fastrnn._core import captioner
 
     profiler = cProfile.Profile()
-    captioner.profile()  # begin afresh
+    captioner.profile()  # reset the core's timers
     start = time.perf_counter()
     profiler.enable()
     for _ in range(PROFILED):
@@ -84,7 +84,7 @@ def shares(solver: Any) -> dict[str, float]:
         path = Path(file)
         if path.parent.name != "fastrnn" or path.stem not in AROUND or name.startswith("_"):
             continue
-        # what such a function defines and calls is in its time already
+        # skip nested functions: their time is included in that of their caller
         if hasattr(import_module(f"fastrnn.{path.stem}"), name):
             seconds[name] = seconds.get(name, 0.0) + inclusive
     seconds["the rest"] = whole - sum(seconds.values())
@@ -98,14 +98,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--steps", type=int, help="stop after so many and project the epoch")
-    parser.add_argument("--json", help="write the report here too; - writes it to standard output")
+    parser.add_argument("--steps", type=int, help="stop after this many and extrapolate")
+    parser.add_argument("--json", help="also write the report to this file; - is standard output")
     parser.add_argument("--cell", choices=("rnn", "lstm"), default="lstm", help="recurrent cell")
     for name, default, what in (
-        ("hidden", 512, "hidden units"),
-        ("wordvec", 256, "width of the word vectors"),
-        ("batch", 100, "captions in a batch"),
-        ("threads", min(2, machine.processors()), "threads"),
+        ("hidden", 512, "number of hidden units"),
+        ("wordvec", 256, "size of the word vectors"),
+        ("batch", 100, "number of captions in a minibatch"),
+        ("threads", min(2, machine.processors()), "number of threads"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=what)
     options = parser.parse_args(arguments)
@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     def say(line: str) -> None:
         print(line, file=sys.stderr if options.json == "-" else sys.stdout, flush=True)
 
-    say(f"{COCO_ROWS} captions: {source}; {COCO_IMAGES} pictures: random features of {shape.F}")
+    say(f"{COCO_ROWS} captions: {source}; {COCO_IMAGES} images: random features of {shape.F}")
     for _ in range(WARM):
         solver._step()
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What the figures were measured on: processor, libraries, and the peak of its arithmetic."""
+"""Describe the machine: processor, libraries, load by other programs, and peak FLOP/s."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-# What the libraries of all contenders read, before they are loaded.
+# Environment variables that the libraries of the contenders read when they are loaded.
 THREAD_VARIABLES = (
     "FASTRNN_NUM_THREADS",
     "OMP_NUM_THREADS",
@@ -21,7 +21,7 @@ THREAD_VARIABLES = (
 
 
 def processors() -> int:
-    """Return how many processors this process may use."""
+    """Return the number of processors available to this process."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
@@ -29,7 +29,7 @@ def processors() -> int:
 
 
 def processor_name() -> str:
-    """Return the name that the processor gives itself."""
+    """Return the model name of the processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -40,7 +40,7 @@ def processor_name() -> str:
 
 
 def busy_seconds() -> float | None:
-    """Return the processor time that everything here has used since the start, or None."""
+    """Return the CPU seconds used on this machine since boot, or None if unknown."""
     try:
         fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     except OSError:
@@ -50,7 +50,7 @@ def busy_seconds() -> float | None:
 
 
 def own_seconds() -> float:
-    """Return the processor time of this process and of its children that have ended."""
+    """Return the CPU seconds used by this process and its children that have ended."""
     import resource
 
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
@@ -58,16 +58,17 @@ def own_seconds() -> float:
 
 
 class Others:
-    """Watches how many processors other programs keep busy meanwhile."""
+    """Measure how many processors other programs keep busy, from now on."""
 
     def __init__(self) -> None:
         self.busy, self.start = busy_seconds(), time.perf_counter()
         self.own = own_seconds() if self.busy is not None else 0.0
 
     def average(self) -> float | None:
-        """Return their number since this was made; None where the system does not tell.
+        """Return the average number of processors that other programs kept busy, or None.
 
-        Children must have ended for their time to count as ours.
+        The time of a child process counts as our own only after it has ended. None means that the
+        system does not report it.
         """
         busy = busy_seconds()
         if busy is None or self.busy is None:
@@ -77,11 +78,11 @@ class Others:
 
 
 def describe() -> dict[str, object]:
-    """Return what determines the figures: CPU, instruction set, threads, NumPy and its BLAS."""
+    """Return what the results depend on: CPU, instruction set, threads, NumPy and its BLAS."""
     import numpy as np
 
     import fastrnn
-    from fastrnn._core import kernels
+    from fastrnn._core import runtime
 
     blas = np.show_config(mode="dicts")["Build Dependencies"].get("blas", {})
     return {
@@ -90,7 +91,7 @@ def describe() -> dict[str, object]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "fastrnn": fastrnn.__version__,
-        "isa": kernels.isa(),
+        "isa": runtime.isa(),
         "threads": fastrnn.get_num_threads(),
         "numpy": np.__version__,
         "blas": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(),
@@ -98,31 +99,31 @@ def describe() -> dict[str, object]:
 
 
 def fma_peak(dtype: str, threads: int, seconds: float = 0.1, repeats: int = 5) -> float:
-    """Measure the rate of fused multiply-adds on registers.
+    """Measure the peak rate of fused multiply-adds (FMA) on registers.
 
     Parameters
     ----------
     dtype : {'float32', 'float64'}
-        Of the registers.
+        dtype of the registers.
     threads : int
-        How many threads run them side by side.
+        Number of threads that run at the same time.
     seconds : float, optional
-        How long one run lasts, about.
+        Approximate duration of one run. Default 0.1.
     repeats : int, optional
-        Runs; the best one counts.
+        Number of runs; the fastest counts. Default 5.
 
     Returns
     -------
     float
-        Operations per second of all threads together, two for each multiply-add.
+        Total FLOP/s of all threads. A multiply-add counts as two operations.
     """
-    from fastrnn._core import kernels
+    from fastrnn._core import runtime
 
     size = {"float32": 4, "float64": 8}[dtype]
     rounds = 100_000
     while True:
         start = time.perf_counter()
-        kernels.fma_flops(size, rounds)
+        runtime.fma_flops(size, rounds)
         taken = time.perf_counter() - start
         if taken > 0.01:
             break
@@ -137,7 +138,7 @@ def fma_peak(dtype: str, threads: int, seconds: float = 0.1, repeats: int = 5) -
         def run(together: threading.Barrier = together, spans: list = spans) -> None:
             together.wait()
             start = time.perf_counter()
-            flops = kernels.fma_flops(size, rounds)
+            flops = runtime.fma_flops(size, rounds)
             spans.append((start, time.perf_counter(), flops))
 
         workers = [threading.Thread(target=run) for _ in range(threads)]

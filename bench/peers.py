@@ -1,9 +1,9 @@
-"""fastrnn against its NumPy twin, PyTorch and JAX: ``python -m bench.peers``.
+"""Compare fastrnn with its NumPy reference, PyTorch and JAX: ``python -m bench.peers``.
 
-Every contender runs in a process of its own. They take turns in blocks of calls, with a pause
-between blocks so that no library's spinning threads slow the next one, in an order that
-alternates; minimum and median of all calls are reported, and ratios are ratios of medians. All
-draw the same batches from the same captions and begin with the same weights.
+Each contender runs in a separate process. The contenders take turns in blocks of calls, in
+alternating order. A pause between blocks keeps the spinning threads of one library from slowing
+the next. The minimum and the median of all calls are reported; ratios are ratios of medians. All
+contenders draw the same minibatches from the same captions and start with the same weights.
 """
 
 from __future__ import annotations
@@ -29,33 +29,34 @@ from .shapes import LAYERS, SHAPES, STEPS, Shape
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = ("step", "layer", "embedding", "calls", "sample", "memory")
-CLOSE = 10.0  # seconds that a contender has to leave
+CLOSE = 10.0  # seconds to wait for the process of a contender to end
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure.
+    """Durations and numbers of calls of the measurements.
 
     Attributes
     ----------
     blocks : int
-        Blocks of calls for each contender.
+        Number of blocks of calls for each contender.
     seconds : float
-        What a block should take, about; it has at least `least` timed calls.
+        Approximate duration of a block.
     least : int
-        See `seconds`.
+        Minimum number of timed calls in a block.
     warm : int
-        Calls before the timed ones of a block, to bring caches and clocks back after the pause.
+        Number of warm-up calls in a block, which refill caches and raise the clock after the pause.
     pause : float
-        Seconds of rest before each block.
+        Pause before each block, in seconds.
     brief : float
-        Seconds of rest where calls take microseconds: NumPy's BLAS spins for some 30 ms.
+        Pause before each block if calls take microseconds, in seconds. NumPy's BLAS spins for
+        about 30 ms.
     tick : float
-        Shorter calls are repeated until they take this many seconds together.
+        Calls shorter than this many seconds are timed in groups that take about as long.
     trained : int
-        Training steps of the model that is to stop at <END>.
+        Number of training steps of the model for decoding with stop_at_end.
     memory_steps : int
-        Training steps of the run whose memory is measured.
+        Number of training steps of the run whose memory is measured.
     """
 
     blocks: int = 8
@@ -79,7 +80,7 @@ class Absent(Exception):
 
 
 class Contender:
-    """The process of one contender, and the talk with it."""
+    """The process of one contender, and the communication with it."""
 
     def __init__(self, name: str, threads: int) -> None:
         self.name = name
@@ -130,7 +131,7 @@ class Contender:
 
 @dataclass
 class Race:
-    """All contenders that are there, and what they have done so far."""
+    """The running contenders and their results so far."""
 
     plan: Plan
     threads: int
@@ -140,7 +141,7 @@ class Race:
     peak: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def enter(self, names: list[str]) -> None:
-        """Start the processes; remember the absent ones."""
+        """Start the processes, and record the contenders whose library is not installed."""
         started = {name: Contender(name, self.threads) for name in names}
         for name, contender in started.items():
             try:
@@ -157,7 +158,7 @@ class Race:
             contender.close()
 
     def measure_peak(self) -> None:
-        """Measure the FMA peak of one and of all threads; the best of several moments counts."""
+        """Measure the FMA peak of one and of all threads; keep the best over repeated calls."""
         if "fastrnn" not in self.contenders:
             return
         seconds = min(0.1, self.plan.seconds)
@@ -181,9 +182,9 @@ class Race:
         dtype: str = "float32",
         brief: bool = False,
     ) -> None:
-        """Measure one job on the contenders named, in alternating blocks; append the rows.
+        """Measure one job on the given contenders, in alternating blocks, and append the rows.
 
-        A `brief` job, of microseconds, is measured in short blocks with short pauses.
+        A `brief` job takes microseconds. It is measured in short blocks with short pauses.
         """
         entered = [name for name in names if name in self.contenders]
         pace, opened = {}, {}
@@ -226,7 +227,7 @@ class Race:
         report.progress(label, {name: 1e3 * statistics.median(times[name]) for name in entered})
 
     def finish(self) -> None:
-        """Set every rate against the peak of all threads."""
+        """Compute every rate as a percentage of the FMA peak of all threads."""
         for row in self.rows:
             best = self.peak.get(row["dtype"], {}).get(str(self.threads))
             if best and row["gflops"] is not None:
@@ -234,7 +235,7 @@ class Race:
 
 
 def average_work(shape: Shape, cell: str, batches: int = 32) -> float:
-    """Return the mean of `work.step_work` over batches as the contenders draw them."""
+    """Return the mean of `work.step_work` over minibatches drawn as the contenders draw them."""
     data, _ = draw_pool(shape)
     np.random.seed(0)
     drawn = [draw_batch(data, shape.N)[0] for _ in range(batches)]
@@ -242,7 +243,7 @@ def average_work(shape: Shape, cell: str, batches: int = 32) -> float:
 
 
 def run_steps(race: Race, steps: list[tuple[str, str]]) -> None:
-    """Whole training steps."""
+    """Measure whole training steps."""
     names = ["fastrnn", "reference", "torch padded", "torch packed", "jax"]
     for name, cell in steps:
         shape = SHAPES[name]
@@ -253,7 +254,7 @@ def run_steps(race: Race, steps: list[tuple[str, str]]) -> None:
 
 
 def run_layers(race: Race, layers: list[tuple[str, str]]) -> None:
-    """Dense LSTM layers, forward and backward."""
+    """Measure dense LSTM layers, forward and backward."""
     names = ["fastrnn", "reference", "torch padded", "jax"]
     for name, dtype in layers:
         shape = SHAPES[name]
@@ -264,14 +265,14 @@ def run_layers(race: Race, layers: list[tuple[str, str]]) -> None:
 
 
 def run_embedding(race: Race, shape: Shape) -> None:
-    """The scatter-add of a batch's gradient into the words' vectors."""
+    """Measure the scatter-add of a minibatch's gradient to the gradient of the word vectors."""
     names = ["fastrnn", "add.at", "sort+reduceat", "torch padded"]
     label = f"word_embedding_backward {shape.N}x{shape.T}x{shape.D}"
     race.run(names, "embedding", label, "embedding", {"shape": asdict(shape)})
 
 
 def run_calls(race: Race, shapes: list[Shape]) -> None:
-    """Every layer and rule at the tiny shape; single steps and rules at the others too."""
+    """Measure all layers and rules at the tiny shape, and single steps at the given shapes."""
     tiny = SHAPES["tiny"]
     jobs = [(tiny, function) for function in (*calls.LAYERS, *calls.RULES)]
     for shape in shapes:
@@ -288,20 +289,20 @@ def run_calls(race: Race, shapes: list[Shape]) -> None:
 
 
 def run_samples(race: Race, shape: Shape, images: int = 1000, steps: int = 17) -> None:
-    """Greedy decoding of many pictures, of many with rows that stop at <END>, and of one."""
+    """Measure greedy decoding: many images, many images with stop_at_end, and a single image."""
     names = ["fastrnn", "torch padded"]
     for count, trained in ((images, 0), (images, race.plan.trained), (1, 0)):
         arguments = {"shape": asdict(shape), "images": count, "steps": steps}
         label = f"sample {count} x {steps}"
         arguments["trained"] = trained
         label += " stop_at_end" if trained else ""
-        # rows that stop need less, and how much less depends on the model
+        # with stop_at_end, the work depends on the model
         flop = None if trained else work.sample_work(shape, "lstm", count, steps)
         race.run(names, "sample", label, "sample", arguments, flop=flop)
 
 
 def measure_memory(plan: Plan, threads: int) -> dict[str, Any]:
-    """Train at the size of COCO in another process; return its report."""
+    """Run `bench.full_coco` in another process and return its report."""
     command = [sys.executable, "-m", "bench.full_coco", "--steps", str(plan.memory_steps)]
     found = subprocess.run(
         [*command, "--threads", str(threads), "--json", "-"],
@@ -319,17 +320,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--json", type=Path, help="write the figures here, and a chart beside")
-    parser.add_argument("--quick", action="store_true", help="few calls: a look, no figures")
+    parser.add_argument("--json", type=Path, help="write the results here, and a chart next to it")
+    parser.add_argument("--quick", action="store_true", help="quick look: too few calls to quote")
     parser.add_argument(
-        "--threads", type=int, default=min(2, machine.processors()), help="of each contender"
+        "--threads", type=int, default=min(2, machine.processors()), help="threads per contender"
     )
     parser.add_argument(
         "--shapes",
         nargs="+",
         choices=list(SHAPES),
         metavar="SHAPE",
-        help=f"instead of the usual ones; of {', '.join(SHAPES)}",
+        help=f"shapes to measure instead of the default ones: {', '.join(SHAPES)}",
     )
     parser.add_argument(
         "--contenders",
@@ -337,7 +338,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         default=list(CONTENDERS),
         choices=list(CONTENDERS),
         metavar="NAME",
-        help="who takes part",
+        help="contenders to measure",
     )
     parser.add_argument(
         "--sections",
@@ -345,13 +346,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         default=list(SECTIONS),
         choices=SECTIONS,
         metavar="SECTION",
-        help="what is measured",
+        help="sections to measure",
     )
     options = parser.parse_args(arguments)
     if options.threads < 1:
         parser.error(f"--threads is {options.threads}; expected at least 1")
     if options.json is not None and not options.json.resolve().parent.is_dir():
-        parser.error(f"--json: no such folder: {options.json.resolve().parent}")
+        parser.error(f"--json: no such directory: {options.json.resolve().parent}")
     return options
 
 

@@ -1,7 +1,7 @@
 """Write the performance section of the README: ``python -m bench.readme FILE.json``.
 
-The section stands between two comments, and is made of what `bench.peers` wrote. Figures that are
-not to be quoted, from a ``--quick`` run or a busy machine, are refused but for ``--anyway``.
+The section is between two comments and is made from the output of `bench.peers --json`. Results
+with warnings, from a ``--quick`` run or a busy machine, are written only with ``--anyway``.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ END = "<!-- performance: end -->"
 
 
 def replaced(readme: str, section: str) -> str:
-    """Return the README with another section between the comments.
+    """Return the README with the section between the comments replaced.
 
     Raises
     ------
     ValueError
-        If the comments are not there, once each and in order.
+        If the README does not have each of the two comments once, in order.
     """
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end or BEGIN in rest or END in after:
-        raise ValueError(f"the README must have {BEGIN!r} and then {END!r}, once each")
+        raise ValueError(f"README: expected {BEGIN!r} and then {END!r}, once each")
     return f"{before}{BEGIN}\n\n{section.strip()}\n\n{END}{after}"
 
 
@@ -37,17 +37,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.readme", description=__doc__.partition("\n")[0]
     )
-    parser.add_argument("figures", type=Path, help="what bench.peers --json wrote")
+    parser.add_argument("figures", type=Path, help="output file of bench.peers --json")
     default = Path(__file__).resolve().parent.parent / "README.md"
     parser.add_argument("--readme", type=Path, default=default, help="the file to change")
     parser.add_argument(
-        "--anyway", action="store_true", help="write figures with warnings, and the warnings"
+        "--anyway", action="store_true", help="write results that have warnings, with the warnings"
     )
     options = parser.parse_args(arguments)
     try:
         result = json.loads(options.figures.read_text(encoding="utf-8"))
         if result.get("format") != 1:
-            raise ValueError(f"{options.figures}: its format is not 1")
+            raise ValueError(f"{options.figures}: format is {result.get('format')!r}; expected 1")
         doubts = report.warnings(result)
         if doubts and not options.anyway:
             raise ValueError(f"{options.figures}: {' '.join(doubts)} (--anyway writes it)")

@@ -1,4 +1,4 @@
-"""What `bench.peers` found, as text, as Markdown, as a chart, and held against the goals."""
+"""The results of `bench.peers` as text, as Markdown and as a chart, compared with the goals."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 Rows = list[dict[str, Any]]
-BUSY = 0.1  # processors that other programs keep busy; more than this is worth a warning
-ALIKE = 1e-5  # the same weights and batch give losses that differ by less than this, relatively
+BUSY = 0.1  # warn if other programs keep more processors busy than this
+ALIKE = 1e-5  # largest relative difference of losses with the same weights and minibatch
 TORCH = ("torch padded", "torch packed")
 COLOURS = {
     "fastrnn": "#c8442c",
@@ -35,7 +35,7 @@ def median(rows: Rows, section: str, label: str, contender: str) -> float | None
 
 
 def ratio(rows: Rows, section: str, label: str, *others: str) -> float | None:
-    """Return how many times as long the fastest of the others takes as fastrnn."""
+    """Return the time of the fastest of the others divided by that of fastrnn, or None."""
     ours = median(rows, section, label, "fastrnn")
     theirs = [median(rows, section, label, other) for other in others]
     known = [time for time in theirs if time is not None]
@@ -43,7 +43,7 @@ def ratio(rows: Rows, section: str, label: str, *others: str) -> float | None:
 
 
 def share_of_peak(rows: Rows, label: str) -> float | None:
-    """Return the per cent of the FMA peak that fastrnn reaches in a dense layer."""
+    """Return the percentage of the FMA peak that fastrnn reaches in a dense layer, or None."""
     for row in rows:
         if (row["section"], row["label"], row["contender"]) == ("layer", label, "fastrnn"):
             return row["percent_of_peak"]
@@ -51,7 +51,7 @@ def share_of_peak(rows: Rows, label: str) -> float | None:
 
 
 def slowest_call(rows: Rows) -> tuple[float | None, str]:
-    """Return the smallest ratio reference / fastrnn of the brief calls, and whose it is."""
+    """Return the smallest ratio reference / fastrnn among the brief calls, and its label."""
     labels = dict.fromkeys(row["label"] for row in rows if row["section"] == "calls")
     found = [(ratio(rows, "calls", label, "reference"), label) for label in labels]
     return min(((r, label) for r, label in found if r is not None), default=(None, ""))
@@ -59,20 +59,20 @@ def slowest_call(rows: Rows) -> tuple[float | None, str]:
 
 @dataclass(frozen=True)
 class Goal:
-    """What is to be reached.
+    """A performance goal.
 
     Attributes
     ----------
     what : str
-        The task, and against whom.
+        The task, and what it is compared with.
     wanted : float
-        The bound.
+        The bound: a minimum for 'x' and '%', a maximum for 'MB'.
     unit : {'x', '%', 'MB'}
-        Times as fast, per cent of peak, or megabytes at most.
+        Speedup, percentage of the FMA peak, or megabytes.
     measure : callable
-        Takes the rows and the report of `bench.full_coco`; returns what was measured, or None.
+        Takes the rows and the report of `bench.full_coco`; returns the measured value or None.
     note : callable
-        What should be said beside it; takes the rows.
+        Takes the rows; returns a note to print with the result.
     """
 
     what: str
@@ -172,7 +172,7 @@ GOALS = (
 
 
 def goals(rows: Rows, memory: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Hold the rows against every goal; `reached` is None where nothing was measured."""
+    """Compare the rows with every goal; `reached` is None if nothing was measured."""
     found = []
     for goal in GOALS:
         measured = goal.measure(rows, memory)
@@ -193,13 +193,13 @@ def goals(rows: Rows, memory: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def progress(label: str, medians: dict[str, float]) -> None:
-    """Say on standard error what has just been measured."""
+    """Print the medians of the last job to standard error."""
     figures = ", ".join(f"{name} {time:.4g}" for name, time in medians.items())
     print(f"{label}: {figures} ms", file=sys.stderr, flush=True)
 
 
 def by_label(rows: Rows, section: str) -> Iterator[tuple[str, Rows]]:
-    """Yield the rows of a section, those of one label together."""
+    """Yield each label of a section with its rows."""
     chosen = [row for row in rows if row["section"] == section]
     for label in dict.fromkeys(row["label"] for row in chosen):
         yield label, [row for row in chosen if row["label"] == label]
@@ -211,7 +211,7 @@ def threads(count: int) -> str:
 
 
 def machine_line(result: dict[str, Any]) -> str:
-    """Return one sentence on what the figures were measured on."""
+    """Return one sentence that describes the machine and the libraries."""
     m = result["machine"]
     if not m:
         return f"{threads(result['threads'])}."
@@ -228,7 +228,7 @@ def machine_line(result: dict[str, Any]) -> str:
 
 
 def peak_line(result: dict[str, Any]) -> str:
-    """Return one sentence on the peak, or nothing if it was not measured."""
+    """Return one sentence about the FMA peak, or '' if it was not measured."""
     parts = []
     for dtype, found in result["peak"].items():
         each = ", ".join(
@@ -239,20 +239,20 @@ def peak_line(result: dict[str, Any]) -> str:
 
 
 def warnings(result: dict[str, Any]) -> list[str]:
-    """Return why the figures should not be quoted, if there is a reason."""
+    """Return the reasons why the results should not be quoted."""
     found = []
     if result["quick"]:
         found.append("From a --quick run: too few calls to quote.")
     if (result["others"] or 0) > BUSY:
         found.append(
-            f"Other programs kept {result['others']:.2g} processors busy meanwhile: neither times "
-            "nor ratios nor the peak are to be trusted."
+            f"Other programs kept {result['others']:.2g} processors busy during the run: times, "
+            "ratios and the peak are not reliable."
         )
     for label, rows in by_label(result["rows"], "step"):
         losses = [row["loss"] for row in rows]
         if max(losses) - min(losses) > ALIKE * max(losses):
             each = ", ".join(f"{row['contender']} {row['loss']:.6g}" for row in rows)
-            found.append(f"{label}: the first losses differ, so the work does too: {each}.")
+            found.append(f"{label}: the first losses differ, so the work differs too: {each}.")
     return found
 
 
@@ -270,10 +270,10 @@ def outcome(goal: dict[str, Any]) -> str:
 
 
 def text(result: dict[str, Any]) -> str:
-    """Return the whole report for a terminal."""
+    """Return the complete report as text for a terminal."""
     lines = ["", machine_line(result), peak_line(result)]
     lines += warnings(result)
-    lines += [f"absent, skipped: {name} ({why})" for name, why in result["absent"].items()]
+    lines += [f"not installed: {name} ({why})" for name, why in result["absent"].items()]
     titles = {
         "step": "whole training step",
         "layer": "dense layer, forward + backward",
@@ -298,7 +298,7 @@ def text(result: dict[str, Any]) -> str:
                     f"{_number(row['percent_of_peak'], '.0f'):>7}"
                 )
     if result["rows"]:
-        lines.append("\nGFLOP/s of necessary work: see bench/work.py for what is counted.")
+        lines.append("\nGFLOP/s counts necessary work only; see bench/work.py.")
     lines += ["", f"{'goal':<76} {'wanted':>9} {'measured':>9}"]
     for goal in result["goals"]:
         wanted = f"{goal['wanted']:g} {goal['unit']}"
@@ -313,17 +313,17 @@ def text(result: dict[str, Any]) -> str:
 
 
 def table(heads: list[str], lines: list[list[str]]) -> str:
-    """Return a Markdown table, its first column to the left and the others to the right."""
+    """Return a Markdown table with the first column left-aligned and the others right-aligned."""
     rule = ["---", *["---:"] * (len(heads) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, rule, *lines])
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Return the performance section: the machine, times, and goals."""
+    """Return the performance section of the README: machine, times and goals."""
     parts = [f"Measured on: {machine_line(result)} {peak_line(result)}".strip()]
     parts += [f"**{line}**" for line in warnings(result)]
     if result["absent"]:
-        parts.append(f"Absent, skipped: {', '.join(result['absent'])}.")
+        parts.append(f"Not installed: {', '.join(result['absent'])}.")
     titles = {
         "step": "Training step (N/D/H), ms",
         "layer": "Dense layer, forward + backward, ms",
@@ -347,9 +347,9 @@ def markdown(result: dict[str, Any]) -> str:
         heads = [title, *names, "torch / fastrnn", *(["% of peak"] if rated else [])]
         parts.append(table(heads, lines))
     parts.append(
-        "Medians; torch / fastrnn takes the faster torch; % of peak counts the work that is "
-        "necessary (`bench/work.py`) against the FMA peak of all threads. Both sides draw the same "
-        "batches within the time of a step."
+        "Times are medians. torch / fastrnn uses the faster torch version. % of peak is the rate "
+        "of necessary work (`bench/work.py`) relative to the FMA peak of all threads. All "
+        "libraries draw the same minibatches; drawing is part of the time of a step."
     )
     lines = []
     for goal in result["goals"]:
@@ -367,7 +367,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside its place, sync it, and rename it there."""
+    """Write a file atomically: to a temporary file in the same directory, which is then renamed."""
     handle, aside = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -382,7 +382,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_chart(path: Path, result: dict[str, Any]) -> None:
-    """Draw the times of the steps and layers relative to fastrnn, a group of bars for each."""
+    """Draw a bar chart of times relative to fastrnn: training steps, layers and decoding."""
     import io
 
     import matplotlib

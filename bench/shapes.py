@@ -1,4 +1,4 @@
-"""The one table of shapes that every benchmark takes its sizes from."""
+"""The table of shapes that all benchmarks use."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Shape:
     Attributes
     ----------
     name : str
-        What the benchmarks call it.
+        Name of the shape in the benchmarks.
     N, T, D, H, V : int
-        Captions in a batch, steps, width of the word vectors, hidden units, words.
+        Batch size, time steps, size of the word vectors, hidden units, vocabulary size.
     F : int
-        Width of the image features.
+        Size of the image features.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Shape:
 
     @property
     def sizes(self) -> str:
-        """``N/D/H``, as the tables write it."""
+        """``N/D/H``, as printed in the tables."""
         return f"{self.N}/{self.D}/{self.H}"
 
 
@@ -45,7 +45,7 @@ SHAPES = {
     )
 }
 
-# The whole training steps that are held against the peers: (shape, cell).
+# Training steps to compare with the other libraries: (shape, cell).
 STEPS = (
     ("cs231n", "lstm"),
     ("coco", "lstm"),
@@ -54,7 +54,7 @@ STEPS = (
     ("coco", "rnn"),
 )
 
-# The dense layers that are held against the peers: (shape, dtype).
+# Dense layers to compare with the other libraries: (shape, dtype).
 LAYERS = (
     ("coco", "float32"),
     ("cs231n", "float32"),

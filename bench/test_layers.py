@@ -1,4 +1,4 @@
-"""Every layer and update rule, compiled against its NumPy twin."""
+"""Time every layer and update rule, compiled and in NumPy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole training step of `CaptioningSolver` with Adam, compiled against its NumPy twin."""
+"""Time a training step of `CaptioningSolver` with Adam, compiled and in NumPy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.test_layers import SIZES
 
 
 def solver_of(implementation: str, shape: str, dtype: str, cell: str):
-    """Return a solver whose batches, weights and settings are the same for both."""
+    """Return a solver and the source of its captions; both implementations get the same data."""
     if implementation == "fastrnn":
         from fastrnn.captioning_solver import CaptioningSolver
         from fastrnn.classifiers.rnn import CaptioningRNN

@@ -1,7 +1,7 @@
-"""How many floating-point operations a result cannot do without.
+"""Count the floating-point operations that are necessary for a result.
 
-An addition and a multiplication count as one each. Only matrix products are counted; gates,
-softmax and optimiser are some per cent more. ``G`` is 4H for the LSTM and H for the plain RNN.
+Additions and multiplications count as one operation each. Only matrix products are counted; the
+gates, the softmax and the optimizer add a few percent. ``G`` is 4H for the LSTM, H for the RNN.
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ GATES = {"rnn": 1, "lstm": 4}
 def step_work(captions: np.ndarray, shape: Shape, cell: str) -> float:
     """Count the operations of one training step, forward and backward.
 
-    With K words that are asked for (not ``<NULL>``), R steps that a row needs to reach its last
-    one, and U distinct words among the inputs of those steps::
+    Let K be the number of targets that are not ``<NULL>``, R the number of steps up to the last
+    such target of each row, and U the number of distinct input words in these steps. The count is::
 
         2 (2 N F H  +  3 U D G  +  3 R H G  +  3 K H V)
 
-    that is the first state and its weight gradient (features need no gradient), then the input,
-    recurrent and vocabulary products with two products backward for each one forward. Masked
-    steps count nothing, and a word that occurs often is multiplied by Wx once.
+    The first term is the projection of the features and its weight gradient (the features need no
+    gradient). The others are the input, recurrent and vocabulary products, each with two products
+    in the backward pass. Masked steps are not counted. A word that occurs several times is
+    multiplied by Wx only once.
 
     Parameters
     ----------
     captions : int ndarray, shape (N, T + 1)
-        The batch.
+        Captions of a minibatch.
     shape : Shape
         Sizes of the model.
     cell : {'rnn', 'lstm'}
-        Its cell.
+        Type of the recurrent cell.
 
     Returns
     -------
     float
-        Operations.
+        Number of operations.
     """
     asked = captions[:, 1:] != NULL
     T = asked.shape[1]
@@ -51,15 +52,15 @@ def step_work(captions: np.ndarray, shape: Shape, cell: str) -> float:
 
 
 def layer_work(shape: Shape, cell: str) -> float:
-    """Count a dense layer forward and backward: ``6 N T G (D + H)``, all gradients included."""
+    """Count the operations of a dense layer, forward and backward: ``6 N T G (D + H)``."""
     return 6.0 * shape.N * shape.T * GATES[cell] * shape.H * (shape.D + shape.H)
 
 
 def sample_work(shape: Shape, cell: str, images: int, steps: int) -> float:
-    """Count greedy decoding to the last step.
+    """Count the operations of greedy decoding without stopping at ``<END>``.
 
-    ``2 (images F H + min(V, images steps) D G + images steps H (G + V))``: every word is
-    multiplied by Wx once.
+    The count is ``2 (images F H + min(V, images steps) D G + images steps H (G + V))``: each
+    distinct word is multiplied by Wx only once.
     """
     D, H, V, F, G = shape.D, shape.H, shape.V, shape.F, GATES[cell] * shape.H
     words = min(V, images * steps)

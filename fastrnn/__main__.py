@@ -1,4 +1,4 @@
-"""``python -m fastrnn``: the command line."""
+"""The command line as a module: ``python -m fastrnn``."""
 
 import sys
 

@@ -1,9 +1,9 @@
 """The flat namespace of chapter 7 of the book 《深度学习实战》.
 
-``from fastrnn.book import *`` stands for its two imports (``classifiers.chapter7`` and ``utils``).
-The layers, the data and the pictures are those of the course; what the book does otherwise is
-here: its update rules, its trainer, and its model, which is always float64 and whose captions
-begin with ``<START>``.
+``from fastrnn.book import *`` replaces the chapter's two imports (``classifiers.chapter7`` and
+``utils``). The layers, data and image functions are those of the course. This module defines what
+the book does differently: the update rules, the trainer, and the model, which is always float64
+and whose captions start with ``<START>``.
 """
 
 from __future__ import annotations
@@ -73,14 +73,17 @@ def sgd_momentum(
     Parameters
     ----------
     w, dw : ndarray, same shape
-        Parameters and their gradient; neither is changed.
+        Weights and their gradient; neither is changed.
     config : dict, optional
-        learning_rate (1e-2), momentum (0.9) and the state velocity; updated in place.
+        Settings ``learning_rate`` (default 1e-2) and ``momentum`` (0.9), and the state
+        ``velocity``; updated in place.
 
     Returns
     -------
     next_w : ndarray
+        Updated weights, in a new array.
     config : dict
+        The same dictionary (a new one if `config` was None).
     """
     config = {} if config is None else config
     learning_rate = config.setdefault("learning_rate", 1e-2)
@@ -98,15 +101,17 @@ def rmsprop(
     Parameters
     ----------
     w, dw : ndarray, same shape
-        Parameters and their gradient; neither is changed.
+        Weights and their gradient; neither is changed.
     config : dict, optional
-        learning_rate (1e-2), decay_rate (0.99), epsilon (1e-8) and the state cache, the moving
-        mean of ``dw ** 2``; updated in place.
+        Settings ``learning_rate`` (default 1e-2), ``decay_rate`` (0.99) and ``epsilon`` (1e-8),
+        and the state ``cache``, the moving average of ``dw ** 2``; updated in place.
 
     Returns
     -------
     next_w : ndarray
+        Updated weights, in a new array.
     config : dict
+        The same dictionary (a new one if `config` was None).
     """
     config = {} if config is None else config
     learning_rate = config.setdefault("learning_rate", 1e-2)
@@ -120,22 +125,24 @@ def rmsprop(
 def adam(
     w: np.ndarray, dw: np.ndarray, config: _Config | None = None
 ) -> tuple[np.ndarray, _Config]:
-    """Adam as Kingma and Ba print it (2015, algorithm 1): both moments are bias-corrected first.
+    """Adam as in algorithm 1 of Kingma and Ba (2015): epsilon is added after bias correction.
 
-    The course's Adam adds epsilon to the root of the uncorrected second moment instead.
+    The course's Adam adds epsilon to the square root of the uncorrected second moment instead.
 
     Parameters
     ----------
     w, dw : ndarray, same shape
-        Parameters and their gradient; neither is changed.
+        Weights and their gradient; neither is changed.
     config : dict, optional
-        learning_rate (1e-3), beta1 (0.9), beta2 (0.999), epsilon (1e-8) and the state m, v, t;
-        updated in place.
+        Settings ``learning_rate`` (default 1e-3), ``beta1`` (0.9), ``beta2`` (0.999) and
+        ``epsilon`` (1e-8), and the state ``m``, ``v`` and ``t``; updated in place.
 
     Returns
     -------
     next_w : ndarray
+        Updated weights, in a new array.
     config : dict
+        The same dictionary (a new one if `config` was None).
     """
     config = {} if config is None else config
     learning_rate = config.setdefault("learning_rate", 1e-3)
@@ -160,9 +167,9 @@ class CaptioningRNN(_CaptioningRNN):
     Parameters
     ----------
     word_to_idx : mapping of str to int
-    input_dim, wordvec_dim, hidden_dim : int, optional
-    cell_type : {'rnn', 'lstm'}, optional
-        All as in the course's class.
+        The vocabulary.
+    input_dim, wordvec_dim, hidden_dim, cell_type
+        See `fastrnn.classifiers.rnn.CaptioningRNN`.
     """
 
     def __init__(
@@ -178,26 +185,26 @@ class CaptioningRNN(_CaptioningRNN):
     def sample(
         self, features: np.ndarray, max_length: int = 30, *, stop_at_end: bool = False
     ) -> np.ndarray:
-        """Caption pictures greedily, ``<START>`` first.
+        """Caption images greedily; captions start with ``<START>``.
 
         Parameters
         ----------
         features : float ndarray (N, D)
             Image features.
         max_length : int, optional
-            The number of columns, that of ``<START>`` included.
+            Number of columns, including ``<START>``. Default 30.
         stop_at_end : bool, optional
-            True fills a row with ``<NULL>`` after its first ``<END>``.
+            True fills a row with ``<NULL>`` after its first ``<END>``. Default False.
 
         Returns
         -------
         int32 ndarray (N, max_length)
-            Column 0 is ``<START>``, the sampled words follow.
+            Word ids. Column 0 is ``<START>``, followed by the sampled words.
 
         Raises
         ------
         ValueError
-            As the course's class does.
+            See `fastrnn.classifiers.rnn.CaptioningRNN.sample`.
         """
         words = super().sample(features, max(max_length - 1, 0), stop_at_end=stop_at_end)
         start = np.full((len(words), 1), self._start, dtype=np.int32)
@@ -205,40 +212,42 @@ class CaptioningRNN(_CaptioningRNN):
 
 
 class CaptioningTrainer(_CaptioningSolver):
-    """The book's trainer: a `CaptioningSolver` with the book's update rules and words.
+    """The book's trainer: a `CaptioningSolver` with the book's update rules and argument names.
 
     Parameters
     ----------
     model, data
-        As for the solver.
+        See `CaptioningSolver`.
     updater_config : dict, optional
-        The settings of the update rule, in place of optim_config.
+        Hyperparameters of the update rule; called `optim_config` in `CaptioningSolver`.
     update_rule : str, optional
-        The name of a function in `updater`.
+        Name of an update rule in `updater`. Default 'sgd'.
     **kwargs
-        lr_decay, batch_size, num_epochs, print_every, verbose, as for the solver.
+        `lr_decay`, `batch_size`, `num_epochs`, `print_every` and `verbose`; see
+        `CaptioningSolver`.
 
     Attributes
     ----------
     updater_config, updater_configs : dict
-        What the solver calls optim_config and optim_configs.
+        The same as `optim_config` and `optim_configs` of `CaptioningSolver`.
 
     Raises
     ------
     ValueError
-        As the solver does.
+        See `CaptioningSolver`.
 
     Notes
     -----
-    An epoch is num_train / batch_size iterations by true division. Where that is no whole number,
-    the learning rate decays only at the iterations that are a multiple of it, if there are any.
+    As in the book, an epoch has ``num_train / batch_size`` iterations, which may be a fraction. The
+    learning rate decays only after iterations whose number is a multiple of it. If it is a
+    fraction, these are few, or there are none.
     """
 
     _rules = updater
 
     def __init__(self, model: Any, data: Mapping[str, Any], **kwargs: Any) -> None:
         if "optim_config" in kwargs:
-            raise ValueError('Unrecognized arguments "optim_config" (here it is updater_config)')
+            raise ValueError('Unrecognized arguments "optim_config" (use updater_config)')
         kwargs["optim_config"] = kwargs.pop("updater_config", {})
         super().__init__(model, data, **kwargs)
 
@@ -259,16 +268,17 @@ def load_coco_data(
     max_train: int | None = None,
     pca_features: bool = True,
 ) -> dict[str, Any]:
-    """Read a captioning data set; `fastrnn.coco_utils.load_coco_data` has the particulars.
+    """Read a captioning data set; see `fastrnn.coco_utils.load_coco_data` for details.
 
     Parameters
     ----------
     base_dir : path, optional
-        The directory, by default the book's, relative to the working directory.
+        Directory of the data set. The default is the book's, relative to the working directory.
     max_train : int, optional
         Keep this many training captions, drawn with replacement by the global ``np.random``.
+        By default, all are kept.
     pca_features : bool, optional
-        Read the features of reduced dimension.
+        Whether to read the features that were reduced by PCA. Default True.
 
     Returns
     -------
@@ -278,7 +288,7 @@ def load_coco_data(
     Raises
     ------
     FileNotFoundError, OSError, ValueError
-        As `fastrnn.coco_utils.load_coco_data` does.
+        See `fastrnn.coco_utils.load_coco_data`.
     """
     return read_captioning_directory(base_dir, max_train, pca_features)
 

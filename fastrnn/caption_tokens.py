@@ -1,15 +1,15 @@
-"""Captions into the tokens that COCO's evaluation counts, without Java.
+"""Split captions into the tokens of COCO's evaluation, without Java.
 
-COCO's figures are computed on the words that Stanford's PTBTokenizer makes of a caption (Penn
-Treebank conventions, in lower case), less its punctuation. `caption_tokens` makes the same words.
+COCO's evaluation tokenizes captions with Stanford's PTBTokenizer (Penn Treebank conventions, lower
+case) and removes punctuation. `caption_tokens` returns the same tokens.
 """
 
 from __future__ import annotations
 
 import re
 
-# COCO's evaluation leaves these out; "!!" stays a word of its own. Brackets are on its list in
-# capitals (-LRB-), but its tokens are in lower case, so they count as words there, and here.
+# COCO's evaluation removes these tokens, but keeps "!!". Its list has brackets in upper case
+# (-LRB-); since tokens are in lower case, bracket tokens are not removed there, nor here.
 _PUNCTUATION = re.compile(r"[?!]|[.,:;'\"`\-\u2010\u2011]+")
 
 _ABBREVIATIONS = """
@@ -22,7 +22,7 @@ sept seq sfc sgt spc sq sr st ste supt supts sys tel tenn thu thurs treas tue tu
 wis wisc wm wyo [a-z]
 """
 _BEFORE_NUMBERS = "art ca fig figs no nos op pp prop"
-"""Abbreviations only where a number follows."""
+"""Abbreviations only if a number follows."""
 
 _TWO_WORDS = {
     "cannot": ("can", "not"),
@@ -50,7 +50,7 @@ _LETTER = r"[^\W\d_]"
 _ALNUM = r"[^\W_]"
 _WORD_ENDS = rf"(?!{_ALNUM})"
 _CLITIC = rf"'(?i:s|m|d|ll|re|ve)(?!{_LETTER})"
-# Letters and digits; full stops, question and exclamation marks inside of words ("u.s", "go!stop").
+# Letters and digits, with periods, question and exclamation marks inside words ("u.s", "go!stop").
 _PIECE = (
     rf"(?:\d+(?:[.,:]\d+)+(?=-{_LETTER})"
     rf"|{_LETTER}{_ALNUM}*(?:[.!?]{_LETTER}{_ALNUM}*)+(?:\.(?=-{_LETTER}))?"
@@ -70,7 +70,7 @@ _TOKEN = re.compile(
             rf"(?P<two>(?i:{'|'.join(_TWO_WORDS)}){_WORD_ENDS})",
             rf"(?P<negated>{_LETTER}*[^\W\d_nN](?=(?i:n['`]t)))",
             rf"(?P<clitic>(?i:n['`]t){_LETTER}*|{_CLITIC})",
-            # Words in which the apostrophe is a letter.
+            # Words in which the apostrophe replaces letters.
             rf"(?P<elided>(?i:o'clock|c'mon|ma'am|cap'n|s'mores|ne'er|e'er|o'er){_WORD_ENDS}"
             rf"|'n'|(?i:'n|'till?|'cause){_WORD_ENDS}|(?i:'em)|'\d\ds?(?!\w|')"
             rf"|(?:[dlno]|[A-HJ-XZ])(?!{_CLITIC})'{_LETTER}{{2,}}|(?i:[djly]|ol)'(?!\d)"
@@ -93,31 +93,32 @@ _TOKEN = re.compile(
 
 
 def caption_tokens(caption: str) -> list[str]:
-    """Split a caption into the words that COCO's evaluation counts.
+    """Split a caption into the tokens of COCO's evaluation.
 
     Parameters
     ----------
     caption : str
-        As people wrote it, or words separated by spaces.
+        Raw caption text, or words separated by spaces.
 
     Returns
     -------
     list of str
-        In lower case; clitics are words of their own (``does n't``, ``man 's``), compounds with
-        hyphens are one (``black-and-white``), punctuation is gone.
+        Tokens in lower case. Clitics are separate tokens (``does n't``, ``man 's``), hyphenated
+        compounds are one token (``black-and-white``), and punctuation is removed.
 
     Raises
     ------
     TypeError
-        `caption` is no string.
+        If `caption` is not a string.
 
     Notes
     -----
-    The rules are those of PTBTokenizer in Stanford CoreNLP 3.4.1 with ``-preserveLines
-    -lowerCase``, which COCO's evaluation starts, found by giving it text: on all of the 25,014
-    captions of COCO's validation part of 2017 the words are the same. It reads on into the next
-    line, so that the full stop of "Vitamin C." hangs on how the next caption begins; here it
-    always ends the sentence, as it does there before "A" and "The".
+    COCO's evaluation runs PTBTokenizer of Stanford CoreNLP 3.4.1 with ``-preserveLines
+    -lowerCase``. The rules here were derived by running it on text. The tokens are the same for
+    all 25,014 captions of COCO's 2017 validation split. There is one difference: PTBTokenizer
+    looks at the next line, so the token of the final period in "Vitamin C." depends on the first
+    word of the next caption. Here the period always ends the sentence, as it does there before
+    "A" and "The".
     """
     if not isinstance(caption, str):
         raise TypeError(f"caption is {caption!r}; expected a string")
@@ -137,7 +138,7 @@ def caption_tokens(caption: str) -> list[str]:
         if kind == "two":
             tokens += _TWO_WORDS[token]
         elif kind == "fraction":
-            # "22 3/4" is one token there, with a space that does not break.
+            # PTBTokenizer makes "22 3/4" one token, joined by a no-break space.
             tokens.append(token.replace(" ", "\xa0"))
         elif kind in ("sign", "smiley"):
             tokens.append(_SIGN.sub(lambda sign: _WRITTEN_OUT[sign[0]], token))

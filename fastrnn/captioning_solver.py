@@ -18,46 +18,48 @@ class CaptioningSolver:
     Parameters
     ----------
     model : object
-        Anything with a dict ``params`` of arrays and a method
-        ``loss(features, captions) -> (loss, grads)``, where grads has the keys of params.
+        Any object with a dict ``params`` of arrays and a method
+        ``loss(features, captions) -> (loss, grads)``, where ``grads`` has the keys of ``params``.
     data : mapping
-        Captions, image indices, features and URLs, as `load_coco_data` returns them.
+        Data set as returned by `load_coco_data`: captions, image indices, features and URLs.
     update_rule : str, optional
-        The name of a function in `fastrnn.optim`. Default 'sgd'.
+        Name of an update rule in `fastrnn.optim`. Default 'sgd'.
     optim_config : dict, optional
-        Its settings, such as 'learning_rate'; every parameter gets its own copy.
+        Hyperparameters of the update rule, such as 'learning_rate'. Each parameter gets its own
+        copy.
     lr_decay : float, optional
-        The learning rates are multiplied by this after every epoch. Default 1.0.
+        Factor by which the learning rate is multiplied after each epoch. Default 1.0.
     batch_size : int, optional
-        Captions in a minibatch. Default 100.
+        Number of captions in a minibatch. Default 100.
     num_epochs : int, optional
-        How many times the number of training captions to draw. Default 10.
+        Number of epochs to train. An epoch draws as many captions as there are training captions,
+        rounded down to whole minibatches. Default 10.
     print_every : int, optional
-        Print the loss every so many iterations. Default 10.
+        Number of iterations between printed losses. Default 10.
     verbose : bool, optional
-        False prints nothing. Default True.
+        Whether to print the losses. Default True.
 
     Attributes
     ----------
-    loss_history : list
-        The loss of every iteration so far.
+    loss_history : list of float
+        Loss of each iteration so far.
     epoch : int
-        Epochs finished.
-    optim_configs : dict
-        The update rule's state and settings, per parameter.
+        Number of finished epochs.
+    optim_configs : dict of str to dict
+        Hyperparameters and state of the update rule for each parameter.
     best_val_acc, best_params, train_acc_history, val_acc_history
-        There for the notebooks' sake: captions have no accuracy, and these stay empty.
+        Unused; they exist for compatibility with the course. Captions have no accuracy.
 
     Raises
     ------
     ValueError
-        `update_rule` is not in `fastrnn.optim`, an argument is not known, or `batch_size` or
+        If `update_rule` is not in `fastrnn.optim`, an argument is unknown, or `batch_size` or
         `print_every` is less than 1.
 
     Notes
     -----
-    Batches come from the global ``np.random``, one ``choice`` an iteration, so that a seeded run
-    sees what it saw with the course's solver.
+    Each iteration draws its minibatch by one call of the global ``np.random.choice``. With the
+    same seed, the minibatches are those of the course's solver.
     """
 
     _rules: ClassVar[Any] = optim
@@ -78,7 +80,7 @@ class CaptioningSolver:
             raise ValueError(f"Unrecognized arguments {extra}")
         for name in ("batch_size", "print_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, was {getattr(self, name)}")
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
 
         rule = getattr(self._rules, rule_name, None)
         if not callable(rule):
@@ -98,12 +100,12 @@ class CaptioningSolver:
         self.optim_configs = {name: dict(self.optim_config) for name in self.model.params}
 
     def _step(self) -> None:
-        """Draw one minibatch, and update every parameter once."""
+        """Draw a minibatch and update every parameter once."""
         captions, features, _ = sample_coco_minibatch(
             self.data, batch_size=self.batch_size, split="train"
         )
-        # A model of ours and a rule of ours work in memory that is used again at every step; any
-        # other model with `params` and `loss`, and any other rule, do as they always did.
+        # fastrnn's own model and update rules reuse their memory from step to step. Other models
+        # and rules are called without these extra arguments.
         if getattr(self.model.loss, "__func__", None) is CaptioningRNN.loss:
             loss, grads = self.model.loss(features, captions, workspace=self._workspace)
         else:
@@ -120,7 +122,7 @@ class CaptioningSolver:
         return max(self.data["train_captions"].shape[0] // self.batch_size, 1)
 
     def train(self) -> None:
-        """Run ``num_epochs`` epochs of ``num_train // batch_size`` iterations, at least one."""
+        """Train for `num_epochs` epochs of ``max(num_train // batch_size, 1)`` iterations."""
         iterations_per_epoch = self._iterations_per_epoch()
         num_iterations = int(self.num_epochs * iterations_per_epoch)
         for t in range(num_iterations):
@@ -135,5 +137,5 @@ class CaptioningSolver:
     def check_accuracy(
         self, X: Any, y: Any, num_samples: int | None = None, batch_size: int = 100
     ) -> float:
-        """Return 0.0: captions have no accuracy. It is here because the course has it."""
+        """Return 0.0: captions have no accuracy. Exists for compatibility with the course."""
         return 0.0

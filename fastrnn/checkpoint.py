@@ -1,23 +1,28 @@
-"""The files of a run: its best model, and checkpoints from which training goes on bit for bit.
+"""Models and checkpoints as files. A training resumes from a checkpoint with the same bits.
 
-A checkpoint is the file of a model, `CaptioningRNN.save`'s, with the state of the training beside
-it in arrays named ``training/...``. It can be loaded as a model, too.
+A checkpoint is a model file of `CaptioningRNN.save` with further arrays, named ``training/...``,
+for the state of the training. It can be loaded as a model, too.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .classifiers.rnn import FORMAT, MODEL_FILE, CaptioningRNN, blank_model
+from .classifiers.rnn import FORMAT, MODEL_FILE, CaptioningRNN, seeded_model
 from .files import parse_json, read_sealed
+from .runs import (
+    HISTORY_FILE,
+    SETTINGS_FILE,
+    checkpoint_path,
+    checkpoint_steps,
+    remove_checkpoints,
+)
 
 __all__ = [
     "CHECKPOINT_FORMAT",
@@ -34,18 +39,20 @@ __all__ = [
     "read_newest_checkpoint",
     "remove_checkpoints",
     "save_model",
+    "seeded_model",
 ]
 
+blank_model = seeded_model
+"""The former name of `seeded_model`."""
+
 CHECKPOINT_FORMAT = 1
-"""Version of the arrangement of what is in a checkpoint beside the model."""
-SETTINGS_FILE = "settings.json"
-HISTORY_FILE = "history.jsonl"
+"""Version of the layout of a checkpoint's further arrays."""
 _PREFIX = "training/"
 _KINDS: dict[str, tuple[type, ...]] = {
     "step": (int,), "epochs_without_gain": (int,), "seconds": (int, float), "history": (list,),
     "sums": (list,), "config": (dict,), "data": (dict,), "best": (dict, type(None)),
 }  # fmt: skip
-"""What the state of a training is made of, as JSON has it."""
+"""The JSON types of the state of a training."""
 
 
 def save_model(path: str | os.PathLike[str], model: CaptioningRNN) -> None:
@@ -60,20 +67,20 @@ def load_model(path: str | os.PathLike[str]) -> CaptioningRNN:
 
 @dataclass
 class Checkpoint:
-    """What training goes on from.
+    """The state that a training resumes from.
 
     Attributes
     ----------
     model : CaptioningRNN
-        What the training had come to; it reads features as they are.
+        The trained model; it reads features as they are.
     weights : dict of str to ndarray
-        The parameters that are trained, for standardised features.
+        The parameters in training, for standardised features.
     average : dict of str to ndarray or None
-        The running mean of `weights`, where one is kept.
+        The moving average of `weights`, if there is one.
     moments : dict of str to dict of str to ndarray
         Adam's ``m`` and ``v`` for each of `weights`.
     about : dict
-        Everything else, as JSON has it: the step, the history, sums, the best so far.
+        The rest of the state, as JSON values: the step, the history, sums, the best epoch so far.
     """
 
     model: CaptioningRNN
@@ -83,10 +90,10 @@ class Checkpoint:
     about: dict[str, Any]
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Return what goes into the file: arrays that share memory with the state.
+        """Return the arrays of the file, which share memory with the state.
 
-        Without an average, the model differs from the weights in the projection of the features
-        alone; with one, from the average. So every array is there once.
+        The model equals the average, or the weights without one, except for the projection of the
+        features. Each array is in the file once.
         """
         arrays = self.model.to_arrays()
         shared = self.weights if self.average is None else self.average
@@ -119,22 +126,22 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     FileNotFoundError
         There is no such file.
     ValueError
-        The file is damaged or holds no checkpoint.
+        The file is damaged, or it is not a checkpoint.
     """
     arrays = read_sealed(path)
     try:
         model = CaptioningRNN.from_arrays(arrays)
         if _PREFIX + "about" not in arrays:
-            raise ValueError("holds a model, but no state of its training")
+            raise ValueError("contains a model, but no state of its training")
         about = parse_json(str(arrays[_PREFIX + "about"]))
         if not isinstance(about, dict):
-            raise ValueError("its state of training is no JSON object")
+            raise ValueError("its state of training is not a JSON object")
         if about["format"] != CHECKPOINT_FORMAT:
             raise ValueError(
-                f"format is {about['format']}; this fastrnn reads format {CHECKPOINT_FORMAT}"
+                f"format is {about['format']!r:.60}; this fastrnn reads format {CHECKPOINT_FORMAT}"
             )
         _check_about(about)
-        # Copies, because what is trained is changed in place, and the model is not.
+        # Copies, because training changes them in place, but not the model.
         average = None
         if f"{_PREFIX}average/W_proj" in arrays:
             average = {
@@ -151,14 +158,14 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         }
         _check_arrays(model, weights, average, moments)
     except KeyError as error:
-        raise ValueError(f"{path}: holds no {error}; not a checkpoint of fastrnn's") from None
+        raise ValueError(f"{path}: has no {error}; it is not a checkpoint of fastrnn") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return Checkpoint(model, weights, average, moments, about)
 
 
 def _check_about(about: Mapping[str, Any]) -> None:
-    """Refuse a state of training in which something is not of its kind."""
+    """Check the types in the state of a training."""
     for name, known in _KINDS.items():
         value = about.get(name)
         if name in about and (type(value) not in known or (type(value) is int and value < 0)):
@@ -171,7 +178,7 @@ def _check_about(about: Mapping[str, Any]) -> None:
     if len(sums) != 4 or not all(type(number) in (int, float) for number in sums):
         raise ValueError(f"sums is {sums!r:.60} in its state of training")
     if not all(isinstance(record, dict) for record in about.get("history", ())):
-        raise ValueError("its history holds what is no record")
+        raise ValueError("its history contains something that is not a record")
     best = about.get("best")
     if best is not None and not (
         type(best.get("step")) is int
@@ -187,7 +194,7 @@ def _check_arrays(
     average: Mapping[str, np.ndarray] | None,
     moments: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
-    """Refuse arrays that are not of the model's shapes."""
+    """Check that the arrays have the shapes of the model's parameters."""
     for name, w in model.params.items():
         for array in (weights[name], w if average is None else average[name]):
             if array.shape != w.shape or array.dtype != w.dtype:
@@ -203,30 +210,10 @@ def _check_arrays(
                 )
 
 
-def checkpoint_path(run: str | os.PathLike[str], step: int) -> Path:
-    """Return the place of the checkpoint after a step."""
-    return Path(run, "checkpoints", f"step-{step:08}.npz")
-
-
-def checkpoint_steps(run: str | os.PathLike[str]) -> list[int]:
-    """Return the steps after which there is a checkpoint, in order."""
-    found = (
-        re.fullmatch(r"step-(\d{8,})\.npz", p.name) for p in Path(run, "checkpoints").glob("*.npz")
-    )
-    return sorted(int(match[1]) for match in found if match)
-
-
-def remove_checkpoints(run: str | os.PathLike[str], keep: Collection[int]) -> None:
-    """Remove the checkpoints of all steps but those to keep."""
-    for step in checkpoint_steps(run):
-        if step not in keep:
-            checkpoint_path(run, step).unlink(missing_ok=True)
-
-
 def read_newest_checkpoint(
     run: str | os.PathLike[str],
 ) -> tuple[Checkpoint | None, list[str]]:
-    """Read the newest checkpoint that is whole.
+    """Read the newest checkpoint that is not damaged.
 
     Parameters
     ----------
@@ -236,14 +223,14 @@ def read_newest_checkpoint(
     Returns
     -------
     checkpoint : Checkpoint or None
-        None where there is not one file.
+        None if the run has no checkpoint file.
     damaged : list of str
-        What was wrong with those that are newer, a line each.
+        What is wrong with the newer ones, a line each.
 
     Raises
     ------
     ValueError
-        There are checkpoints and every one is damaged.
+        Every checkpoint is damaged.
     """
     damaged: list[str] = []
     for step in reversed(checkpoint_steps(run)):
@@ -252,18 +239,19 @@ def read_newest_checkpoint(
         except ValueError as error:
             damaged.append(str(error))
     if damaged:
-        raise ValueError(f"{run}: has no checkpoint that is whole; {damaged[0]}")
+        raise ValueError(f"{run}: has no undamaged checkpoint; {damaged[0]}")
     return None, damaged
 
 
 def describe_mismatch(model: CaptioningRNN, data: Mapping[str, Any]) -> str | None:
-    """Say in what data differ from what a model knows: words or width of features; else None."""
+    """Return how the vocabulary or the features of data differ from a model's, or None."""
     known, given = model.word_to_idx, data.get("word_to_idx")
     if given is not None and dict(given) != dict(known):
         if len(given) != len(known):
-            return f"word_to_idx has {len(given)} words; the model knows {len(known)}"
+            return f"word_to_idx has {len(given)} words; expected {len(known)}, as in the model"
         word = next(word for word, idx in known.items() if given.get(word) != idx)
-        return f"word_to_idx has {word!r} as {given.get(word)}; the model knows it as {known[word]}"
+        found = f"word_to_idx has {word!r} as {given.get(word)}"
+        return f"{found}; expected {known[word]}, as in the model"
     width = model.params["W_proj"].shape[0]
     for split in ("train", "val"):
         features = data.get(f"{split}_features")

@@ -1,36 +1,32 @@
-"""Captions, image features and vocabulary in CS231n's h5 layout: read, sample, decode.
+"""CS231n's ``coco_utils.py``: load a captioning data set, sample minibatches, decode captions.
 
-A data directory holds ``coco2014_captions.h5``, ``{train,val}2014_vgg16_fc7[_pca].h5``,
-``coco2014_vocab.json`` and ``{train,val}2014_urls.txt``. The names are COCO's, the pictures need
-not be: any data set written this way is read.
+The files are read by `fastrnn.data.layout`, which describes them.
 """
 
 from __future__ import annotations
 
-import errno
-import io
-import math
 import os
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
-from .files import in_a_line, is_text, read_json, read_text
+from .data.layout import read_captioning_directory
+from .words import END, NULL
+
+__all__ = [
+    "BASE_DIR",
+    "decode_captions",
+    "load_coco_data",
+    "read_captioning_directory",
+    "sample_coco_minibatch",
+]
 
 BASE_DIR = str(Path(__file__).resolve().parent / "datasets" / "coco_captioning")
 
-# Where the course's own download script puts the data, seen from its notebooks.
+# Where the course's download script puts the data, relative to its notebooks.
 _COURSE_DIR = str(Path("cs231n", "datasets", "coco_captioning"))
-
-_SPLITS = ("train", "val")
-_MOST_UNWRITTEN = 1 << 24
-_MOST_UNWRITTEN_CHUNKS = 1 << 15
-_MOST_COMPRESSED = 1100
-"""What a byte in a file can stand for: deflate comes to 1032."""
 
 
 def load_coco_data(
@@ -38,40 +34,38 @@ def load_coco_data(
     max_train: int | None = None,
     pca_features: bool = True,
 ) -> dict[str, Any]:
-    """Read a captioning data set from a directory in CS231n's layout.
+    """Load a captioning data set from a directory in CS231n's layout.
 
     Parameters
     ----------
     base_dir : path, optional
-        The directory. The default is ``datasets/coco_captioning`` beside this module; where that
-        does not exist, ``cs231n/datasets/coco_captioning`` in the working directory is read.
+        The data directory. The default is ``datasets/coco_captioning`` next to this module; if it
+        does not exist, ``cs231n/datasets/coco_captioning`` in the working directory is used.
     max_train : int, optional
-        Keep this many training captions, drawn with replacement by the global ``np.random``
-        (one ``randint`` call). Features and URLs stay whole.
+        Keep this many training captions, drawn with replacement from the global ``np.random``
+        (one ``randint`` call). By default all are kept. Features and URLs are always complete.
     pca_features : bool, optional
-        True reads ``*_vgg16_fc7_pca.h5``, False reads ``*_vgg16_fc7.h5``.
+        True (default) reads ``*_vgg16_fc7_pca.h5``, False reads ``*_vgg16_fc7.h5``.
 
     Returns
     -------
     dict
-        ``{train,val}_captions`` int (captions, words), ``{train,val}_image_idxs`` int (captions,),
-        and whatever else the caption file holds; ``{train,val}_features`` float (images, D);
-        ``idx_to_word`` list of str, ``word_to_idx`` dict; ``{train,val}_urls`` str (images,).
-
-    Notes
-    -----
-    Datasets may be compressed by gzip, alone or with the filters shuffle and fletcher32; those that
-    went through other filters, or lie in another file, are refused.
+        For each split, train and val: ``{split}_captions``, int ndarray (captions, words);
+        ``{split}_image_idxs``, int ndarray (captions,), the image of each caption;
+        ``{split}_features``, float ndarray (images, D); and ``{split}_urls``, str ndarray
+        (images,). Also ``idx_to_word``, list of str; ``word_to_idx``, dict; and any other datasets
+        in the caption file.
 
     Raises
     ------
     FileNotFoundError
-        A file is missing; the message has its path.
+        If a file is missing; the message has its path.
     OSError
-        A file is cut short or is no HDF5 file.
+        If a file is truncated or is not an HDF5 file.
     ValueError
-        A dataset is missing, has the wrong rank or dtype, or holds image indices or word ids that
-        point outside the features, the URLs or the vocabulary; or `max_train` is negative.
+        If a dataset is missing, has the wrong number of axes or the wrong dtype, or contains image
+        indices or word ids outside the features, the URLs or the vocabulary; or if `max_train` is
+        negative.
     """
     defaulted = os.fspath(base_dir) == BASE_DIR
     if defaulted and not Path(BASE_DIR).is_dir() and Path(_COURSE_DIR).is_dir():
@@ -80,72 +74,33 @@ def load_coco_data(
     return read_captioning_directory(base_dir, max_train, pca_features)
 
 
-def read_captioning_directory(
-    base_dir: str | os.PathLike[str],
-    max_train: int | None = None,
-    pca_features: bool = True,
-) -> dict[str, Any]:
-    """Do what `load_coco_data` does for exactly `base_dir`, and print nothing."""
-    base_dir = os.fspath(base_dir)
-    if max_train is not None and max_train < 0:
-        raise ValueError(f"max_train must be at least 0, was {max_train}")
-
-    def place(name: str) -> str:
-        return str(Path(base_dir, name))
-
-    captions_path = place("coco2014_captions.h5")
-    vocab_path = place("coco2014_vocab.json")
-    data: dict[str, Any] = _read_h5(captions_path)
-
-    suffix = "_pca" if pca_features else ""
-    for split in _SPLITS:
-        path = place(f"{split}2014_vgg16_fc7{suffix}.h5")
-        data[f"{split}_features"] = _require_features(path, _read_h5(path))
-    if data["train_features"].shape[1] != data["val_features"].shape[1]:
-        raise ValueError(
-            f"{path}: dataset 'features' has shape {data['val_features'].shape}, but the train "
-            f"features are {data['train_features'].shape[1]} wide"
-        )
-
-    data.update(_read_vocabulary(vocab_path))
-    for split in _SPLITS:
-        data[f"{split}_urls"] = _read_lines(place(f"{split}2014_urls.txt"))
-
-    for split in _SPLITS:
-        _check_captions(captions_path, data, split)
-
-    if max_train is not None:
-        num_train = data["train_captions"].shape[0]
-        mask = np.random.randint(num_train, size=max_train)
-        data["train_captions"] = data["train_captions"][mask]
-        data["train_image_idxs"] = data["train_image_idxs"][mask]
-    return data
-
-
 def sample_coco_minibatch(
     data: Mapping[str, Any], batch_size: int = 100, split: str = "train"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw captions with replacement, each with its image's features and URL.
+    """Draw a minibatch of captions with replacement, with their image features and URLs.
 
     Parameters
     ----------
     data : mapping
-        As `load_coco_data` returns it.
+        A data set from `load_coco_data`.
     batch_size : int, optional
-        N, the number of captions.
+        Number of captions, N. Default 100.
     split : {'train', 'val'}, optional
-        The part of the data to draw from.
+        The split to draw from. Default 'train'.
 
     Returns
     -------
     captions : int ndarray (N, words)
+        Word ids.
     image_features : float ndarray (N, D)
+        Features of the image of each caption.
     urls : str ndarray (N,)
+        URL of the image of each caption.
 
     Notes
     -----
-    One ``np.random.choice(captions, batch_size)`` on the global generator per call, so that a
-    seeded run draws the batches that the course's code draws.
+    Each call makes one ``np.random.choice(captions, batch_size)`` call on the global generator, so
+    a seeded run draws the same minibatches as the course's code.
     """
     split_size = data[f"{split}_captions"].shape[0]
     mask = np.random.choice(split_size, batch_size)
@@ -160,36 +115,36 @@ def sample_coco_minibatch(
 def decode_captions(
     captions: np.ndarray, idx_to_word: Sequence[str] | Mapping[int, str]
 ) -> str | list[str]:
-    """Turn word ids into text.
+    """Convert word ids to text.
 
-    ``<NULL>`` is dropped, ``<START>`` is kept, and a caption ends with its first ``<END>``.
+    ``<NULL>`` is left out, ``<START>`` is kept, and a caption ends with its first ``<END>``.
 
     Parameters
     ----------
     captions : int ndarray (T,) or (N, T)
         Word ids.
-    idx_to_word : sequence or mapping
+    idx_to_word : sequence or mapping of int to str
         The word of each id.
 
     Returns
     -------
     str or list of str
-        One string for one row of ids, a list of N strings for N rows.
+        The caption, or a list of N captions: words separated by spaces.
 
     Raises
     ------
     TypeError
-        `captions` are not integers.
+        If `captions` are not integers.
     ValueError
-        `captions` has neither one nor two axes.
+        If `captions` does not have one or two axes.
     IndexError, KeyError
-        An id has no word (in a sequence, in a mapping).
+        If `idx_to_word` (a sequence, a mapping) has no word for an id.
     """
     ids = np.asarray(captions)
     if ids.ndim not in (1, 2):
-        raise ValueError(f"captions must have shape (T,) or (N, T), was {ids.shape}")
+        raise ValueError(f"captions has shape {ids.shape}; expected (T,) or (N, T)")
     if ids.dtype.kind not in "iu" and ids.size:
-        raise TypeError(f"captions must be integers, dtype was {ids.dtype}")
+        raise TypeError(f"captions has dtype {ids.dtype}; expected integers")
     if ids.ndim == 1:
         return _decode(ids.tolist(), idx_to_word)
     return [_decode(row, idx_to_word) for row in ids.tolist()]
@@ -202,196 +157,11 @@ def _decode(row: list[int], idx_to_word: Any) -> str:
             word = idx_to_word[idx]
         except (IndexError, KeyError) as error:
             raise type(error)(
-                f"captions hold word id {idx}, which is not among the {len(idx_to_word)} of "
-                "idx_to_word"
+                f"captions contains the word id {idx}; expected one of the {len(idx_to_word)} ids "
+                "of idx_to_word"
             ) from None
-        if word != "<NULL>":
+        if word != NULL:
             words.append(word)
-        if word == "<END>":
+        if word == END:
             break
     return " ".join(words)
-
-
-def _missing(path: str) -> FileNotFoundError:
-    what = "no such data file" if Path(path).parent.is_dir() else "no such data directory"
-    return FileNotFoundError(errno.ENOENT, what, path)
-
-
-def _read_h5(path: str) -> dict[str, np.ndarray]:
-    """Read every dataset at the top of an HDF5 file."""
-    if not Path(path).is_file():
-        raise _missing(path)
-    # A file cut short fails on opening or, where only its data is gone, on reading; damaged
-    # metadata surfaces from h5py as RuntimeError, KeyError and others.
-    found = {}
-    where = path
-    try:
-        size = Path(path).stat().st_size
-        room = _MOST_UNWRITTEN + _MOST_COMPRESSED * size
-        with h5py.File(path, "r") as file:
-            for name in file:
-                where = f"{path}: dataset {name!r:.60}"
-                # What lies in another file is not read, whatever this one says of it.
-                if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-                    raise ValueError("is a link")
-                node = file[name]
-                if isinstance(node, h5py.Dataset):
-                    found[name] = _read_dataset(node, size, room)
-                    room -= found[name].nbytes
-    except ValueError as error:
-        raise ValueError(f"{where} {error}") from None
-    except Exception as error:
-        raise OSError(
-            f"{where} cannot be read, damaged or no HDF5 file ({in_a_line(error)})"
-        ) from error
-    return found
-
-
-def _read_dataset(node: h5py.Dataset, size: int, room: int) -> np.ndarray:
-    """Read a dataset that is all in its file, and not out of proportion to what is there."""
-    if node.dtype.kind not in "biufcS":
-        raise ValueError(f"has dtype {node.dtype}, must hold numbers")
-    if node.external or node.is_virtual:
-        raise ValueError("lies in other files")
-    # Chunks that were never written cost nothing in a file, and compressed ones a thousandth.
-    claimed = math.prod(node.shape or ()) * node.dtype.itemsize
-    stored = node.id.get_storage_size()
-    there = min(stored, size)
-    if claimed > _MOST_UNWRITTEN + _MOST_COMPRESSED * there:
-        raise ValueError(f"has shape {node.shape}, but only {there} bytes")
-    if claimed > room:
-        raise ValueError(f"has shape {node.shape}, too much in all for a file of {size} bytes")
-    kept = node.id.get_type().get_size()  # of odd floats it is not that of their dtype
-    if node.chunks is not None:
-        _check_chunks(node, math.prod(node.chunks) * kept, size)
-    elif stored not in (0, math.prod(node.shape or ()) * kept):
-        raise ValueError(f"has shape {node.shape}, but {stored} bytes")
-    values = np.asarray(node[()])
-    return values.astype(values.dtype.newbyteorder("="), copy=False)
-
-
-def _check_chunks(node: h5py.Dataset, wanted: int, size: int) -> None:
-    """Refuse chunks that are shorter than they should be: HDF5 reads on behind their ends."""
-    plist = node.id.get_create_plist()
-    filters = [plist.get_filter(number)[0] for number in range(plist.get_nfilters())]
-    known = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
-    if not known.issuperset(filters) or filters.count(h5py.h5z.FILTER_DEFLATE) > 1:
-        raise ValueError(f"has the filters {filters}; expected gzip, shuffle, fletcher32 or none")
-    if wanted > _MOST_UNWRITTEN + _MOST_COMPRESSED * size:
-        raise ValueError(f"has chunks of {wanted} bytes, but {size} bytes in all")
-    # Time goes by the number of chunks, written or not; those that are written are in an index.
-    grid = math.prod(-(-long // short) for long, short in zip(node.shape, node.chunks, strict=True))
-    if grid > _MOST_UNWRITTEN_CHUNKS + size // 8:
-        raise ValueError(f"has {grid} chunks, but {size} bytes in all")
-    chunks: list[Any] = []
-    node.id.chunk_iter(chunks.append)
-    for chunk in chunks:
-        # A filter that could not make a chunk smaller is left out, and marked so.
-        passed = [f for k, f in enumerate(filters) if not chunk.filter_mask >> k & 1]
-        length = chunk.size
-        if h5py.h5z.FILTER_DEFLATE in passed and length <= size:
-            content = node.id.read_direct_chunk(chunk.chunk_offset)[1]
-            at = passed.index(h5py.h5z.FILTER_DEFLATE)
-            length = len(content) - 4 * passed[at:].count(h5py.h5z.FILTER_FLETCHER32)
-            length = _inflated_size(content[: max(length, 0)], wanted + 4 * len(filters))
-            passed = passed[:at]
-        if length - 4 * passed.count(h5py.h5z.FILTER_FLETCHER32) != wanted:
-            raise ValueError(f"has a chunk at {chunk.chunk_offset} that is not {wanted} bytes")
-
-
-def _inflated_size(content: bytes, most: int) -> int:
-    """Return how long deflated bytes are when inflated: at most `most` + 1; 0 if they are none."""
-    inflater = zlib.decompressobj()
-    try:
-        return len(inflater.decompress(content, most + 1)) if content else 0
-    except zlib.error:
-        return 0
-
-
-def _require(
-    path: str, found: Mapping[str, np.ndarray], name: str, ndim: int, kinds: str
-) -> np.ndarray:
-    if name not in found:
-        raise ValueError(f"{path}: dataset {name!r} is missing")
-    values = found[name]
-    if values.ndim != ndim:
-        raise ValueError(
-            f"{path}: dataset {name!r} must have {ndim} axes, its shape is {values.shape}"
-        )
-    if values.dtype.kind not in kinds:
-        wanted = "floats" if kinds == "f" else "integers"
-        raise ValueError(
-            f"{path}: dataset {name!r} must hold {wanted}, its dtype is {values.dtype}"
-        )
-    return values
-
-
-def _require_features(path: str, found: Mapping[str, np.ndarray]) -> np.ndarray:
-    return _require(path, found, "features", 2, "f")
-
-
-def _check_captions(path: str, data: Mapping[str, Any], split: str) -> None:
-    """Refuse what indexing would meet only later: in training, or wrapped round by a sign."""
-    captions = _require(path, data, f"{split}_captions", 2, "iu")
-    image_idxs = _require(path, data, f"{split}_image_idxs", 1, "iu")
-    if len(captions) != len(image_idxs):
-        raise ValueError(
-            f"{path}: dataset '{split}_image_idxs' has {len(image_idxs)} entries for "
-            f"{len(captions)} captions"
-        )
-    features, urls = data[f"{split}_features"], data[f"{split}_urls"]
-    for values, name, what, bound in (
-        (captions, f"{split}_captions", "word id", len(data["word_to_idx"])),
-        (image_idxs, f"{split}_image_idxs", "image index", min(len(features), len(urls))),
-    ):
-        if values.size == 0:
-            continue
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high >= bound:
-            raise ValueError(
-                f"{path}: dataset {name!r} holds the {what} {low if low < 0 else high}, "
-                f"outside [0, {bound})"
-            )
-
-
-def _read_vocabulary(path: str) -> dict[str, Any]:
-    if not Path(path).is_file():
-        raise _missing(path)
-    vocab = read_json(path)
-    if not isinstance(vocab, dict):
-        raise ValueError(f"{path}: must be a JSON object, was a {type(vocab).__name__}")
-    for key, kind in (("idx_to_word", list), ("word_to_idx", dict)):
-        if not isinstance(vocab.get(key), kind):
-            raise ValueError(f"{path}: {key!r} must be there as a JSON {_JSON_NAMES[kind]}")
-    words, ids = vocab["idx_to_word"], vocab["word_to_idx"]
-    if len(words) != len(ids):
-        raise ValueError(f"{path}: 'idx_to_word' has {len(words)} words, 'word_to_idx' {len(ids)}")
-    for idx, word in enumerate(words):
-        # True == 1 == 1.0, but only one of them is an id.
-        if not isinstance(word, str) or type(ids.get(word)) is not int or ids[word] != idx:
-            raise ValueError(
-                f"{path}: 'idx_to_word' says {word!r:.60} at {idx}, which 'word_to_idx' does not "
-                "say"
-            )
-        if "\0" in word or not is_text(word):
-            raise ValueError(f"{path}: 'idx_to_word' has {word!r:.60} at {idx}, which is no text")
-    return vocab
-
-
-_JSON_NAMES = {list: "array", dict: "object"}
-
-
-def _read_lines(path: str) -> np.ndarray:
-    if not Path(path).is_file():
-        raise _missing(path)
-    # As in a file that is open for reading, only newlines end a line.
-    lines = [line.strip() for line in io.StringIO(read_text(path), newline=None)]
-    for number, line in enumerate(lines, 1):
-        if "\0" in line:
-            raise ValueError(f"{path}: line {number} has a null character")
-    longest = max(map(len, lines), default=0)
-    # Every element of the array takes as much room as the longest.
-    if len(lines) * longest > _MOST_UNWRITTEN + 100 * sum(map(len, lines)):
-        raise ValueError(f"{path}: has a line of {longest} characters among {len(lines)}")
-    # An empty list would make a float array; URLs are text whatever their number.
-    return np.asarray(lines, dtype=np.str_)

@@ -1,10 +1,13 @@
-"""Decoding: captions for the features of pictures.
+"""Decoding: generate captions from image features.
 
-`greedy` takes the best word at every step, `beam_search` looks for the best caption, in groups if
-they are to differ (diverse beam search), and `sample` draws captions. All of them are batched in
-the compiled core over pictures and hypotheses, and give the log-probability of every word.
-Results depend neither on the number of threads nor on which pictures are decoded together, but for
-rounding where these are very few. `fastrnn.reference.decoding` is the same in plain NumPy.
+`greedy` takes the most probable word at every step. `beam_search` searches for the most probable
+captions, in groups if they should differ (diverse beam search). `sample` draws captions at random.
+All three run in the compiled core, batched over images and hypotheses, and return the
+log-probability of every word.
+
+Results do not depend on the number of threads. They do not depend on which images are decoded
+together either, except for rounding in very small batches. `fastrnn.reference.decoding` has the
+same functions in plain NumPy.
 """
 
 from __future__ import annotations
@@ -12,36 +15,38 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import numpy as np
 
-from ._core import decoder as _core
+from . import checks
+from ._core import search as _core
 from .classifiers.rnn import CaptioningRNN
 from .coco_utils import decode_captions
-from .reference import checks
+from .words import END, NULL, START, UNK, strip_end
 
 LENGTH_RULES = ("power", "wu")
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Captions of N pictures, K for each, best first (drawn ones in the order of their draws).
+    """K captions for each of N images: best first, or in the order drawn for `sample`.
 
-    Where a search found fewer than K captions, what is missing has the log-probability -inf.
+    If a search finds fewer than K captions, the missing ones have log-probability -inf.
 
     Attributes
     ----------
     ids : int32 ndarray (N, K, T)
-        Word ids, with ``<END>`` where a caption is finished, filled up with ``<NULL>``.
+        Word ids. A finished caption ends with ``<END>`` and is padded with ``<NULL>``.
     word_log_probs : float64 ndarray (N, K, T)
-        The model's log-probability of each word given those before it, in nats; 0 behind the
-        caption. It is that of the softmax over the whole vocabulary, whatever was suppressed and
-        at whatever temperature words were drawn.
+        Log-probability of each word given the words before it, in nats; 0 after the end of the
+        caption. The softmax is over the full vocabulary at temperature 1, even if words were
+        suppressed or drawn at another temperature.
     log_probs : float64 ndarray (N, K)
-        Their sums.
+        Log-probability of each caption, in nats: the sum of its `word_log_probs`.
     scores : float64 ndarray (N, K)
-        What the captions are ranked by: `log_probs` with the length rule of `beam_search`.
+        Ranking score of each caption: `log_probs` adjusted by the length rule of `beam_search`.
     """
 
     ids: np.ndarray
@@ -54,19 +59,19 @@ class Decoded:
 
         Parameters
         ----------
-        idx_to_word : sequence or mapping
+        idx_to_word : sequence or mapping of int to str
             The word of each id.
 
         Returns
         -------
         list of list of str
-            For each of the N pictures its captions, without ``<END>``; K of them, or fewer where
-            fewer were found.
+            The captions of each image, without ``<END>``: K of them, or fewer if the search found
+            fewer.
         """
         found = np.isfinite(self.log_probs)
         texts = decode_captions(self.ids[found], idx_to_word)
         return [
-            [text.removesuffix("<END>").rstrip() for text in group]
+            [strip_end(text) for text in group]
             for group in _by_count(texts, found.sum(axis=1).tolist())
         ]
 
@@ -85,14 +90,15 @@ def greedy(
     suppress_unk: bool = False,
     suppress: Iterable[str] = (),
 ) -> Decoded:
-    """Caption pictures greedily: at each step the word with the highest score.
+    """Caption images greedily: take the word with the highest score at each step.
 
-    Without options the words are those of ``model.sample(features, stop_at_end=True)``.
+    This is `beam_search` with a width of 1. With default options it gives the same words as
+    ``model.sample(features, stop_at_end=True)``.
 
     Parameters
     ----------
     model, features, max_length, no_repeat_ngram, suppress_unk, suppress
-        As of `beam_search`, which this is with a width of 1.
+        See `beam_search`.
 
     Returns
     -------
@@ -102,7 +108,7 @@ def greedy(
     Raises
     ------
     ValueError, TypeError
-        As `beam_search`.
+        See `beam_search`.
     """
     return beam_search(
         model,
@@ -131,48 +137,54 @@ def beam_search(
     groups: int = 1,
     diversity: float = 0.5,
 ) -> Decoded:
-    """Caption pictures by beam search.
+    """Caption images by beam search.
 
-    At each step all continuations of a picture's live hypotheses by one word are ranked by their
-    summed log-probability (of equal ones that of the better hypothesis comes first, then the lower
-    word id). Those by ``<END>`` that are among the first `width` are finished; the best `width` of
-    the others live on. The search ends when `width` hypotheses are finished, or at `max_length`,
-    where the live ones join them unfinished. Then the score decides. A width of 1 is greedy.
+    At each step, every live hypothesis of an image is extended by every word of the vocabulary,
+    and the extensions are ranked by summed log-probability. Ties go to the extension of the better
+    hypothesis, then to the lower word id. Extensions by ``<END>`` that rank among the first
+    `width` become finished hypotheses; the best `width` of the others stay live. The search ends
+    when `width` hypotheses are finished, or at `max_length`, where the live hypotheses are added
+    to the finished ones. Finally, these captions are ranked by score. A width of 1 is greedy
+    decoding.
 
     Parameters
     ----------
     model : CaptioningRNN
-        Its vocabulary needs ``<START>`` and ``<END>``.
+        The captioning model. Its vocabulary must contain ``<START>`` and ``<END>``.
     features : float ndarray (N, D)
         Image features.
     width : int, optional
-        Live hypotheses of a picture.
+        Number of live hypotheses per image. Default 3.
     max_length : int, optional
-        The most words of a caption, ``<END>`` included.
+        Maximum number of words in a caption, including ``<END>``. Default 30.
     length_penalty : float, optional
-        The longer a caption, the lower its log-probability: a positive number makes up for it, 0
-        does not. The length counts ``<END>``.
+        Exponent of the length in the score. Longer captions have lower log-probabilities; a
+        positive exponent compensates for this, 0 does not. The length includes ``<END>``.
+        Default 0.7.
     length_rule : {'power', 'wu'}, optional
-        The score is the log-probability divided by ``length**length_penalty``, or by
-        ``((5 + length) / 6)**length_penalty`` (Wu et al. 2016, equation 14).
+        'power' (default) divides the log-probability by ``length**length_penalty``, 'wu' by
+        ``((5 + length) / 6)**length_penalty`` (Wu et al. 2016, equation 14). The result is the
+        score.
     word_reward : float, optional
-        Added to the score for every word, in nats.
+        Bonus per word added to the score, in nats. Default 0.
     no_repeat_ngram : int, optional
-        No sequence of so many words comes twice in a caption. 0: any may.
+        No n-gram of this length may occur twice in a caption. 0 (default) allows repetition.
     suppress_unk : bool, optional
-        Never say ``<UNK>``.
+        Never generate ``<UNK>``. Default False.
     suppress : iterable of str, optional
-        Further words never to say. Log-probabilities stay those of the whole vocabulary.
+        More words never to generate. Log-probabilities are still those of the full vocabulary.
     n_best : int, optional
-        How many captions of each picture to return, at most `width`.
+        Number of captions to return per image, at most `width`. Default 1.
     groups : int, optional
-        Diverse beam search (Vijayakumar et al. 2016): so many groups of ``width / groups``
-        hypotheses each, one after the other within a step. Each group is a search of its own, but
-        for the penalty below; their finished hypotheses are ranked together.
+        Number of groups in diverse beam search (Vijayakumar et al. 2016), each with
+        ``width / groups`` hypotheses. At each step the groups are extended one after the other.
+        Each group is a separate search except for the penalty below. The captions of all groups
+        are ranked together. Default 1.
     diversity : float, optional
-        With more than one group: what a continuation loses, in nats, for each hypothesis of an
-        earlier group that goes on with the same word at this step (Hamming diversity). What a
-        search goes by loses it for good, the log-probability and the score do not.
+        Penalty in nats, used with more than one group. An extension is penalized once for each
+        hypothesis of an earlier group that was extended by the same word at this step (Hamming
+        diversity). Penalties accumulate in the ranking during the search, but do not change the
+        returned log-probabilities and scores. Default 0.5.
 
     Returns
     -------
@@ -182,14 +194,15 @@ def beam_search(
     Raises
     ------
     ValueError
-        Features that do not fit or scores that are not finite; `width`, `n_best` or `groups` less
-        than 1, `n_best` above `width`, `groups` that do not divide it; a negative `max_length`,
-        `no_repeat_ngram` or `diversity`; another `length_rule`; a number that is not finite; a word
-        that the vocabulary lacks.
+        If `features` does not match the model or the model's scores are not finite; if `width`,
+        `n_best` or `groups` is less than 1, `n_best` is greater than `width`, or `groups` does not
+        divide `width`; if `max_length`, `no_repeat_ngram` or `diversity` is negative; if
+        `length_rule` is unknown; if a number is not finite; or if the vocabulary lacks a required
+        or suppressed word.
     TypeError
-        A number of another kind, features that are not real numbers.
+        If an argument is not a number of the right kind, or `features` are not real numbers.
     MemoryError
-        There is no memory for `width` hypotheses of `max_length` words.
+        If there is not enough memory for `width` hypotheses of `max_length` words.
 
     References
     ----------
@@ -200,12 +213,12 @@ def beam_search(
     n_best = _integer("n_best", n_best, least=1)
     groups = _integer("groups", groups, least=1)
     if n_best > width:
-        raise ValueError(f"n_best must be at most width = {width}, was {n_best}")
+        raise ValueError(f"n_best is {n_best}; expected at most width = {width}")
     if width % groups:
-        raise ValueError(f"groups must divide width = {width}, was {groups}")
+        raise ValueError(f"groups is {groups}; expected a divisor of width = {width}")
     diversity = _number("diversity", diversity)
     if diversity < 0:
-        raise ValueError(f"diversity must be at least 0, was {diversity}")
+        raise ValueError(f"diversity is {diversity}; expected at least 0")
     max_length = _count("max_length", max_length, least=0)
     lengths = np.arange(max_length + 1, dtype=np.float64)
     scale, reward = _length_scores(lengths, length_penalty, length_rule, word_reward)
@@ -235,41 +248,46 @@ def sample(
     suppress_unk: bool = False,
     suppress: Iterable[str] = (),
 ) -> Decoded:
-    """Draw captions, word by word, from the model's softmax.
+    """Draw captions at random, word by word, from the model's softmax.
 
-    The words that remain after `top_k` and `top_p` are drawn by their weights, in the order of
-    their ids: the first one at which the summed weight passes a uniform number, which is a hash of
-    the seed, the picture's row, the step and the number of the draw, and of nothing else.
+    Words are drawn by inverse transform sampling: of the words that `top_k` and `top_p` keep, in
+    the order of their ids, the first whose cumulative probability exceeds a uniform random number.
+    That number is a hash of only the seed, the image's row in `features`, the step and the index
+    of the draw.
 
     Parameters
     ----------
     model, features, max_length, no_repeat_ngram, suppress_unk, suppress
-        As of `beam_search`.
+        See `beam_search`.
     count : int, optional
-        Captions to draw for each picture. The first ones are the same for a larger `count`.
+        Number of captions to draw per image. Increasing `count` does not change the first ones.
+        Default 1.
     temperature : float, optional
-        Scores are divided by it: below 1 draws likely words more often, above 1 less often.
+        Scores are divided by the temperature. Values below 1 favor probable words, values above 1
+        flatten the distribution. Default 1.
     top_k : int, optional
-        Draw from the so many best words alone. 0: from all.
+        Draw only from the `top_k` most probable words. 0 (default) draws from all words.
     top_p : float, optional
-        Draw from the fewest best words alone that make up this part of the probability of all, or
-        of the `top_k` best (nucleus sampling, Holtzman et al. 2020).
+        Draw only from the smallest set of most probable words whose total probability is at least
+        `top_p` (nucleus sampling, Holtzman et al. 2020). With `top_k`, it is a fraction of the
+        probability of those `top_k` words. Default 1.
     seed : int, optional
-        From 0 to 2**64 - 1.
+        Random seed, 0 to 2**64 - 1. Default 0.
 
     Returns
     -------
     Decoded
-        With K = `count`, in the order of the draws; the scores are the log-probabilities.
+        With K = `count`, in the order of the draws. The scores are the log-probabilities.
 
     Raises
     ------
     ValueError
-        Features that do not fit or scores that are not finite; a `temperature` not above 0, `top_p`
-        outside (0, 1], a negative `top_k`, `max_length`, `no_repeat_ngram` or `seed`, a `count`
-        less than 1; a word that the vocabulary lacks.
+        If `features` does not match the model or the model's scores are not finite; if
+        `temperature` is not positive, `top_p` is not in (0, 1], `count` is less than 1, or `top_k`,
+        `max_length`, `no_repeat_ngram` or `seed` is out of range; or if the vocabulary lacks a
+        required or suppressed word.
     TypeError
-        A number of another kind, features that are not real numbers.
+        If an argument is not a number of the right kind, or `features` are not real numbers.
 
     References
     ----------
@@ -279,13 +297,13 @@ def sample(
     max_length = _count("max_length", max_length, least=0)
     temperature, top_p = _number("temperature", temperature), _number("top_p", top_p)
     if temperature <= 0:
-        raise ValueError(f"temperature must be above 0, was {temperature}")
+        raise ValueError(f"temperature is {temperature}; expected a number above 0")
     if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, was {top_p}")
+        raise ValueError(f"top_p is {top_p}; expected a number in (0, 1]")
     seed = _integer("seed", seed, least=0)
     if seed >= 2**64:
-        raise ValueError(f"seed must be less than 2**64, was {seed}")
-    found = _core.draw(
+        raise ValueError(f"seed is {seed}; expected an integer in [0, 2**64)")
+    found = _core.sample(
         **_common(model, features, max_length, no_repeat_ngram, suppress_unk, suppress),
         count=count,
         inverse_temperature=1 / min(max(temperature, 1e-30), 1e30),  # within the range of float32
@@ -301,14 +319,15 @@ def sample(
 
 def _integer(name: str, value: Any, least: int) -> int:
     if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an integer, was {value!r}")
+        raise TypeError(f"{name} is {value!r}; expected an integer")
+    value = index(value)  # once: what is checked is what is used
     if value < least:
-        raise ValueError(f"{name} must be at least {least}, was {value}")
-    return int(value)
+        raise ValueError(f"{name} is {value}; expected at least {least}")
+    return value
 
 
 def _count(name: str, value: Any, least: int) -> int:
-    """An integer that memory has to be had for."""
+    """Check an integer that determines the size of an allocation."""
     value = _integer(name, value, least)
     checks.check_count(name, value)
     return value
@@ -316,21 +335,23 @@ def _count(name: str, value: Any, least: int) -> int:
 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, (bool, np.bool_, str)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a number, was {value!r}")
+        raise TypeError(f"{name} is {value!r}; expected a number")
+    value = float(value)
     if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, was {value}")
-    return float(value)
+        raise ValueError(f"{name} is {value}; expected a finite number")
+    return value
 
 
 def _length_scores(
     lengths: np.ndarray, penalty: float, rule: str, reward: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Factor and summand that make a score of the log-probability of a caption of each length."""
+    """Return, for each length, the factor and the offset that turn log-probability into score."""
     if rule not in LENGTH_RULES:
-        raise ValueError(f"length_rule must be one of {', '.join(LENGTH_RULES)}, was {rule!r}")
+        raise ValueError(f"length_rule is {rule!r}; expected one of {', '.join(LENGTH_RULES)}")
     penalty, reward = _number("length_penalty", penalty), _number("word_reward", reward)
     base = np.maximum(lengths, 1) if rule == "power" else (5 + lengths) / 6
-    return base**-penalty, reward * lengths
+    with np.errstate(over="ignore", under="ignore"):  # scores of 0 or -inf
+        return base**-penalty, reward * lengths
 
 
 def _common(
@@ -341,28 +362,28 @@ def _common(
     suppress_unk: bool,
     suppress: Iterable[str],
 ) -> dict[str, Any]:
-    """What every way of decoding needs, as the core takes it."""
+    """Return the arguments that all decoders share, in the form that the core takes."""
     if isinstance(suppress, str):
-        raise TypeError(f"suppress must be a list of words, was {suppress!r}")
+        raise TypeError(f"suppress is {suppress!r}; expected a list of words")
     never = [("suppress", word) for word in suppress]
     if suppress_unk:
-        never.append(("suppress_unk", "<UNK>"))
-    for name, word in [("decoding", "<START>"), ("decoding", "<END>"), *never]:
+        never.append(("suppress_unk", UNK))
+    for name, word in [("decoding", START), ("decoding", END), *never]:
         if word not in model.word_to_idx:
             raise ValueError(f"{name}: word_to_idx has no {word!r}")
     V, word_to_idx = len(model.params["W_embed"]), model.word_to_idx
-    for word in ("<START>", "<END>"):
+    for word in (START, END):
         if not 0 <= word_to_idx[word] < V:
             raise ValueError(f"{word} has the id {word_to_idx[word]}; expected one in [0, {V})")
     return {
         "params": model.params,
         "features": features,
-        "lstm": model.cell_type == "lstm",
-        "start": word_to_idx["<START>"],
-        "end": word_to_idx["<END>"],
-        "null": word_to_idx["<NULL>"],
+        "cell_type": model.cell_type,
+        "start": word_to_idx[START],
+        "end": word_to_idx[END],
+        "null": word_to_idx[NULL],
         "max_length": max_length,
-        # no caption repeats what is longer than itself
+        # an n-gram longer than the caption cannot repeat
         "no_repeat_ngram": min(_integer("no_repeat_ngram", no_repeat_ngram, 0), max_length + 1),
         "suppress": np.array([word_to_idx[word] for _, word in never], dtype=np.intp),
     }
@@ -370,7 +391,7 @@ def _common(
 
 def _decoded(N: int, K: int, groups: int, T: int, found: tuple[np.ndarray, ...]) -> Decoded:
     ids, word_log_probs, log_probs, scores = found
-    if T == 0:  # captions without a word are certain; each group of a search has one
+    if T == 0:  # the empty caption has probability 1; each group of a search returns one
         log_probs[:, :groups] = scores[:, :groups] = 0
     return Decoded(
         ids.reshape(N, K, T),

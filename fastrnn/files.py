@@ -1,12 +1,13 @@
-"""Files that are whole or not there at all, and arrays that say when they are damaged.
+"""Atomic file writes, and npz files with a checksum.
 
-Everything is written beside its place, flushed to the disk and moved there in one step. Arrays go
-into npz files without pickle; `write_sealed` puts a checksum of the content beside them, which
-`read_sealed` holds against what it reads.
+Each file is written to a temporary file in the same directory, flushed to disk and then renamed,
+so that a crash never leaves a partial file. Arrays are stored in npz files without pickle.
+`write_sealed` adds a checksum of the arrays, and `read_sealed` verifies it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -25,28 +26,32 @@ import numpy as np
 CHECKSUM = "checksum"
 _UNFINISHED = ".unfinished"
 _CHUNK = 1 << 20
+_CANNOT_FLUSH = (
+    errno.EACCES, errno.EBADF, errno.EINVAL, errno.EISDIR, errno.ENOSYS, errno.ENOTSUP, errno.EPERM,
+)  # fmt: skip
+"""What systems say that cannot flush a directory; anything else is a fault of the disk."""
 
 
 def write_aside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file beside its place, flush it to the disk, and move it there in one step.
+    """Write a file atomically: to a temporary file in the same directory, which is then renamed.
 
     Parameters
     ----------
     path : path
-        The file; an old one is replaced, or stays as it was if anything fails.
+        File to write. An existing file is replaced; if anything fails, it stays unchanged.
     write : callable
-        Called with the open binary file.
+        Called with the open binary file; writes the content.
 
     Raises
     ------
     OSError
-        If the directory cannot be written, the disk is full, or `path` is there as something else
-        than a file; it names `path`.
+        If the directory is not writable, the disk is full, or `path` exists and is not a regular
+        file. The error names `path`.
     """
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
-            raise OSError(errno.EINVAL, "is no file, and is not replaced by one")
+            raise OSError(errno.EINVAL, "exists and is not a regular file")
         handle, aside = create_aside(path)
     except OSError as error:
         raise _about(path, error) from error
@@ -57,19 +62,19 @@ def write_aside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) 
             os.fsync(file.fileno())
         aside.replace(path)
         _flush_directory(path.parent)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise _about(path, error) from error
-    except BaseException:
-        aside.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # what went wrong first is what is told
+            aside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _about(path, error) from error
         raise
 
 
 def create_aside(path: Path) -> tuple[int, Path]:
-    """Create the file that is to become `path`; return it, open, and its name for the time being.
+    """Create a temporary file to be renamed to `path`; return its file descriptor and its path.
 
-    It is as readable as any new file, because the system itself applies the umask: to ask for the
-    umask is to change it, for all threads.
+    The file has the permissions of any new file. The operating system applies the umask, since
+    Python can read the umask only by changing it for all threads.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     while True:
@@ -81,63 +86,77 @@ def create_aside(path: Path) -> tuple[int, Path]:
 
 
 def _about(path: Path, error: OSError) -> OSError:
-    """Return `error` as one about the file that was to be written, not the one beside it."""
+    """Return `error` with `path` as its file name instead of the temporary file."""
     return OSError(error.errno or errno.EIO, error.strerror or str(error), str(path))
 
 
 def _flush_directory(directory: Path) -> None:
-    # The new name is on the disk once the directory is. Not every file system and not every
-    # platform can do it; then the name is as safe as it can be.
+    # A rename is on disk only after the directory is flushed. Some file systems and platforms do
+    # not support this; nothing more can be done there.
     try:
         handle = os.open(directory, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:
+            raise
+
+
+def make_directory(path: str | os.PathLike[str]) -> None:
+    """Make a directory, and those above it, if need be, and flush their names to the disk."""
+    path = Path(path)
+    if not path.is_dir():
+        if path.parent != path:
+            make_directory(path.parent)
+        path.mkdir(exist_ok=True)
+        try:
+            _flush_directory(path.parent)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                path.rmdir()  # so that the next call flushes it
+            raise _about(path, error) from error
 
 
 def is_unfinished(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file is what `write_aside` leaves when its process is killed."""
+    """Return whether a file is a temporary file of `write_aside`, left by a killed process."""
     name = Path(path).name
     return name.startswith(".") and name.endswith(_UNFINISHED)
 
 
 def remove_unfinished(directory: str | os.PathLike[str]) -> None:
-    """Remove what `write_aside` left in a directory when its process was killed."""
+    """Remove temporary files of `write_aside` that killed processes left in a directory."""
     for path in filter(is_unfinished, Path(directory).iterdir()):
         path.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all."""
+    """Write a UTF-8 text file atomically; see `write_aside`."""
     write_aside(path, lambda file: file.write(text.encode("utf-8")))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file atomically; see `write_aside`."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file for reading.
+    """Open a regular file for reading in binary mode.
 
     Raises
     ------
     OSError
-        It cannot be read, or is none but a directory, a pipe or a device: these are not waited for.
+        If the file cannot be read, or is a directory, a pipe or a device (which could block).
     """
     if not stat.S_ISREG(Path(path).stat().st_mode):
-        raise OSError(errno.EINVAL, "is no file", str(path))
-    # It may have become a pipe by now, which without a writer would never open.
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    # The path may have become a pipe since the check. Opening a pipe without a writer would block.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     handle = os.open(path, flags)
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "is no file", str(path))
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
         return os.fdopen(handle, "rb")
     except BaseException:
         os.close(handle)
@@ -150,14 +169,14 @@ def _read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Read a text file in UTF-8, with or without a byte order mark.
+    """Read a UTF-8 text file, with or without a byte order mark.
 
     Raises
     ------
     OSError
-        It cannot be read, or is not there.
+        If the file does not exist or cannot be read.
     ValueError
-        It is not UTF-8; the message names it.
+        If the file is not UTF-8. The message names the file.
     """
     try:
         return _read_bytes(path).decode("utf-8-sig")
@@ -166,12 +185,12 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """Return what JSON stands for.
+    """Parse JSON text.
 
     Raises
     ------
     ValueError
-        It is no JSON, is nested too deeply to be read, or an object names something twice.
+        If the text is not JSON, is nested too deeply, or has an object with a duplicate key.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique)
@@ -184,7 +203,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in found if names.count(name) > 1)
-        raise ValueError(f"an object has {twice!r} twice")
+        raise ValueError(f"an object has the key {twice!r} twice")
     return found
 
 
@@ -194,9 +213,9 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Raises
     ------
     OSError
-        It cannot be read, or is not there.
+        If the file does not exist or cannot be read.
     ValueError
-        It holds no JSON; the message names it.
+        If the file is not valid JSON. The message names the file.
     """
     try:
         return parse_json(_read_bytes(path).decode("utf-8-sig"))
@@ -204,14 +223,14 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"{path}: not a JSON file ({error})") from None
 
 
-def in_a_line(error: object) -> str:
-    """Return what an exception of another library says, without line ends and not for ever."""
+def one_line(error: object) -> str:
+    """Return the message of another library's exception in one line, cut to 300 characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def is_text(text: str) -> bool:
-    """Return whether a string is text that a file can hold: no half of a surrogate pair."""
+    """Return whether a string can be encoded as UTF-8: it has no unpaired surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -220,10 +239,18 @@ def is_text(text: str) -> bool:
 
 
 def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays to an npz file, whole or not at all; no objects, so no pickle."""
+    """Write arrays to an npz file atomically, without pickle.
+
+    Raises
+    ------
+    OSError
+        See `write_aside`.
+    TypeError
+        If an array holds Python objects.
+    """
     for name, array in arrays.items():
         if np.asarray(array).dtype.hasobject:
-            raise TypeError(f"array {name!r} holds Python objects; it should hold numbers or text")
+            raise TypeError(f"array {name!r} holds Python objects; expected numbers or text")
     named: dict[str, Any] = dict(arrays)
     write_aside(path, lambda file: np.savez(file, **named))
 
@@ -234,41 +261,50 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Parameters
     ----------
     path : path
+        An uncompressed npz file.
 
     Returns
     -------
     dict of str to ndarray
+        The arrays by name.
 
     Raises
     ------
-    FileNotFoundError
-        There is no such file.
+    OSError
+        If the file does not exist or the system cannot read it. Its content may be intact.
     ValueError
-        The file is damaged, is no npz file, or holds Python objects.
+        If the file is damaged, is not an npz file, or holds Python objects.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
     arrays: dict[str, np.ndarray] = {}
     try:
-        with open_file(path) as file, zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-            if sum(member.file_size for member in members) > os.fstat(file.fileno()).st_size:
-                raise ValueError("its arrays are larger than the file")
-            for member in members:
-                name = member.filename.removesuffix(".npy")
-                if name in arrays:
-                    raise ValueError(f"has {name!r} twice")
-                arrays[name] = _read_array(archive, member)
-    except PermissionError:
-        raise
-    except Exception as error:  # whatever zipfile or numpy meet in there
-        raise ValueError(f"{path}: damaged, or no npz file ({in_a_line(error)})") from None
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            # zipfile takes a system error while it looks for its directory for a missing one, so
+            # read that part first.
+            file.seek(max(size - (1 << 17), 0))
+            file.read()
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+                if sum(member.file_size for member in members) > size:
+                    raise ValueError("its arrays are larger than the file")
+                for member in members:
+                    name = member.filename.removesuffix(".npy")
+                    if name in arrays:
+                        raise ValueError(f"has {name!r} twice")
+                    arrays[name] = _read_array(archive, member)
+    except Exception as error:  # zipfile and numpy raise many types for damaged files
+        # A damaged file can make zipfile seek before its beginning, which gives EINVAL.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise _about(path, error) from error
+        raise ValueError(f"{path}: damaged, or not an npz file ({one_line(error)})") from None
     return arrays
 
 
 def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """Read an array of an npz file, once it is known to be as large as the file says it is."""
+    """Read one array of an npz file, after checking its size against the size in the file."""
     about = f"array {member.filename!r}"
     if member.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{about} is compressed; expected it as numpy.savez writes it")
@@ -279,15 +315,15 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray
         }
         version = np.lib.format.read_magic(file)
         if version not in headers:
-            raise ValueError(f"{about} has the npy format {version}")
+            raise ValueError(f"{about} has npy format {version}; expected (1, 0) or (2, 0)")
         shape, by_columns, dtype = headers[version](file)
         if dtype.kind not in "biufcUSM":
             raise ValueError(f"{about} has dtype {dtype}; expected numbers or text")
         size = math.prod(shape)
         if min(shape, default=0) < 0 or size * dtype.itemsize != member.file_size - file.tell():
-            raise ValueError(f"{about} of shape {shape} and dtype {dtype} is not all there")
+            raise ValueError(f"{about} of shape {shape} and dtype {dtype} has the wrong size")
         if dtype.itemsize == 0:
-            raise ValueError(f"{about} has dtype {dtype}, which holds nothing")
+            raise ValueError(f"{about} has dtype {dtype}; expected items of at least 1 byte")
         array = np.empty(size, dtype)
         if size:
             content, start = array.view(np.uint8), 0
@@ -297,14 +333,14 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray
             if start < content.size:
                 raise EOFError(f"{about} is cut short")
         if file.read(1):
-            raise ValueError(f"{about} has something behind it")
+            raise ValueError(f"{about} is followed by extra bytes")
     if dtype.kind == "U" and size and array.view(dtype.str[0] + "u4").max() > sys.maxunicode:
-        raise ValueError(f"{about} holds what is no text")
+        raise ValueError(f"{about} holds invalid Unicode text")
     return array.reshape(shape, order="F" if by_columns else "C")
 
 
 def checksum(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return the SHA-256 of arrays: of their names, dtypes, shapes and bytes, in order of name."""
+    """Return the SHA-256 of the names, dtypes, shapes and bytes of arrays, sorted by name."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
@@ -315,34 +351,35 @@ def checksum(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def write_sealed(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays and their checksum to an npz file, whole or not at all."""
+    """Write arrays and their checksum to an npz file atomically; see `write_npz`."""
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     write_npz(path, {**arrays, CHECKSUM: np.array(checksum(arrays))})
 
 
 def read_sealed(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read the arrays of a file that `write_sealed` wrote.
+    """Read the arrays of a file written by `write_sealed` and verify their checksum.
 
     Parameters
     ----------
     path : path
+        A file written by `write_sealed`.
 
     Returns
     -------
     dict of str to ndarray
-        Without the checksum.
+        The arrays by name, without the checksum.
 
     Raises
     ------
     FileNotFoundError
-        There is no such file.
+        If the file does not exist.
     ValueError
-        The file is damaged, or was written by something else.
+        If the file is damaged, or was not written by `write_sealed`.
     """
     arrays = read_npz(path)
     wanted = arrays.pop(CHECKSUM, None)
     if wanted is None or wanted.shape or wanted.dtype.kind != "U":
-        raise ValueError(f"{path}: has no checksum; not a file of fastrnn's")
+        raise ValueError(f"{path}: has no checksum; expected a file written by fastrnn")
     if str(wanted) != checksum(arrays):
-        raise ValueError(f"{path}: damaged; its content does not have its checksum")
+        raise ValueError(f"{path}: damaged; its checksum does not match its content")
     return arrays

@@ -1,8 +1,8 @@
-"""Numeric gradients by central differences, to hold against analytic ones.
+"""Numerical gradients by central differences, for checking analytic gradients.
 
-The derivative along one entry of x is ``(f(x + h) - f(x - h)) / 2h``, with an error of order h^2
-(plus rounding of order eps / h). Every function changes its argument in place, one entry at a
-time, and puts the old value back: f may therefore close over the array instead of taking it.
+The derivative with respect to one entry of x is ``(f(x + h) - f(x - h)) / 2h``, with a truncation
+error of order h^2 and a rounding error of order eps / h. Each function changes x in place, one
+entry at a time, and restores it. So f may also be a closure over x that ignores its argument.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ import numpy as np
 def eval_numerical_gradient(
     f: Callable[[np.ndarray], Any], x: np.ndarray, verbose: bool = True, h: float = 1e-5
 ) -> np.ndarray:
-    """Return the numeric gradient of a scalar function.
+    """Return the numerical gradient of a scalar function.
 
     Parameters
     ----------
     f : callable
-        Takes x, returns a scalar.
+        Called as ``f(x)``; returns a scalar.
     x : float ndarray, any shape
-        The point. Changed in place during the call, restored at its end.
+        Point at which to evaluate the gradient. It is changed during the call and restored.
     verbose : bool, optional
-        Print each index with its derivative.
+        Print each index and its derivative. Default True.
     h : float, optional
-        Half the width of the difference.
+        Step size. Default 1e-5.
 
     Returns
     -------
     ndarray
-        The gradient, of x's shape and dtype.
+        The gradient, with the shape and dtype of x.
 
     Raises
     ------
     TypeError
-        `x` is no ndarray of floats (a step of h would be lost in it).
+        If `x` is not an ndarray with a float dtype (integers cannot hold a step of h).
     """
     _check_point("x", x)
     grad = np.zeros_like(x)
@@ -53,28 +53,28 @@ def eval_numerical_gradient(
 def eval_numerical_gradient_array(
     f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, df: np.ndarray, h: float = 1e-5
 ) -> np.ndarray:
-    """Return the numeric gradient of ``sum(f(x) * df)`` for an array-valued function.
+    """Return the numerical gradient of ``sum(f(x) * df)`` for an array-valued function.
 
     Parameters
     ----------
     f : callable
-        Takes x, returns an array; it may return the same buffer every time.
+        Called as ``f(x)``; returns an array. It may reuse one output buffer for all calls.
     x : float ndarray, any shape
-        The point. Changed in place during the call, restored at its end.
+        Point at which to evaluate the gradient. It is changed during the call and restored.
     df : ndarray
-        The upstream gradient, of the shape of ``f(x)``.
+        Upstream gradient, with the shape of ``f(x)``.
     h : float, optional
-        Half the width of the difference.
+        Step size. Default 1e-5.
 
     Returns
     -------
     ndarray
-        The gradient, of x's shape and dtype.
+        The gradient, with the shape and dtype of x.
 
     Raises
     ------
     TypeError
-        `x` is no ndarray of floats.
+        If `x` is not an ndarray with a float dtype.
     """
     _check_point("x", x)
     grad = np.zeros_like(x)
@@ -87,28 +87,28 @@ def eval_numerical_gradient_array(
 def eval_numerical_gradient_blobs(
     f: Callable[..., Any], inputs: Sequence[Any], output: Any, h: float = 1e-5
 ) -> list[np.ndarray]:
-    """Return the numeric gradients of a function that writes its result into a blob.
+    """Return the numerical gradients of a function that writes its result into a blob.
 
     Parameters
     ----------
     f : callable
         Called as ``f(*inputs, output)``; stores its result in ``output.vals``.
     inputs : sequence of blobs
-        A blob has float arrays ``vals`` and ``diffs`` of one shape.
+        Each blob has float arrays ``vals`` and ``diffs`` of the same shape.
     output : blob
         Its ``diffs`` are the upstream gradient.
     h : float, optional
-        Half the width of the difference.
+        Step size. Default 1e-5.
 
     Returns
     -------
     list of ndarray
-        One gradient per input, of the shape of its ``diffs``.
+        One gradient per input, with the shape of its ``diffs``.
 
     Raises
     ------
     TypeError
-        The ``vals`` of an input are no ndarray of floats.
+        If the ``vals`` of an input are not an ndarray with a float dtype.
     """
 
     def run() -> np.ndarray:
@@ -129,9 +129,24 @@ def eval_numerical_gradient_blobs(
 def eval_numerical_gradient_net(
     net: Any, inputs: Sequence[Any], output: Any, h: float = 1e-5
 ) -> list[np.ndarray]:
-    """Return the numeric gradients of a net whose ``forward()`` reads `inputs`, fills `output`.
+    """Return the numerical gradients of a net.
 
-    Parameters and result are those of `eval_numerical_gradient_blobs`.
+    Parameters
+    ----------
+    net : object
+        Its method ``forward()`` reads `inputs` and writes `output`.
+    inputs, output, h
+        See `eval_numerical_gradient_blobs`.
+
+    Returns
+    -------
+    list of ndarray
+        One gradient per input, with the shape of its ``diffs``.
+
+    Raises
+    ------
+    TypeError
+        If the ``vals`` of an input are not an ndarray with a float dtype.
     """
     return eval_numerical_gradient_blobs(lambda *_: net.forward(), inputs, output, h=h)
 
@@ -143,25 +158,27 @@ def grad_check_sparse(
     num_checks: int = 10,
     h: float = 1e-5,
 ) -> None:
-    """Print numeric beside analytic derivative at entries drawn by Python's ``random``.
+    """Print the numerical and the analytic derivative at random entries of x.
+
+    The entries are drawn by Python's ``random`` module.
 
     Parameters
     ----------
     f : callable
-        Takes x, returns a scalar.
+        Called as ``f(x)``; returns a scalar.
     x : float ndarray, any shape
-        The point. Changed in place during the call, restored at its end.
+        Point at which to evaluate the gradient. It is changed during the call and restored.
     analytic_grad : ndarray
-        The gradient to be checked, of x's shape.
+        Gradient to check, with the shape of x.
     num_checks : int, optional
-        How many entries to try.
+        Number of entries to check. Default 10.
     h : float, optional
-        Half the width of the difference.
+        Step size. Default 1e-5.
 
     Raises
     ------
     TypeError
-        `x` is no ndarray of floats.
+        If `x` is not an ndarray with a float dtype.
     """
     _check_point("x", x)
     for _ in range(num_checks):
@@ -176,13 +193,13 @@ def grad_check_sparse(
 def _check_point(name: str, x: Any) -> None:
     if not isinstance(x, np.ndarray) or x.dtype.kind != "f":
         kind = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
-        raise TypeError(f"{name} must be an ndarray of floats to be changed in place, was {kind}")
+        raise TypeError(f"{name} is {kind}; expected an ndarray of floats")
 
 
 def _both_sides(
     run: Callable[[], Any], x: np.ndarray, ix: tuple[int, ...], h: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Evaluate with ``x[ix]`` moved up and down by h; x is restored even where `run` raises."""
+    """Evaluate `run` with ``x[ix]`` plus h and minus h; x is restored even if `run` raises."""
     oldval = x[ix]
     try:
         x[ix] = oldval + h

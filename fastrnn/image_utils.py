@@ -1,7 +1,7 @@
-"""Pictures in and out: fetch, load, blur, and the pre-processing of two course generations.
+"""Image utilities: download, load, blur, and preprocess for two versions of the course.
 
-`preprocess_image` and `deprocess_image` serve both: with the mean image of the 2016 assignment
-they do what that assignment did, without it they normalise for SqueezeNet as every later one.
+`preprocess_image` and `deprocess_image` support both versions. With a mean image, they do what the
+2016 assignment does. Without one, they normalize for SqueezeNet, as all later assignments do.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from .files import in_a_line, open_file
+from .files import one_line, open_file
 
 SQUEEZENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 SQUEEZENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF")
-"""The kinds of pictures that are read. Pillow knows more, and starts Ghostscript for some."""
+IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF")
+"""Formats of images that are read. For others, such as EPS, Pillow starts other programs."""
 
 _TIMEOUT_SECONDS = 30
 
 
 def blur_image(X: np.ndarray) -> np.ndarray:
-    """Blur images very gently, as a regulariser for image generation.
+    """Blur images slightly, as a regularizer for image generation.
 
     Parameters
     ----------
@@ -38,17 +38,17 @@ def blur_image(X: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray (N, C, H, W)
-        Each channel convolved with ``[[1, 2, 1], [2, 188, 2], [1, 2, 1]] / 200``; zeros are
-        assumed beyond the border. Float dtypes are kept, others become float64.
+        Each channel convolved with ``[[1, 2, 1], [2, 188, 2], [1, 2, 1]] / 200``, with zero
+        padding. Float dtypes are kept, others become float64.
 
     Raises
     ------
     ValueError
-        `X` has not four axes.
+        If `X` is not four-dimensional.
     """
     X = np.asarray(X)
     if X.ndim != 4:
-        raise ValueError(f"X must have shape (N, C, H, W), was {X.shape}")
+        raise ValueError(f"X has shape {X.shape}; expected (N, C, H, W)")
     if X.dtype.kind != "f":
         X = X.astype(np.float64)
     height, width = X.shape[2:]
@@ -65,31 +65,32 @@ def blur_image(X: np.ndarray) -> np.ndarray:
 def preprocess_image(
     img: np.ndarray, mean_img: np.ndarray | None = None, mean: str = "image"
 ) -> np.ndarray:
-    """Make a picture into the input of a network.
+    """Convert an image to a network input.
 
     Parameters
     ----------
     img : ndarray (H, W, 3)
-        Pixels, 0 to 255.
+        Pixel values, 0 to 255.
     mean_img : ndarray (3, H, W), optional
-        The mean image of the 2016 assignment; its presence asks for that year's result.
+        Mean image of the 2016 assignment. If given, the result is that of the 2016 assignment.
     mean : {'image', 'pixel', 'none'}, optional
-        With `mean_img`: subtract it, or its mean over all pixels, or nothing.
+        What to subtract in the 2016 version: `mean_img`, its mean over all pixels, or nothing.
+        Default 'image'.
 
     Returns
     -------
     float32 ndarray
-        Without `mean_img`, (H, W, 3): scaled to [0, 1], less SQUEEZENET_MEAN, over SQUEEZENET_STD.
-        With it, (1, 3, H, W): the pixels less the mean.
+        Without `mean_img`, shape (H, W, 3): the pixels scaled to [0, 1], minus SQUEEZENET_MEAN,
+        divided by SQUEEZENET_STD. With `mean_img`, shape (1, 3, H, W): the pixels minus the mean.
 
     Raises
     ------
     ValueError
-        `img` has not the shape (H, W, 3), or `mean` is none of the three names.
+        If `img` does not have shape (H, W, 3), `mean` is unknown, or `mean` needs `mean_img`.
     """
     img = np.asarray(img)
     if img.ndim != 3 or img.shape[2] != 3:
-        raise ValueError(f"img must have shape (H, W, 3), was {img.shape}")
+        raise ValueError(f"img has shape {img.shape}; expected (H, W, 3)")
     if mean_img is None and mean == "image":
         return (img.astype(np.float32) / 255 - SQUEEZENET_MEAN) / SQUEEZENET_STD
     offset = _mean_offset(mean_img, mean)
@@ -104,44 +105,47 @@ def deprocess_image(
     *,
     mean_img: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Make the input of a network into a picture again: the inverse of `preprocess_image`.
+    """Convert a network input back to an image; the inverse of `preprocess_image`.
 
     Parameters
     ----------
     img : ndarray
-        (H, W, 3), or with a mean image (3, H, W) or (1, 3, H, W).
+        Network input of shape (H, W, 3) or, with a mean image, (3, H, W) or (1, 3, H, W).
     rescale : bool or ndarray (3, H, W), optional
-        A bool: stretch the values to the whole range. An array: the mean image, which stands in
-        this place in the 2016 signature ``deprocess_image(img, mean_img, mean, renorm)``.
+        True stretches the values to the full range 0..255. An array is taken as the mean image,
+        because it is the second argument in the 2016 signature
+        ``deprocess_image(img, mean_img, mean, renorm)``. Default False.
     mean : {'image', 'pixel', 'none'}, optional
-        With a mean image: add it, or its mean over all pixels, or nothing.
+        What to add in the 2016 version: the mean image, its mean over all pixels, or nothing.
+        Default 'image'.
     renorm : bool, optional
-        With a mean image: stretch the values to the whole range.
+        In the 2016 version, True stretches the values to the full range 0..255. Default False.
     mean_img : ndarray (3, H, W), optional
-        The mean image by name.
+        Mean image, as a keyword argument.
 
     Returns
     -------
     uint8 ndarray (H, W, 3)
+        Pixel values.
 
     Raises
     ------
     ValueError
-        `img` has a shape that fits neither form, or `mean` is none of the three names.
+        If `img` has none of these shapes, `mean` is unknown, or `mean` needs `mean_img`.
     """
     img = np.asarray(img)
     if mean_img is None and not isinstance(rescale, (bool, np.bool_, int)):
         mean_img, rescale = rescale, False
     if mean_img is None and mean == "image":
         if img.ndim != 3 or img.shape[2] != 3:
-            raise ValueError(f"img must have shape (H, W, 3), was {img.shape}")
+            raise ValueError(f"img has shape {img.shape}; expected (H, W, 3)")
         pixels, stretch = 255 * (img * SQUEEZENET_STD + SQUEEZENET_MEAN), bool(rescale)
     else:
         shape = img.shape
         if img.ndim == 4 and shape[0] == 1:
             img = img[0]
         if img.ndim != 3 or img.shape[0] != 3:
-            raise ValueError(f"img must have shape (3, H, W) or (1, 3, H, W), was {shape}")
+            raise ValueError(f"img has shape {shape}; expected (3, H, W) or (1, 3, H, W)")
         pixels, stretch = (img + _mean_offset(mean_img, mean)).transpose(1, 2, 0), renorm
     if stretch:
         low, high = pixels.min(), pixels.max()
@@ -150,28 +154,27 @@ def deprocess_image(
 
 
 def image_from_url(url: str | os.PathLike[str]) -> np.ndarray | None:
-    """Read a picture from a URL or from a file.
+    """Read an image from a URL or from a local file.
 
     Parameters
     ----------
     url : str or path
-        ``http:``, ``https:``, ``ftp:``, ``file:`` or ``data:`` URL, or the path of a local file
-        (relative to the working directory, as any path).
+        ``http:``, ``https:``, ``ftp:``, ``file:`` or ``data:`` URL, or the path of a local file.
 
     Returns
     -------
     uint8 ndarray or None
-        Pixels, (H, W, 3) for colour and (H, W) for grey. None where nothing could be fetched; the
-        reason is printed.
+        Pixel values: (H, W) for a grayscale image, (H, W, 4) for one with an alpha channel, else
+        (H, W, 3). If the image cannot be fetched, the reason is printed and None is returned.
 
     Raises
     ------
     OSError
-        What was fetched is no picture.
+        If the content is not an image.
     """
     url = os.fspath(url)
     try:
-        # One letter before the colon is a drive, not a scheme.
+        # A single letter before the colon is a Windows drive, not a URL scheme.
         if len(urlsplit(url).scheme) > 1:
             with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
                 content = response.read()
@@ -191,31 +194,32 @@ def image_from_url(url: str | os.PathLike[str]) -> np.ndarray | None:
 
 
 def load_image(filename: str | os.PathLike[str], size: int | None = None) -> np.ndarray:
-    """Load a picture from disk.
+    """Load an image from disk.
 
     Parameters
     ----------
     filename : path
-        The file.
+        Image file.
     size : int, optional
-        Resize so that the shorter side has this many pixels, keeping the proportions.
+        Resize so that the shorter side has this many pixels, keeping the aspect ratio.
 
     Returns
     -------
     uint8 ndarray
-        Pixels, (H, W, 3) for colour and (H, W) for grey.
+        Pixel values: (H, W) for a grayscale image, (H, W, 4) for one with an alpha channel, else
+        (H, W, 3).
 
     Raises
     ------
     FileNotFoundError
-        There is no such file.
+        If the file does not exist.
     OSError
-        The file is no picture.
+        If the file is not an image.
     ValueError
-        `size` is less than 1.
+        If `size` is less than 1.
     """
     if size is not None and size < 1:
-        raise ValueError(f"size must be at least 1, was {size}")
+        raise ValueError(f"size is {size}; expected at least 1")
     with open_file(filename) as file:
         content = file.read()
     return _decode_pixels(content, os.fspath(filename), size)
@@ -225,21 +229,22 @@ def _mean_offset(mean_img: np.ndarray | None, mean: str) -> np.ndarray | float:
     if mean == "none":
         return 0.0
     if mean not in ("image", "pixel"):
-        raise ValueError(f"mean must be 'image', 'pixel' or 'none', was {mean!r}")
+        raise ValueError(f"mean is {mean!r}; expected 'image', 'pixel' or 'none'")
     if mean_img is None:
-        raise ValueError(f"mean={mean!r} needs mean_img of shape (3, H, W), was None")
+        raise ValueError(f"mean_img is None; expected shape (3, H, W), as mean is {mean!r}")
     mean_img = np.asarray(mean_img)
     if mean_img.ndim != 3 or mean_img.shape[0] != 3:
-        raise ValueError(f"mean_img must have shape (3, H, W), was {mean_img.shape}")
+        raise ValueError(f"mean_img has shape {mean_img.shape}; expected (3, H, W)")
     return mean_img.mean(axis=(1, 2), keepdims=True) if mean == "pixel" else mean_img
 
 
 def _decode_pixels(content: bytes, name: str, size: int | None = None) -> np.ndarray:
-    from PIL import Image  # comes with matplotlib; importing it costs what few callers need
+    # Installed with matplotlib; imported here because few callers need it.
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            # Palette indices and printers' colours are no pixel values that anyone could plot.
+        with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as picture:
+            # Convert palette indices, CMYK and other modes to RGB, so that they can be plotted.
             image = picture if picture.mode in ("L", "RGB", "RGBA") else picture.convert("RGB")
             if size is not None:
                 scale = size / min(image.size)
@@ -248,5 +253,8 @@ def _decode_pixels(content: bytes, name: str, size: int | None = None) -> np.nda
                     Image.Resampling.BILINEAR,
                 )
             return np.array(image)
-    except Exception as error:  # damaged pictures meet SyntaxError, struct.error and others
-        raise OSError(f"{name}: cannot be read as a picture ({in_a_line(error)})") from error
+    except UnidentifiedImageError as error:
+        wanted = ", ".join(IMAGE_FORMATS)
+        raise OSError(f"{name}: cannot be read as an image; expected one of {wanted}") from error
+    except Exception as error:  # Pillow raises SyntaxError, struct.error and others
+        raise OSError(f"{name}: cannot be read as an image ({one_line(error)})") from error

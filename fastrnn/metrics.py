@@ -1,69 +1,65 @@
-"""How good captions are, measured against what people wrote.
+"""Caption metrics: BLEU, ROUGE-L, CIDEr and METEOR against reference captions.
 
-BLEU, ROUGE-L and CIDEr are those of COCO's evaluation (pycocoevalcap, of the extra ``eval``) on its
-tokens, without Java. `CaptionScorer` keeps what it knows of the references, for those who measure
-again and again; `evaluate_captions` does it once. `BLEU_score` and `evaluate_model` are the
-assignment's.
+BLEU, ROUGE-L and CIDEr use the scorers of COCO's evaluation (pycocoevalcap, in the extra ``eval``)
+on the same tokens, but without Java. `CaptionScorer` processes the references once and can then
+score many sets of captions; `evaluate_captions` scores a single set. `BLEU_score` and
+`evaluate_model` are functions of the assignment.
 """
 
 from __future__ import annotations
 
-import errno
 import math
-import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .caption_tokens import caption_tokens
 from .coco_utils import decode_captions, sample_coco_minibatch
-from .files import is_text, read_json
+from .data.references import read_references as read_references
+from .words import END, START, UNK
 
 METRIC_NAMES = {
     "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4",
     "rouge_l": "ROUGE-L", "cider": "CIDEr", "meteor": "METEOR",
 }  # fmt: skip
-"""How each metric is written for people, in the order in which they are shown."""
+"""Display name of each metric, in display order."""
 BLEU_NAMES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 _ORDERS = 4
 _CIDER_SIGMA = 6.0
 _INSTALL = 'pip install "fastrnn[eval]"'
-_UNKNOWN = "<UNK>"
-"""What ``<UNK>`` stays in references; candidates' tokens are in lower case, so none equals it."""
 
 
 def evaluate_captions(
     candidates: Sequence[str], references: Sequence[Sequence[str]], *, tokenized: bool = False
 ) -> dict[str, float | None]:
-    """Measure captions against references, once.
+    """Score one set of captions against references.
 
     Parameters
     ----------
     candidates : sequence of N str
-        A caption for each image.
+        One caption per image.
     references : sequence of N sequences of str
-        What people wrote about each image; at least one caption, any number.
+        Reference captions of each image, at least one per image.
     tokenized : bool, optional
-        The captions are tokens separated by spaces already and are left as they are.
+        Whether all captions are already tokens separated by spaces. Default False.
 
     Returns
     -------
-    dict
-        As `CaptionScorer.evaluate` returns it.
+    dict of str to float or None
+        See `CaptionScorer.evaluate`.
 
     Raises
     ------
     TypeError, ValueError
-        As for `CaptionScorer`.
+        See `CaptionScorer`.
 
     Warns
     -----
     UserWarning
-        A package of the extra ``eval`` is missing, and so are its metrics.
+        If a package of the extra ``eval`` is not installed. Its metrics are None.
     """
     scorer = CaptionScorer(references, tokenized=tokenized)
     if scorer.missing:
@@ -72,34 +68,34 @@ def evaluate_captions(
 
 
 class CaptionScorer:
-    """References, read once, and the measuring of candidates against them.
+    """Score captions against a fixed set of references.
 
     Parameters
     ----------
     references : sequence of N sequences of str
-        What people wrote about each image; at least one caption, any number. ``<UNK>`` stands for
-        a word that is not known, so it matches nothing.
+        Reference captions of each image, at least one per image. ``<UNK>`` in them stands for an
+        unknown word and matches nothing.
     tokenized : bool, optional
-        References and candidates are tokens separated by spaces already and are left as they are,
-        ``<UNK>`` too; by default `fastrnn.caption_tokens.caption_tokens` splits them.
+        Whether references and candidates are already tokens separated by spaces. They are then
+        used unchanged, including ``<UNK>``. By default, they are split by
+        `fastrnn.caption_tokens.caption_tokens`.
 
     Attributes
     ----------
     missing : str or None
-        Which metrics cannot be had here, and what to install for them.
+        Message that names the unavailable metrics and what to install for them, or None.
 
     Raises
     ------
     TypeError
-        A caption is no string, or `references` holds strings where lists of strings should be.
+        If a caption is not a string, or an entry of `references` is not a list of strings.
     ValueError
-        There are no images, or an image has no reference.
+        If there are no images, or an image has no reference.
 
     Notes
     -----
-    The scorers are pycocoevalcap's; CIDEr is CIDEr-D (Vedantam, Zitnick and Parikh 2015, section
-    8).
-    What they count in the references, they count once.
+    The scorers are those of pycocoevalcap; CIDEr is CIDEr-D (Vedantam, Zitnick and Parikh 2015,
+    section 8). The n-grams of the references are counted only once, in the constructor.
     """
 
     def __init__(self, references: Sequence[Sequence[str]], *, tokenized: bool = False) -> None:
@@ -112,14 +108,14 @@ class CaptionScorer:
         self._rouge: Any = None
         self._cider: Any = None
         try:
-            # The scorers' own modules alone: their neighbours start Java.
+            # Import only these modules: others in the package start Java.
             from pycocoevalcap.bleu import bleu_scorer
             from pycocoevalcap.cider import cider_scorer
             from pycocoevalcap.rouge.rouge import Rouge
         except ImportError:
             lacks = f"{', '.join(BLEU_NAMES[1:])}, rouge_l and cider are"
             if _nltk_bleu() is not None:
-                lacks = "BLEU is NLTK's, rouge_l and cider are"
+                lacks = "BLEU is computed by NLTK; rouge_l and cider are"
             self.missing = f"{lacks} missing: {_INSTALL}"
             return
         self._bleu, self._rouge, self._cider = bleu_scorer, Rouge(), cider_scorer
@@ -134,26 +130,27 @@ class CaptionScorer:
         return len(self._references)
 
     def evaluate(self, candidates: Sequence[str], *, rouge: bool = True) -> dict[str, float | None]:
-        """Measure a caption for each image.
+        """Score one caption per image with BLEU, ROUGE-L and CIDEr.
 
         Parameters
         ----------
         candidates : sequence of N str
+            One caption per image.
         rouge : bool, optional
-            False leaves ROUGE-L out, a third of the time.
+            Whether to compute ROUGE-L, which takes a third of the time. Default True.
 
         Returns
         -------
-        dict
-            ``bleu_1`` to ``bleu_4``, ``rouge_l`` and ``cider``, of the corpus, as fractions
-            (papers print them times 100). None where the package for it is missing.
+        dict of str to float or None
+            Corpus scores ``bleu_1`` to ``bleu_4``, ``rouge_l`` and ``cider``, as fractions (papers
+            multiply them by 100). A score that was not computed is None.
 
         Raises
         ------
         TypeError
-            A candidate is no string.
+            If a candidate is not a string.
         ValueError
-            There are not as many candidates as images.
+            If the number of candidates is not the number of images.
         """
         texts = _candidate_texts(candidates, len(self), self._tokenized)
         metrics: dict[str, float | None] = dict.fromkeys(BLEU_NAMES)
@@ -181,25 +178,26 @@ class CaptionScorer:
         return metrics
 
     def cider(self, candidates: Sequence[str]) -> tuple[float, np.ndarray]:
-        """Measure a caption for each image by CIDEr.
+        """Score one caption per image with CIDEr-D.
 
         Parameters
         ----------
         candidates : sequence of N str
+            One caption per image.
 
         Returns
         -------
         mean : float
-            Over the images.
+            Mean score over the images.
         scores : float64 ndarray (N,)
-            Of each image; the frequencies of n-grams are those of all references.
+            Score of each image. Document frequencies of n-grams are taken over all references.
 
         Raises
         ------
         TypeError, ValueError
-            As for `evaluate`.
+            See `evaluate`.
         ImportError
-            The extra ``eval`` is missing.
+            If pycocoevalcap (extra ``eval``) is not installed.
         """
         texts = _candidate_texts(candidates, len(self), self._tokenized)
         if self._bleu is None:
@@ -216,16 +214,17 @@ class CaptionScorer:
 
 
 def _reference_texts(references: Sequence[Sequence[str]], tokenized: bool) -> list[list[str]]:
-    """Check references and make tokens of them."""
+    """Check the references and tokenize them."""
     texts = []
     for image, known in enumerate(references):
         if isinstance(known, str):
             raise TypeError(f"references[{image}] is {known!r}; expected a list of strings")
         if not len(known):
             raise ValueError(f"references[{image}] is empty; expected at least one caption")
+        # <UNK> stays in upper case, so that no lower-case candidate token matches it.
         texts.append(
             [
-                _text(reference, f"references[{image}][{number}]", tokenized, _UNKNOWN)
+                _text(reference, f"references[{image}][{number}]", tokenized, UNK)
                 for number, reference in enumerate(known)
             ]
         )
@@ -233,7 +232,7 @@ def _reference_texts(references: Sequence[Sequence[str]], tokenized: bool) -> li
 
 
 def _candidate_texts(candidates: Sequence[str], images: int, tokenized: bool) -> list[str]:
-    """Check a candidate for each image and make tokens of it."""
+    """Check that there is one candidate per image, and tokenize the candidates."""
     if isinstance(candidates, str):
         raise TypeError(f"candidates is {candidates!r}; expected a list of strings")
     if len(candidates) != images:
@@ -248,7 +247,7 @@ def _candidate_texts(candidates: Sequence[str], images: int, tokenized: bool) ->
 
 
 def _text(caption: str, name: str, tokenized: bool, unknown: str = "<unk>") -> str:
-    """Check a caption and make tokens of it, separated by spaces."""
+    """Check a caption and return its tokens, joined by spaces."""
     if not isinstance(caption, str):
         raise TypeError(f"{name} is {caption!r}; expected a string")
     if tokenized:
@@ -257,7 +256,7 @@ def _text(caption: str, name: str, tokenized: bool, unknown: str = "<unk>") -> s
 
 
 def _nltk_bleu() -> Any:
-    """Import NLTK's module of BLEU; None where it is missing."""
+    """Return NLTK's BLEU module, or None if NLTK is not installed."""
     try:
         from nltk.translate import bleu_score
     except ImportError:
@@ -268,14 +267,14 @@ def _nltk_bleu() -> Any:
 def _bleu_without_extra(
     texts: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, float]:
-    """BLEU by NLTK, or our own of single words where that is missing too."""
+    """Compute BLEU with NLTK or, if NLTK is not installed, BLEU-1 with `bleu_1`."""
     nltk_bleu = _nltk_bleu()
     if nltk_bleu is None:
         return {"bleu_1": bleu_1(texts, references)}
     split = [[reference.split() for reference in known] for known in references]
     said = [text.split() for text in texts]
     with warnings.catch_warnings():
-        # It warns where no n-gram matches; 0 says as much.
+        # NLTK warns if no n-gram matches; the score of 0 is enough.
         warnings.simplefilter("ignore")
         return {
             name: float(nltk_bleu.corpus_bleu(split, said, weights=[1 / order] * order))
@@ -284,33 +283,32 @@ def _bleu_without_extra(
 
 
 def bleu_1(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Unigram BLEU of a corpus: clipped precision of words, times a penalty for brevity.
+    """Corpus BLEU-1: clipped unigram precision times the brevity penalty.
 
     Parameters
     ----------
-    candidates : sequence of str
-        A caption for each image, words separated by spaces.
-    references : sequence of sequences of str
-        What is right for each image; any number of captions, at least one.
+    candidates : sequence of N str
+        One caption per image, as words separated by spaces.
+    references : sequence of N sequences of str
+        Reference captions of each image, at least one per image.
 
     Returns
     -------
     float
-        From 0 to 1; 0 where the candidates have no words. ``<UNK>`` stands for no particular
-        word, so it matches nothing.
+        Score in [0, 1]; 0 if the candidates have no words. ``<UNK>`` matches nothing.
 
     Raises
     ------
     TypeError
-        A caption is no string, or `references` holds strings where lists of strings should be.
+        If a caption is not a string, or an entry of `references` is not a list of strings.
     ValueError
-        The numbers of candidates and references differ, or an image has no reference.
+        If the numbers of candidates and references differ, or an image has no reference.
 
     References
     ----------
     Papineni, Roukos, Ward and Zhu, "BLEU: a method for automatic evaluation of machine
-    translation", 2002, section 2.3, with N = 1; the reference length is the closest one, the
-    shorter of two as close.
+    translation", 2002, section 2.3, with N = 1. The reference length of an image is the one
+    closest to the length of its candidate; of two equally close ones, the shorter.
     """
     texts = _candidate_texts(candidates, len(references), tokenized=True)
     matched = spoken = wanted = 0
@@ -319,7 +317,7 @@ def bleu_1(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> fl
         most: Counter[str] = Counter()
         for reference in known:
             most |= Counter(reference.split())
-        del most["<UNK>"]
+        del most[UNK]
         matched += (Counter(words) & most).total()
         spoken += len(words)
         wanted += min((abs(n - len(words)), n) for n in (len(r.split()) for r in known))[1]
@@ -329,29 +327,30 @@ def bleu_1(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> fl
 
 
 def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """METEOR as NLTK computes it, the mean over the images.
+    """Mean METEOR over images, computed by NLTK.
 
     Parameters
     ----------
     candidates : sequence of N str
-        A caption for each image.
+        One caption per image.
     references : sequence of N sequences of str
-        What people wrote about each image; the best match of each counts.
+        Reference captions of each image, at least one per image. The best match counts.
 
     Returns
     -------
     float
-        From 0 to 1. It is METEOR of Banerjee and Lavie 2005 with stems and WordNet's synonyms, not
-        version 1.5 of the Java program in COCO's evaluation: the two are not to be compared.
+        Score in [0, 1]. Do not compare it with COCO's METEOR: this is the metric of Banerjee and
+        Lavie 2005 with stems and WordNet synonyms, while COCO's evaluation runs version 1.5 of
+        the Java program.
 
     Raises
     ------
     ImportError
-        NLTK is missing, which the extra ``eval`` brings.
+        If NLTK (extra ``eval``) is not installed.
     LookupError
-        NLTK's WordNet is missing.
+        If NLTK's WordNet is not installed.
     TypeError, ValueError
-        As for `CaptionScorer`.
+        See `CaptionScorer`.
     """
     try:
         from nltk.corpus import wordnet
@@ -369,118 +368,36 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> fl
         raise ValueError("candidates is empty; expected at least one")
     total = 0.0
     for text, known in zip(texts, _reference_texts(references, tokenized=False), strict=True):
-        # NLTK puts words into lower case, where the unknown one would match: it is told apart here.
-        split = [reference.replace(_UNKNOWN, "<nothing>").split() for reference in known]
+        # NLTK converts words to lower case, so <UNK> would match <unk>: replace it in references.
+        split = [reference.replace(UNK, "<nothing>").split() for reference in known]
         total += meteor_score(split, text.split(), wordnet=wordnet)
     return total / len(texts)
 
 
-def read_references(path: str | os.PathLike[str], urls: Sequence[str]) -> list[list[str]]:
-    """Read what people wrote about images from a JSON file.
-
-    Parameters
-    ----------
-    path : path
-        One of three forms: an object of file names, each with its list of captions; COCO's
-        annotations (``images`` and ``annotations``); or a list of lists of captions, in the order
-        of `urls`.
-    urls : sequence of str
-        The images. In the first two forms they are found by the last part of their URLs or paths;
-        COCO's ``file_name``, ``coco_url`` and ``flickr_url`` all count.
-
-    Returns
-    -------
-    list of lists of str
-        The captions of each image; an empty list where the file has none.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file.
-    ValueError
-        It is no JSON file of these forms, or has none of the images.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, "no such file of references", str(path))
-    found = read_json(path)
-    if isinstance(found, list):
-        if len(found) != len(urls):
-            raise ValueError(
-                f"{path}: a list of {len(found)} entries; expected one for each of the "
-                f"{len(urls)} images"
-            )
-        captions = found
-    elif isinstance(found, dict):
-        try:
-            named = _coco_references(found) if "annotations" in found else found
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path}: its annotations are not COCO's ({type(error).__name__}: {error})"
-            ) from None
-        if not all(isinstance(name, str) for name in named):
-            raise ValueError(f"{path}: names images by what is no text")
-        named = {_last_part(name): known for name, known in named.items()}
-        captions = [named.get(_last_part(url), []) for url in urls]
-        if not any(captions):
-            first = f", the first of which is {_last_part(urls[0])!r}" if len(urls) else ""
-            raise ValueError(
-                f"{path}: names {len(named)} images, but none of the {len(urls)} wanted{first}"
-            )
-    else:
-        raise ValueError(f"{path}: holds a {type(found).__name__}; expected a list or an object")
-    for image, known in enumerate(captions):
-        if not isinstance(known, list) or not all(isinstance(caption, str) for caption in known):
-            raise ValueError(
-                f"{path}: the captions of image {image} ({urls[image]}) are not a list of strings"
-            )
-        if not all(map(is_text, known)):
-            raise ValueError(
-                f"{path}: a caption of image {image} ({urls[image]}) holds half a character"
-            )
-    return captions
-
-
-def _coco_references(found: Mapping[str, Any]) -> dict[str, list[str]]:
-    by_id: dict[Any, list[str]] = {}
-    for annotation in found["annotations"]:
-        by_id.setdefault(annotation["image_id"], []).append(annotation["caption"])
-    return {
-        image[key]: by_id.get(image["id"], [])
-        for image in found["images"]
-        for key in ("file_name", "coco_url", "flickr_url")
-        if image.get(key)
-    }
-
-
-def _last_part(url: str) -> str:
-    return url.rstrip("/").rsplit("/", 1)[-1]
-
-
 def diversity(captions: Sequence[str]) -> dict[str, Any]:
-    """Count how many different things a model says.
+    """Measure the diversity of a model's captions.
 
     Parameters
     ----------
     captions : sequence of str
-        One for each image.
+        One caption per image.
 
     Returns
     -------
     dict
-        ``images``, ``distinct_captions``, ``vocabulary_used`` (distinct words),
-        ``mean_length`` (words), ``most_common`` (the caption that is given most often) and
-        ``most_common_share`` (of the images).
+        ``images`` (number of images), ``distinct_captions``, ``vocabulary_used`` (number of
+        distinct words), ``mean_length`` (in words), ``most_common`` (the most frequent caption)
+        and ``most_common_share`` (the fraction of images with that caption).
 
     Raises
     ------
     ValueError
-        There are no captions.
+        If there are no captions.
 
     Warns
     -----
     UserWarning
-        There are several images, and one caption for all of them.
+        If there are several images and all have the same caption.
     """
     if not len(captions):
         raise ValueError("captions is empty; expected at least one")
@@ -496,33 +413,34 @@ def diversity(captions: Sequence[str]) -> dict[str, Any]:
     }
     if times == len(captions) > 1:
         warnings.warn(
-            f"the model says one thing for every image: {most_common!r}; it does not see the "
-            "pictures (more training, or features on a better scale, may help)",
+            f"the model says one thing for every image: {most_common!r}; it ignores the image "
+            "features (more training, or features on a different scale, may help)",
             stacklevel=2,
         )
     return found
 
 
 def BLEU_score(gt_caption: str, sample_caption: str) -> float:
-    """Unigram BLEU of one caption against one, as the assignment's notebook has it.
+    """BLEU-1 of one caption against one reference, as in the assignment's notebook.
+
+    Words that contain ``<START>``, ``<END>`` or ``<UNK>`` are removed from both.
 
     Parameters
     ----------
     gt_caption : str
-        What a person wrote; words separated by single spaces.
+        Ground-truth caption, as words separated by single spaces.
     sample_caption : str
-        What the model says. Words that contain ``<START>``, ``<END>`` or ``<UNK>`` do not count
-        in either.
+        Caption sampled from the model.
 
     Returns
     -------
     float
-        From 0 to 1, by ``nltk.translate.bleu_score.sentence_bleu`` with ``weights=[1]``.
+        Score in [0, 1], from ``nltk.translate.bleu_score.sentence_bleu`` with ``weights=[1]``.
 
     Raises
     ------
     ImportError
-        NLTK is missing, which the extra ``eval`` brings.
+        If NLTK (extra ``eval``) is not installed.
     """
     nltk_bleu = _nltk_bleu()
     if nltk_bleu is None:
@@ -531,7 +449,7 @@ def BLEU_score(gt_caption: str, sample_caption: str) -> float:
         [
             word
             for word in caption.split(" ")
-            if not any(special in word for special in ("<START>", "<END>", "<UNK>"))
+            if not any(special in word for special in (START, END, UNK))
         ]
         for caption in (sample_caption, gt_caption)
     )
@@ -541,26 +459,27 @@ def BLEU_score(gt_caption: str, sample_caption: str) -> float:
 
 
 def evaluate_model(model: Any, data: Mapping[str, Any], batch_size: int = 1000) -> dict[str, float]:
-    """Print the mean `BLEU_score` on train and val, as the assignment's notebook does.
+    """Print the mean `BLEU_score` on train and val, as in the assignment's notebook.
 
     Parameters
     ----------
     model : CaptioningRNN
-        Or anything with ``sample(features) -> int ndarray (N, T)``.
+        The model, or any object with a method ``sample(features) -> int ndarray (N, T)``.
     data : mapping
-        As `fastrnn.coco_utils.load_coco_data` returns it.
+        Data set as returned by `fastrnn.coco_utils.load_coco_data`.
     batch_size : int, optional
-        How many captions are drawn of each part, with replacement, by the global ``np.random``.
+        Number of captions to draw from each split, with replacement, by the global ``np.random``.
+        Default 1000.
 
     Returns
     -------
-    dict
-        The mean by ``train`` and ``val``, which is also printed.
+    dict of str to float
+        Mean score of the splits ``train`` and ``val``. It is also printed.
 
     Raises
     ------
     ImportError
-        NLTK is missing, which the extra ``eval`` brings.
+        If NLTK (extra ``eval``) is not installed.
     """
     means = {}
     for split in ("train", "val"):

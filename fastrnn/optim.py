@@ -1,9 +1,9 @@
-"""CS231n's ``optim.py`` over the compiled core: one fused pass over a parameter and its state.
+"""CS231n's ``optim.py`` on the compiled core: one fused pass over a parameter and its state.
 
-Each rule is ``rule(w, dw, config=None) -> (w, config)``. The weights are changed in place and
-returned; what the rule has to remember (learning rate, moments, step count) lives in the
-dictionary `config`, which is filled with defaults where a key is missing. The arithmetic and
-the state have the dtype of `w`.
+Each update rule is ``rule(w, dw, config=None) -> (w, config)``. The weights `w` are updated in
+place and returned. The dictionary `config` holds the hyperparameters and the state (learning rate,
+moments, step count); missing keys are set to their defaults. The arithmetic and the state have the
+dtype of `w`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from . import checks as _checks
 from ._core import optim as _core
-from .reference import checks as _checks
 
 
 def _stepped(
@@ -26,8 +26,8 @@ def _stepped(
 ) -> tuple[np.ndarray, ...]:
     """Run ``step(w, dw, *states, in_place)`` of the core; return the new states.
 
-    Arrays that the core does not take as they are (subclasses, other dtypes or orders, arrays that
-    share memory) are copied for it, and what it makes of the copies goes where it belongs.
+    The core takes C-contiguous arrays of one dtype that share no memory, and no subclasses. Other
+    arrays are copied first, and the results are copied back.
     """
     if _core.fits(w, (dw, *states.values()), in_place):
         return step(w, dw, *states.values(), in_place)
@@ -40,7 +40,7 @@ def _stepped(
     stepped = plain if _core.fits(plain) and not masked else _copied(plain)
     found = step(stepped, _copied(dw), *copies, False)
     if stepped is not plain:
-        # what is masked stays, as it does with NumPy's operators
+        # masked elements keep their values, as with NumPy's operators
         np.copyto(plain, stepped, where=~np.ma.getmaskarray(w) if masked else True)
     return tuple(
         _kept(state, new) if in_place else new
@@ -49,19 +49,19 @@ def _stepped(
 
 
 def _plain(a: Any) -> Any:
-    """The memory of a subclass as an array of NumPy's own class; masks stay, for they count."""
+    """View a subclass as a plain ndarray, except a masked array, whose mask is needed."""
     if type(a) is np.ndarray or not isinstance(a, np.ndarray) or isinstance(a, np.ma.MaskedArray):
         return a
     return a.view(np.ndarray)
 
 
 def _copied(a: np.ndarray) -> np.ndarray:
-    """A copy as the core takes it."""
+    """Return a C-contiguous copy that is a plain ndarray, as the core requires."""
     return np.array(a, order="C", subok=False)
 
 
 def _kept(state: Any, new: np.ndarray) -> np.ndarray:
-    """The new state in the array of the old one, where that is an array of its dtype."""
+    """Copy the new state into the old state's array if that is an array of the same dtype."""
     if not isinstance(state, np.ndarray) or state.dtype != new.dtype:
         return new
     np.copyto(np.asarray(state), new)
@@ -76,27 +76,27 @@ def sgd(
     Parameters
     ----------
     w : ndarray of float32 or float64, any shape
-        Weights, changed in place.
+        Weights, updated in place.
     dw : ndarray, shape of `w`
         Gradient of the loss with respect to `w`.
     config : dict, optional
         ``learning_rate`` (default 1e-2).
     in_place : bool, default False
-        Without effect here, as there is no state.
+        Has no effect: `sgd` has no state.
 
     Returns
     -------
     w : ndarray
-        The same array, after the step.
+        The same array, updated.
     config : dict
         The same dictionary (a new one if `config` was None).
 
     Raises
     ------
     TypeError
-        If `w` is no float32 or float64 array, or `dw` is not numeric.
+        If `w` is not a float32 or float64 array, or `dw` is not numeric.
     ValueError
-        If the shapes differ, or `w` is read-only, or state that is to be changed in place.
+        If the shapes differ, or `w` is read-only.
     """
     config = {} if config is None else config
     rate = float(config.setdefault("learning_rate", 1e-2))
@@ -112,29 +112,29 @@ def sgd_momentum(
     Parameters
     ----------
     w : ndarray of float32 or float64, any shape
-        Weights, changed in place.
+        Weights, updated in place.
     dw : ndarray, shape of `w`
         Gradient of the loss with respect to `w`.
     config : dict, optional
         ``learning_rate`` (default 1e-2), ``momentum`` mu (default 0.9), ``velocity`` v (shape
         of `w`, default zeros).
     in_place : bool, default False
-        Change the arrays of the state in place, too, rather than put new ones into `config`.
-        State of another dtype than `w` is replaced by arrays of its dtype all the same.
+        Update the state arrays in place instead of putting new arrays into `config`. A state
+        array with another dtype than `w` is still replaced by a new one with the dtype of `w`.
 
     Returns
     -------
     w : ndarray
-        The same array, after the step.
+        The same array, updated.
     config : dict
-        The same dictionary (a new one if `config` was None), with the new velocity.
+        The same dictionary (a new one if `config` was None), with the updated ``velocity``.
 
     Raises
     ------
     TypeError
-        If `w` is no float32 or float64 array, or `dw` is not numeric.
+        If `w` is not a float32 or float64 array, or `dw` is not numeric.
     ValueError
-        If the shapes differ, or `w` is read-only, or state that is to be changed in place.
+        If the shapes differ, or `w` or a state array to be updated in place is read-only.
 
     References
     ----------
@@ -155,36 +155,36 @@ def sgd_momentum(
 def rmsprop(
     w: np.ndarray, dw: np.ndarray, config: dict | None = None, *, in_place: bool = False
 ) -> tuple[np.ndarray, dict]:
-    """RMSProp: a step divided by the root of a running mean of squared gradients.
+    """RMSProp: divide each step by the root of a running mean of squared gradients.
 
     ``cache = rho cache + (1 - rho) dw^2; w -= learning_rate dw / (sqrt(cache) + epsilon)``
 
     Parameters
     ----------
     w : ndarray of float32 or float64, any shape
-        Weights, changed in place.
+        Weights, updated in place.
     dw : ndarray, shape of `w`
         Gradient of the loss with respect to `w`.
     config : dict, optional
         ``learning_rate`` (default 1e-2), ``decay_rate`` rho (default 0.99), ``epsilon``
         (default 1e-8), ``cache`` (shape of `w`, default zeros).
     in_place : bool, default False
-        Change the arrays of the state in place, too, rather than put new ones into `config`.
-        State of another dtype than `w` is replaced by arrays of its dtype all the same.
+        Update the state arrays in place instead of putting new arrays into `config`. A state
+        array with another dtype than `w` is still replaced by a new one with the dtype of `w`.
 
     Returns
     -------
     w : ndarray
-        The same array, after the step.
+        The same array, updated.
     config : dict
-        The same dictionary (a new one if `config` was None), with the new cache.
+        The same dictionary (a new one if `config` was None), with the updated ``cache``.
 
     Raises
     ------
     TypeError
-        If `w` is no float32 or float64 array, or `dw` is not numeric.
+        If `w` is not a float32 or float64 array, or `dw` is not numeric.
     ValueError
-        If the shapes differ, or `w` is read-only, or state that is to be changed in place.
+        If the shapes differ, or `w` or a state array to be updated in place is read-only.
 
     References
     ----------
@@ -205,7 +205,7 @@ def rmsprop(
 def adam(
     w: np.ndarray, dw: np.ndarray, config: dict | None = None, *, in_place: bool = False
 ) -> tuple[np.ndarray, dict]:
-    """Adam, in the form in which the bias correction is folded into the step size.
+    """Adam, with the bias correction folded into the step size.
 
     ``t += 1; m = beta1 m + (1 - beta1) dw; v = beta2 v + (1 - beta2) dw^2``
     ``alpha = learning_rate sqrt(1 - beta2^t) / (1 - beta1^t); w -= alpha m / (sqrt(v) + epsilon)``
@@ -213,34 +213,35 @@ def adam(
     Parameters
     ----------
     w : ndarray of float32 or float64, any shape
-        Weights, changed in place.
+        Weights, updated in place.
     dw : ndarray, shape of `w`
         Gradient of the loss with respect to `w`.
     config : dict, optional
         ``learning_rate`` (default 1e-3), ``beta1`` (0.9), ``beta2`` (0.999), ``epsilon``
         (1e-8), ``m`` and ``v`` (shape of `w`, zeros), ``t`` (steps taken, 0).
     in_place : bool, default False
-        Change the arrays of the state in place, too, rather than put new ones into `config`.
-        State of another dtype than `w` is replaced by arrays of its dtype all the same.
+        Update the state arrays in place instead of putting new arrays into `config`. A state
+        array with another dtype than `w` is still replaced by a new one with the dtype of `w`.
 
     Returns
     -------
     w : ndarray
-        The same array, after the step.
+        The same array, updated.
     config : dict
-        The same dictionary (a new one if `config` was None), with the new ``m``, ``v``, ``t``.
+        The same dictionary (a new one if `config` was None), with the updated ``m``, ``v``, ``t``.
 
     Raises
     ------
     TypeError
-        If `w` is no float32 or float64 array, or `dw` is not numeric.
+        If `w` is not a float32 or float64 array, or `dw` is not numeric.
     ValueError
-        If the shapes differ, or `w` is read-only, or state that is to be changed in place.
+        If the shapes differ, or `w` or a state array to be updated in place is read-only.
 
     Notes
     -----
-    Epsilon is added to the root of the uncorrected `v`, as in the last paragraph of section 2
-    of the paper; with the corrected `v` of its algorithm 1 epsilon would act differently.
+    Epsilon is added to the square root of the uncorrected `v`, as in the last paragraph of
+    section 2 of the paper. Algorithm 1 of the paper adds it to the root of the bias-corrected `v`,
+    which gives slightly different steps.
 
     References
     ----------
@@ -257,33 +258,33 @@ def adamw(
     Parameters
     ----------
     w : ndarray of float32 or float64, any shape
-        Weights, changed in place.
+        Weights, updated in place.
     dw : ndarray, shape of `w`
         Gradient of the loss with respect to `w`.
     config : dict, optional
-        `adam`'s, and ``weight_decay`` (default 1e-2).
+        The keys of `adam`, and ``weight_decay`` (default 1e-2).
     in_place : bool, default False
-        Change the arrays of the state in place, too, rather than put new ones into `config`.
-        State of another dtype than `w` is replaced by arrays of its dtype all the same.
+        Update the state arrays in place instead of putting new arrays into `config`. A state
+        array with another dtype than `w` is still replaced by a new one with the dtype of `w`.
 
     Returns
     -------
     w : ndarray
-        The same array, after the step.
+        The same array, updated.
     config : dict
-        The same dictionary (a new one if `config` was None), with the new state.
+        The same dictionary (a new one if `config` was None), with the updated state.
 
     Raises
     ------
     TypeError
-        If `w` is no float32 or float64 array, or `dw` is not numeric.
+        If `w` is not a float32 or float64 array, or `dw` is not numeric.
     ValueError
-        If the shapes differ, or `w` is read-only, or state that is to be changed in place.
+        If the shapes differ, or `w` or a state array to be updated in place is read-only.
 
     References
     ----------
     Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, algorithm 2; the decay
-    is multiplied by the learning rate, as PyTorch's AdamW has it.
+    is multiplied by the learning rate, as in PyTorch's AdamW.
     """
     config = {} if config is None else config
     return _adam(w, dw, config, float(config.setdefault("weight_decay", 1e-2)), in_place)
@@ -318,14 +319,14 @@ def clip_by_value(grads: Mapping[str, np.ndarray], limit: float) -> None:
     Parameters
     ----------
     grads : mapping of str to ndarray of float32 or float64
-        Changed in place.
+        Gradients, clipped in place.
     limit : float
-        Positive.
+        Largest absolute value of an element; must be positive.
 
     Raises
     ------
     TypeError
-        If a gradient is no array of float32 or float64.
+        If a gradient is not a float32 or float64 array.
     ValueError
         If `limit` is not positive, or a gradient is read-only.
     """
@@ -338,24 +339,24 @@ def clip_by_value(grads: Mapping[str, np.ndarray], limit: float) -> None:
 
 
 def clip_by_norm(grads: Mapping[str, np.ndarray], limit: float) -> float:
-    """Scale all gradients, in place, so that the norm over all of them is at most `limit`.
+    """Scale all gradients in place so that their joint L2 norm is at most `limit`.
 
     Parameters
     ----------
     grads : mapping of str to ndarray of float32 or float64
-        Changed in place, where the norm exceeds `limit`.
+        Gradients, scaled in place if their norm exceeds `limit`.
     limit : float
-        Positive.
+        Largest norm; must be positive.
 
     Returns
     -------
     float
-        The norm before: the root of the sum of all squares, added up in float64.
+        The norm before scaling: the root of the sum of all squares, computed in float64.
 
     Raises
     ------
     TypeError
-        If a gradient is no array of float32 or float64.
+        If a gradient is not a float32 or float64 array.
     ValueError
         If `limit` is not positive, or a gradient is read-only.
 
@@ -379,26 +380,27 @@ def clip_by_norm(grads: Mapping[str, np.ndarray], limit: float) -> float:
 
 
 def average(mean: np.ndarray, w: np.ndarray, rate: float) -> np.ndarray:
-    """Move an average towards new weights, in place: ``mean += rate (w - mean)``.
+    """Update a running average of weights in place: ``mean += rate (w - mean)``.
 
     Parameters
     ----------
     mean : ndarray of float32 or float64, any shape
-        Changed in place.
+        Running average, updated in place.
     w : ndarray, shape of `mean`
-        The new weights.
+        New weights.
     rate : float
-        1 - decay of an exponential moving average; 1 / n for the mean of n.
+        Weight of `w` in the new average: 1 - decay for an exponential moving average, 1 / n at
+        the n-th update for the arithmetic mean.
 
     Returns
     -------
     ndarray
-        `mean`.
+        The same array as `mean`.
 
     Raises
     ------
     TypeError
-        If `mean` is no float32 or float64 array, or `w` is not numeric.
+        If `mean` is not a float32 or float64 array, or `w` is not numeric.
     ValueError
         If the shapes differ, or `mean` is read-only.
 

@@ -1,8 +1,9 @@
-"""CIDEr-D of captions that are word ids, quick enough to be asked at every training step.
+"""CIDEr-D of captions given as word ids, fast enough for every training step.
 
-`fastrnn.metrics` measures text with the scorers that papers use. Here is the same number for ids,
-by sparse matrices: some ten times as fast, for training that draws captions and rewards them, and
-for weighing training captions by how far they agree with one another.
+`fastrnn.metrics` scores text with the scorers that papers use. `CiderReward` computes the same
+number from word ids with sparse matrices, about ten times as fast. It is used to reward sampled
+captions in reinforcement learning, and to weight training captions by their agreement with the
+other captions of the same image.
 """
 
 from __future__ import annotations
@@ -13,38 +14,40 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from scipy import sparse
 
+from .words import NULL, START, UNK
+
 _ORDERS = 4
-_SIGMA = 6.0  # of the length penalty, in words; Vedantam, Zitnick and Parikh 2015, section 8
-_ROWS = 5000  # captions that are compared at a time, which bounds the memory
+_SIGMA = 6.0  # sigma of the length penalty, in words (Vedantam, Zitnick and Parikh 2015, section 8)
+_ROWS = 5000  # captions per chunk in agreement(), which bounds the memory
 
 
 class CiderReward:
-    """The captions of a set of images, read once, and the measuring of others against them.
+    """CIDEr-D against the reference captions of a fixed set of images.
 
     Parameters
     ----------
     captions : int ndarray (M, T)
-        Word ids in [0, V), filled up with ``<NULL>``; ``<START>`` in column 0 is left out.
-        ``<END>`` counts as a word, so that captions which break off are worth less (Rennie et al.
-        2017, 4.1). ``<UNK>`` in them matches nothing.
+        Reference captions as word ids in [0, V), padded with ``<NULL>``. ``<START>`` and
+        ``<NULL>`` are not counted. ``<END>`` counts as a word, so that unfinished captions score
+        lower (Rennie et al. 2017, section 4.1). ``<UNK>`` in a reference matches nothing.
     image_idxs : int ndarray (M,)
-        The image of each, in [0, images).
+        Image of each caption, in [0, images).
     images : int
-        How many images there are; some may have no caption.
+        Number of images. An image may have no caption.
     word_to_idx : mapping of str to int
         The vocabulary.
 
     Raises
     ------
     ValueError
-        Shapes that do not fit, or a vocabulary of more than 55,000 words.
+        If the shapes do not match, or the vocabulary has more than 55,000 words.
     IndexError
-        An image out of range.
+        If an entry of `image_idxs` is out of range.
 
     Notes
     -----
-    The formula is CIDEr-D's (Vedantam, Zitnick and Parikh 2015, section 8), with the frequencies of
-    n-grams over the images that have a caption.
+    The formula is CIDEr-D (Vedantam, Zitnick and Parikh 2015, section 8). Document frequencies of
+    n-grams are counted over the images that have a caption.
     """
 
     def __init__(
@@ -63,11 +66,11 @@ class CiderReward:
         if image_idxs.size and not 0 <= image_idxs.min() <= image_idxs.max() < images:
             wrong = image_idxs.min() if image_idxs.min() < 0 else image_idxs.max()
             raise IndexError(f"image_idxs has {wrong}; expected images from 0 to {images - 1}")
-        # ids, and one more for what <UNK> in a reference stands for, and one for "no word"
+        # Base of the n-gram codes: all ids, one for <UNK> in a reference, and one for "no word".
         self._base = len(word_to_idx) + 2
         if self._base**_ORDERS >= 2**63:
             raise ValueError(f"word_to_idx has {len(word_to_idx)} words; expected at most 55,000")
-        self._silent = [word_to_idx[w] for w in ("<NULL>", "<START>") if w in word_to_idx]
+        self._silent = [word_to_idx[w] for w in (NULL, START) if w in word_to_idx]
         self._captions, self._image_idxs = captions, image_idxs
         counts = np.bincount(image_idxs, minlength=images)
         self._first = np.concatenate([[0], np.cumsum(counts)])
@@ -75,10 +78,10 @@ class CiderReward:
         self._log_images = math.log(max(int((counts > 0).sum()), 1))
 
         known = captions.astype(np.int64)
-        if "<UNK>" in word_to_idx:
-            known[known == word_to_idx["<UNK>"]] = self._base - 2
+        if UNK in word_to_idx:
+            known[known == word_to_idx[UNK]] = self._base - 2
         self._lengths = self._bigrams(known)
-        # for each order: the n-grams' codes, sorted; their weights; tf-idf (M, G); its rows' norms
+        # For each n: sorted codes of the G n-grams, their idf, tf-idf matrix (M, G), its row norms.
         self._orders = []
         for row, code in self._ngrams(known):
             codes, column = np.unique(code, return_inverse=True)
@@ -89,11 +92,11 @@ class CiderReward:
             self._orders.append((codes, idf, weights, _norms(weights)))
 
     def _bigrams(self, ids: np.ndarray) -> np.ndarray:
-        """How long captions are as CIDEr-D counts: in pairs of words."""
+        """Return caption lengths as CIDEr-D counts them: the number of bigrams."""
         return np.maximum((~np.isin(ids, self._silent)).sum(axis=1) - 1, 0)
 
     def _ngrams(self, ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """For each order, the rows and the codes of all n-grams."""
+        """Yield the row and the code of every n-gram, for n = 1 to 4."""
         count, length = ids.shape
         word = ~np.isin(ids, self._silent)
         for n in range(1, _ORDERS + 1):
@@ -106,38 +109,40 @@ class CiderReward:
             yield row, code[row, place]
 
     def __call__(self, ids: np.ndarray, images: np.ndarray) -> np.ndarray:
-        """Measure captions of images.
+        """Score captions against the references of their images.
 
         Parameters
         ----------
         ids : int ndarray (N, T)
-            Word ids, ``<END>`` among them where a caption is finished, filled up with ``<NULL>``.
+            Captions as word ids. A finished caption ends with ``<END>`` and is padded with
+            ``<NULL>``.
         images : int ndarray (N,)
-            The image of each.
+            Image of each caption.
 
         Returns
         -------
         float64 ndarray (N,)
-            CIDEr-D of each; 0 for an image without captions.
+            CIDEr-D of each caption; 0 for an image without references.
         """
         row, against = self._pairs(np.asarray(images))
         scores = np.bincount(row, self._compare(ids, row, against), len(ids))
         return scores / np.maximum(np.bincount(row, minlength=len(ids)), 1)
 
     def _pairs(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The captions of each image: p for images[p], and the caption's row, for all of them."""
+        """Return all pairs (p, m) in which caption m is a reference of ``images[p]``."""
         counts = self._first[images + 1] - self._first[images]
         row = np.repeat(np.arange(len(images)), counts)
         within = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
         return row, self._by_image[self._first[images][row] + within]
 
     def agreement(self) -> np.ndarray:
-        """Measure each of the captions against the others of its image.
+        """Score each reference caption against the other captions of its image.
 
         Returns
         -------
         float64 ndarray (M,)
-            CIDEr-D; where an image has one caption, the mean of all the other captions'.
+            CIDEr-D of each caption. A caption that is the only one of its image gets the mean
+            score of the captions that are not.
         """
         others = np.diff(self._first)[self._image_idxs] - 1
         scores = np.zeros(len(others))
@@ -153,7 +158,7 @@ class CiderReward:
         return scores
 
     def _compare(self, ids: np.ndarray, row: np.ndarray, against: np.ndarray) -> np.ndarray:
-        """CIDEr-D of caption row[p] of `ids` against reference against[p] alone, for each p."""
+        """Return, for each p, CIDEr-D of caption ``ids[row[p]]`` with one reference, against[p]."""
         ids = np.asarray(ids).astype(np.int64)
         scores = np.zeros(len(row))
         for (codes, idf, references, norms), (at, code) in zip(
@@ -166,7 +171,7 @@ class CiderReward:
             weights = sparse.csr_matrix(
                 (idf[place[known]], (at[known], place[known])), (len(ids), len(codes))
             )
-            # n-grams that no reference has count in the norm: each is as rare as can be
+            # n-grams that occur in no reference count in the norm, with the largest idf
             strange, times = np.unique(
                 np.stack([at[~known], code[~known]]), axis=1, return_counts=True
             )

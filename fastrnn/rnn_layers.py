@@ -1,22 +1,23 @@
-"""CS231n's ``rnn_layers.py``, name for name, over the compiled core.
+"""CS231n's ``rnn_layers.py`` with the same names, on the compiled core.
 
-Every ``*_forward`` returns its output and a cache, every ``*_backward`` takes the gradient of
-the loss with respect to that output and the cache, and returns the gradients of the inputs.
-A cache owns what was computed and refers to the inputs; what it is made of is not public, but
-for the tuples ``(x, w, b)`` and ``(x, w, b, out)`` of the affine maps.
+Each ``*_forward`` function returns its output and a cache. Each ``*_backward`` function takes the
+gradient of the loss with respect to that output, and the cache, and returns the gradients of the
+inputs. A cache owns the intermediate results and holds references to the inputs. Its contents are
+private, except for the tuples ``(x, w, b)`` of `affine_forward` and ``(x, w, b, out)`` of
+`temporal_affine_forward`.
 
-Letters in shapes: N rows of a batch, T time steps, D inputs, H hidden units, V words of the
-vocabulary, M outputs. The 4H axis of an LSTM holds the blocks of the gates in the order
-**i, f, o, g** (input, forget, output, block input).
+Shapes: N is the batch size, T the number of time steps, D the input size, H the hidden size, V the
+vocabulary size, M the output size. The 4H axis of an LSTM holds one block of H per gate, in the
+order **i, f, o, g** (input gate, forget gate, output gate, candidate).
 
-dtypes: float32 stays float32 from the input to the gradients, float64 stays float64, a mix
-follows NumPy's promotion, and integers count as float64. Arrays may have any strides and any
-memory order and may be read-only; results are new C-contiguous arrays. NaN and Inf flow through.
-Results do not depend on the number of threads. `fastrnn.reference.rnn_layers` is the same in
-plain NumPy.
+dtypes: float32 inputs give float32 results and gradients, float64 inputs give float64. Mixed
+inputs follow NumPy's promotion rules, and integers are treated as float64. Arrays may have any
+strides and memory order and may be read-only; results are new C-contiguous arrays. NaN and Inf
+propagate. Results do not depend on the number of threads. `fastrnn.reference.rnn_layers` has the
+same functions in plain NumPy.
 """
 
-# No __all__: notebooks rely on `import *` for np, too.
+# No __all__: notebooks also get np from `import *`.
 
 import numpy as np
 
@@ -26,17 +27,17 @@ from .layers import affine_backward, affine_forward  # noqa: F401
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    """Logistic function ``1 / (1 + exp(-x))``, without overflow on either side.
+    """Logistic sigmoid ``1 / (1 + exp(-x))``, computed without overflow for any `x`.
 
     Parameters
     ----------
     x : array_like, any shape
-        Argument.
+        Input.
 
     Returns
     -------
     ndarray, shape of `x`
-        In 0..1; NaN stays NaN.
+        Values in [0, 1]; NaN stays NaN.
 
     Raises
     ------
@@ -69,14 +70,14 @@ def rnn_step_forward(
     next_h : ndarray, shape (N, H)
         Hidden state after the step.
     cache : object
-        For `rnn_step_backward`.
+        Values needed by `rnn_step_backward`.
 
     Raises
     ------
     TypeError
         If the common dtype is neither float32 nor float64.
     ValueError
-        If the shapes do not fit each other.
+        If the shapes do not match.
     """
     return _sequence.rnn_step_forward(x, prev_h, Wx, Wh, b)
 
@@ -91,7 +92,7 @@ def rnn_step_backward(
     dnext_h : ndarray, shape (N, H)
         Gradient of the loss with respect to the next hidden state.
     cache : object
-        From `rnn_step_forward`.
+        Cache returned by `rnn_step_forward`.
 
     Returns
     -------
@@ -125,7 +126,7 @@ def rnn_forward(
     *,
     lengths: np.ndarray | None = None,
 ) -> tuple[np.ndarray, object]:
-    """A vanilla RNN over whole sequences: `rnn_step_forward`, T times.
+    """Run a vanilla RNN over whole sequences: T steps of `rnn_step_forward`.
 
     Parameters
     ----------
@@ -140,21 +141,21 @@ def rnn_forward(
     b : ndarray, shape (H,)
         Biases.
     lengths : ndarray of int, shape (N,), optional
-        Number of steps of each row, 0..T; all T if None.
+        Number of steps in each row, 0..T. By default, every row has T steps.
 
     Returns
     -------
     h : ndarray, shape (N, T, H)
-        Hidden states after each step; zero from step ``lengths[n]`` on.
+        Hidden state after each step; zero for steps ``t >= lengths[n]``.
     cache : object
-        For `rnn_backward`.
+        Values needed by `rnn_backward`.
 
     Raises
     ------
     TypeError
-        If the common dtype is neither float32 nor float64, or `lengths` is not integer.
+        If the common dtype is neither float32 nor float64, or `lengths` are not integers.
     ValueError
-        If the shapes do not fit each other, or a length lies outside 0..T.
+        If the shapes do not match, or a length is not in 0..T.
     """
     return _sequence.rnn_forward(x, h0, Wx, Wh, b, lengths)
 
@@ -167,15 +168,15 @@ def rnn_backward(
     Parameters
     ----------
     dh : ndarray, shape (N, T, H)
-        Gradient of the loss with respect to all hidden states, as far as the loss depends on
-        each of them directly. Past the length of a row it is ignored.
+        Gradient of the loss with respect to each hidden state, not counting its effect through
+        later steps. Values at steps ``t >= lengths[n]`` are ignored.
     cache : object
-        From `rnn_forward`.
+        Cache returned by `rnn_forward`.
 
     Returns
     -------
     dx : ndarray, shape (N, T, D)
-        Gradient of the inputs; zero past the length of a row.
+        Gradient of the inputs; zero for steps ``t >= lengths[n]``.
     dh0 : ndarray, shape (N, H)
         Gradient of the initial hidden state.
     dWx : ndarray, shape (D, H)
@@ -196,58 +197,58 @@ def rnn_backward(
 
 
 def word_embedding_forward(x: np.ndarray, W: np.ndarray) -> tuple[np.ndarray, tuple]:
-    """The vector of each word: ``out[n, t] = W[x[n, t]]``.
+    """Look up the vector of each word: ``out[n, t] = W[x[n, t]]``.
 
     Parameters
     ----------
     x : ndarray of int, shape (N, T)
         Word ids in ``[-V, V)``; negative ones count from the end, as in NumPy.
     W : ndarray, shape (V, D)
-        A vector per word.
+        Word vectors, one per row.
 
     Returns
     -------
     out : ndarray, shape (N, T, D)
-        The vectors.
+        Word vectors of `x`.
     cache : tuple
-        For `word_embedding_backward`.
+        Values needed by `word_embedding_backward`.
 
     Raises
     ------
     TypeError
-        If `x` is not integer, or the dtype of `W` is not float32, float64 or integer.
+        If `x` does not have an integer dtype, or `W` a float32, float64 or integer dtype.
     ValueError
-        If `x` or `W` does not have two axes.
+        If `x` or `W` is not two-dimensional.
     IndexError
-        If a word id lies outside ``[-V, V)``.
+        If a word id is outside ``[-V, V)``.
     """
     return _layers.word_embedding_forward(x, W)
 
 
 def word_embedding_backward(dout: np.ndarray, cache: tuple) -> np.ndarray:
-    """Gradient of `word_embedding_forward` with respect to the vectors.
+    """Gradient of `word_embedding_forward` with respect to the word vectors.
 
     Parameters
     ----------
     dout : ndarray, shape (N, T, D)
         Gradient of the loss with respect to the output.
     cache : tuple
-        From `word_embedding_forward`.
+        Cache returned by `word_embedding_forward`.
 
     Returns
     -------
     dW : ndarray, shape (V, D)
-        Gradient of the vectors: the sum of `dout` over all places where the word stands.
+        Gradient of the word vectors: row v is the sum of `dout` over all positions of word v.
 
     Raises
     ------
     TypeError
-        If the common dtype of `dout` and the vectors is neither float32 nor float64, the ids of the
-        cache are not integer, or `cache` is no tuple.
+        If the common dtype of `dout` and the word vectors is neither float32 nor float64, the ids
+        in the cache are not integers, or `cache` is not a tuple.
     ValueError
-        If `dout` does not have the shape of the output, or `cache` is that of another function.
+        If `dout` does not have the shape of the output, or `cache` comes from another function.
     IndexError
-        If an id of the cache lies outside ``[-V, V)``.
+        If an id in the cache is outside ``[-V, V)``.
     """
     return _layers.word_embedding_backward(dout, cache)
 
@@ -262,7 +263,7 @@ def lstm_step_forward(
 ) -> tuple[np.ndarray, np.ndarray, object]:
     """One time step of an LSTM with forget gates and without peepholes.
 
-    ``a = x Wx + prev_h Wh + b``, cut into four blocks of H columns;
+    ``a = x Wx + prev_h Wh + b``, split into four blocks of H columns;
     ``i, f, o = sigmoid(a_i), sigmoid(a_f), sigmoid(a_o); g = tanh(a_g)``;
     ``next_c = f * prev_c + i * g; next_h = o * tanh(next_c)``
     (Hochreiter and Schmidhuber, 1997; Gers, Schmidhuber and Cummins, 2000).
@@ -289,14 +290,14 @@ def lstm_step_forward(
     next_c : ndarray, shape (N, H)
         Cell state after the step.
     cache : object
-        For `lstm_step_backward`.
+        Values needed by `lstm_step_backward`.
 
     Raises
     ------
     TypeError
         If the common dtype is neither float32 nor float64.
     ValueError
-        If the shapes do not fit each other.
+        If the shapes do not match.
     """
     return _sequence.lstm_step_forward(x, prev_h, prev_c, Wx, Wh, b)
 
@@ -311,10 +312,10 @@ def lstm_step_backward(
     dnext_h : ndarray, shape (N, H)
         Gradient of the loss with respect to the next hidden state.
     dnext_c : ndarray, shape (N, H)
-        Gradient of the loss with respect to the next cell state, but for what reaches it
+        Gradient of the loss with respect to the next cell state, not counting its effect
         through the next hidden state.
     cache : object
-        From `lstm_step_forward`.
+        Cache returned by `lstm_step_forward`.
 
     Returns
     -------
@@ -350,7 +351,7 @@ def lstm_forward(
     *,
     lengths: np.ndarray | None = None,
 ) -> tuple[np.ndarray, object]:
-    """An LSTM over whole sequences: `lstm_step_forward`, T times, from a cell state of zero.
+    """Run an LSTM over whole sequences: T steps of `lstm_step_forward`, from a zero cell state.
 
     Parameters
     ----------
@@ -365,21 +366,21 @@ def lstm_forward(
     b : ndarray, shape (4H,)
         Biases; blocks i, f, o, g.
     lengths : ndarray of int, shape (N,), optional
-        Number of steps of each row, 0..T; all T if None.
+        Number of steps in each row, 0..T. By default, every row has T steps.
 
     Returns
     -------
     h : ndarray, shape (N, T, H)
-        Hidden states after each step; zero from step ``lengths[n]`` on.
+        Hidden state after each step; zero for steps ``t >= lengths[n]``.
     cache : object
-        For `lstm_backward`.
+        Values needed by `lstm_backward`.
 
     Raises
     ------
     TypeError
-        If the common dtype is neither float32 nor float64, or `lengths` is not integer.
+        If the common dtype is neither float32 nor float64, or `lengths` are not integers.
     ValueError
-        If the shapes do not fit each other, or a length lies outside 0..T.
+        If the shapes do not match, or a length is not in 0..T.
     """
     return _sequence.lstm_forward(x, h0, Wx, Wh, b, lengths)
 
@@ -392,15 +393,15 @@ def lstm_backward(
     Parameters
     ----------
     dh : ndarray, shape (N, T, H)
-        Gradient of the loss with respect to all hidden states, as far as the loss depends on
-        each of them directly. Past the length of a row it is ignored.
+        Gradient of the loss with respect to each hidden state, not counting its effect through
+        later steps. Values at steps ``t >= lengths[n]`` are ignored.
     cache : object
-        From `lstm_forward`.
+        Cache returned by `lstm_forward`.
 
     Returns
     -------
     dx : ndarray, shape (N, T, D)
-        Gradient of the inputs; zero past the length of a row.
+        Gradient of the inputs; zero for steps ``t >= lengths[n]``.
     dh0 : ndarray, shape (N, H)
         Gradient of the initial hidden state.
     dWx : ndarray, shape (D, 4H)
@@ -423,7 +424,7 @@ def lstm_backward(
 def temporal_affine_forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray
 ) -> tuple[np.ndarray, tuple]:
-    """The same affine map at every time step: ``out[n, t] = x[n, t] w + b``.
+    """Apply the same affine layer at every time step: ``out[n, t] = x[n, t] w + b``.
 
     Parameters
     ----------
@@ -446,7 +447,7 @@ def temporal_affine_forward(
     TypeError
         If the common dtype is neither float32 nor float64.
     ValueError
-        If the shapes do not fit each other.
+        If the shapes do not match.
     """
     return _layers.temporal_affine_forward(x, w, b)
 
@@ -461,7 +462,7 @@ def temporal_affine_backward(
     dout : ndarray, shape (N, T, M)
         Gradient of the loss with respect to the output.
     cache : tuple
-        From `temporal_affine_forward`.
+        Cache returned by `temporal_affine_forward`.
 
     Returns
     -------
@@ -476,9 +477,9 @@ def temporal_affine_backward(
     ------
     TypeError
         If the common dtype of `dout` and the cache is neither float32 nor float64, or `cache` is
-        no tuple.
+        not a tuple.
     ValueError
-        If `dout` does not have the shape of the output, or `cache` is that of another function.
+        If `dout` does not have the shape of the output, or `cache` comes from another function.
     """
     return _layers.temporal_affine_backward(dout, cache)
 
@@ -486,38 +487,39 @@ def temporal_affine_backward(
 def temporal_softmax_loss(
     x: np.ndarray, y: np.ndarray, mask: np.ndarray, verbose: bool = False
 ) -> tuple[np.float64, np.ndarray]:
-    """Cross-entropy of word scores, summed over time and divided by the rows of the batch.
+    """Softmax cross-entropy of word scores, summed over time and averaged over the batch.
 
     ``loss = -1/N sum_{n,t} mask[n, t] log(exp(x[n, t, y_nt]) / sum_v exp(x[n, t, v]))``
 
     Parameters
     ----------
     x : ndarray, shape (N, T, V)
-        Scores of all words at every step.
+        Score of every word at every step.
     y : ndarray of int, shape (N, T)
-        The right word of each step, in ``[-V, V)`` where it is masked, too.
+        Correct word of each step. All ids must be in ``[-V, V)``, even masked ones.
     mask : ndarray of bool, int or float, shape (N, T)
-        Weight of each step. A step of weight 0 adds exactly nothing, whatever its scores.
-        The mask does not take part in the promotion of dtypes.
+        Weight of each step. A step with weight 0 contributes exactly 0, even if its scores are
+        NaN. The dtype of the mask does not affect the dtype of the result.
     verbose : bool, default False
-        Print the shape of the gradient as the course does.
+        Print the shape of the gradient, as the course does.
 
     Returns
     -------
     loss : float64
-        Loss in nats a row; 0.0 for an empty batch. Its terms have the dtype of `x`, their sum
-        is float64.
+        Loss in nats per row; 0.0 for an empty batch. Its terms are computed in the dtype of `x`
+        and summed in float64.
     dx : ndarray, shape (N, T, V)
         Gradient of the scores, in the dtype of `x`.
 
     Raises
     ------
     TypeError
-        If `x` is not floating, `y` not integer, or `mask` not a real number.
+        If `x` does not have a float32, float64 or integer dtype, `y` an integer dtype, or `mask`
+        a bool, integer or float dtype.
     ValueError
-        If the shapes do not fit each other.
+        If the shapes do not match.
     IndexError
-        If a word id lies outside ``[-V, V)``.
+        If a word id is outside ``[-V, V)``.
     """
     loss, dx = _layers.temporal_softmax_loss(x, y, mask)
     if verbose:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -11,35 +12,36 @@ from types import TracebackType
 
 import filelock
 
-from .files import write_text
+from .files import make_directory, write_text
 
 LOCK_FILE = ".lock"
 HOLDER_FILE = ".lock-holder"
 
 
 class RunInUseError(ValueError):
-    """Another process, or another trainer of this one, trains in a run directory."""
+    """A run directory is in use by another process, or by another trainer of this process."""
 
 
 class RunLock:
-    """The lock of one run directory, to be held as often as its holder likes (``with lock:``).
+    """The lock of a run directory, for ``with``; its holder may acquire it several times.
 
-    It is the operating system's lock on the file ``.lock``, so a process that dies gives it up,
-    however it dies, and a forked child neither has it nor gives it up. ``.lock-holder`` says whose
-    it is.
+    It is the operating system's lock on the file ``.lock``, so it is released when the process
+    ends, even if it is killed. A forked child neither holds nor releases it. ``.lock-holder`` names
+    the process that holds it.
 
     Parameters
     ----------
     run : path
-        The run directory; it is made if need be.
+        The run directory; it is created if it does not exist.
     """
 
     def __init__(self, run: str | os.PathLike[str]) -> None:
         self.run = Path(run)
+        self._place = self.run.absolute()  # even if the working directory changes
         self._make()
 
     def _make(self) -> None:
-        self._lock = filelock.FileLock(self.run / LOCK_FILE, timeout=0, thread_local=False)
+        self._lock = filelock.FileLock(self._place / LOCK_FILE, timeout=0, thread_local=False)
         self._process = os.getpid()
 
     def __enter__(self) -> RunLock:
@@ -55,47 +57,54 @@ class RunLock:
         self.release()
 
     def __reduce__(self) -> tuple[type[RunLock], tuple[Path]]:
-        """A copy is a lock that is not held."""
-        return type(self), (self.run,)
+        """A copy is a lock that is not acquired."""
+        return type(self), (self._place,)
 
     def acquire(self) -> None:
-        """Hold the lock, once more if it is held already.
+        """Acquire the lock, once more if it is held already.
 
         Raises
         ------
         RunInUseError
-            Somebody else holds it; the message says who.
+            Another process or trainer holds it; the message says which process.
         OSError
             The directory cannot be written.
         """
-        self.run.mkdir(parents=True, exist_ok=True)
-        if self._process != os.getpid():  # the parent's lock stays the parent's
+        if self._process != os.getpid():  # a forked child: the lock is the parent's
             self._make()
         held = self._lock.is_locked
         try:
+            make_directory(self._place)
             self._lock.acquire()
         except filelock.Timeout:
             raise RunInUseError(
-                f"{self.run} is in use by {_holder(self.run)}; wait for it or stop it"
+                f"{self.run} is in use by {_holder(self._place)}; wait for it or stop it"
             ) from None
+        except OSError as error:
+            about = f"the run directory cannot be locked ({error.strerror or error})"
+            raise OSError(error.errno or errno.EIO, about, str(self.run)) from error
         if not held:
-            about = {"host": socket.gethostname(), "process": os.getpid()}
-            write_text(self.run / HOLDER_FILE, json.dumps(about))
+            holder = {"host": socket.gethostname(), "process": os.getpid()}
+            try:
+                write_text(self._place / HOLDER_FILE, json.dumps(holder))
+            except BaseException:
+                self.release()
+                raise
 
     def release(self) -> None:
-        """Give up what one `acquire` got."""
+        """Undo one `acquire`."""
         if self._process != os.getpid() or not self._lock.is_locked:
             return
         if self._lock.lock_counter == 1:
-            # who waits for a lock that has been removed looks for a new one
+            # filelock makes a new file if the one it waits for has been removed
             for name in (HOLDER_FILE, LOCK_FILE):
                 with contextlib.suppress(OSError):
-                    (self.run / name).unlink()
+                    (self._place / name).unlink()
         self._lock.release()
 
 
 def _holder(run: Path) -> str:
-    """Who holds a lock, in words."""
+    """Return who holds a lock, in words."""
     try:
         about = json.loads((run / HOLDER_FILE).read_bytes()[:4096])
         return f"process {about['process']} on {about['host']}"

@@ -1,6 +1,6 @@
-"""A training's scalars and captions as TensorBoard reads them.
+"""Log the scalars and captions of a training for TensorBoard.
 
-Importing this needs tensorboardX, or torch with tensorboard; the error says how to get it.
+Importing this module needs tensorboardX, or torch with tensorboard.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from .runs import is_epoch_record
 
 try:
     from tensorboardX import SummaryWriter
@@ -33,21 +35,22 @@ _TAGS = {
     "seconds": "training/seconds",
     "validation_seconds": "validation/seconds",
 }
-"""What a number of the history is called there."""
+"""The tag of each number of the history."""
 
 
 class TensorBoardLogger:
-    """Callbacks of a `fastrnn.training.Trainer` that write what TensorBoard shows.
+    """Callbacks of a `fastrnn.training.Trainer` that write TensorBoard event files.
 
     Parameters
     ----------
     directory : path
-        Where the event files go; made where it is absent. A resumed training adds a file.
+        The directory of the event files; it is created if it does not exist. A resumed training
+        adds a file.
     captions : int, optional
-        How many validation captions are written as text after every epoch.
+        Number of validation captions to write as text after every epoch.
     first_step : int, optional
-        The step that a resumed training starts from: records up to it are taken for written, and
-        what an earlier writer left of later steps is hidden.
+        The step that a resumed training starts from. Records up to this step are not written again,
+        and TensorBoard hides what an earlier writer wrote about later steps.
 
     Raises
     ------
@@ -57,8 +60,7 @@ class TensorBoardLogger:
     Examples
     --------
     >>> with TensorBoardLogger("runs/one/tensorboard") as logger:  # doctest: +SKIP
-    ...     Trainer(model, data, on_step=logger.on_step, on_validation=logger.on_validation,
-    ...             on_epoch=logger.on_epoch).fit()
+    ...     Trainer(model, data, callbacks=[logger]).fit()
     """
 
     def __init__(
@@ -67,7 +69,8 @@ class TensorBoardLogger:
         for name, value in (("captions", captions), ("first_step", first_step)):
             if value < 0:
                 raise ValueError(f"{name} is {value}; expected at least 0")
-        # Files are named by the second: a training that is resumed at once must not overwrite one.
+        # Event files are named by the second. The suffix keeps a training that is resumed within
+        # that second from overwriting a file.
         self._writer = SummaryWriter(
             os.fspath(directory),
             purge_step=first_step + 1 if first_step else None,
@@ -78,20 +81,20 @@ class TensorBoardLogger:
         self._said: list[str] = []
 
     def on_step(self, trainer: Any, record: Mapping[str, Any]) -> None:
-        """Write the records that the history has gained."""
+        """Write the new records of the history."""
         self._catch_up(trainer.history)
 
     def on_validation(
         self, trainer: Any, metrics: Mapping[str, Any], captions: Sequence[str]
     ) -> None:
-        """Keep some captions for the end of the epoch, whose step is their place."""
+        """Keep some captions; they are written with the step of the epoch's end."""
         self._said = list(captions[: self._captions])
 
     def on_epoch(self, trainer: Any, record: Mapping[str, Any]) -> None:
         """Write the epoch's numbers and captions."""
         self._catch_up(trainer.history)
         if self._said:
-            # Markdown: a list, and every character of a caption stands for itself.
+            # A Markdown list; the characters of a caption are escaped.
             lines = [f"{n}. {_plain(said)}" for n, said in enumerate(self._said, 1)]
             self._writer.add_text("captions", "\n".join(lines), record["step"])
             self._said = []
@@ -101,8 +104,8 @@ class TensorBoardLogger:
         for record in history[self._written :]:
             if record["step"] <= self._first_step:
                 continue
-            # Loss and reward over an epoch would be a second value at the step of its last record.
-            epoch = "val_loss" in record
+            # The loss, the reward and the rate of an epoch would be second values at its last step.
+            epoch = is_epoch_record(record)
             for name, tag in _TAGS.items():
                 value = record.get(name)
                 if value is None or (epoch and name in ("loss", "reward", "learning_rate")):
@@ -112,7 +115,7 @@ class TensorBoardLogger:
         self._written = len(history)
 
     def close(self) -> None:
-        """Write what is left, and close the file."""
+        """Write what is pending, and close the file."""
         self._writer.close()
 
     def __enter__(self) -> TensorBoardLogger:
@@ -123,6 +126,6 @@ class TensorBoardLogger:
 
 
 def _plain(text: str) -> str:
-    """Escape what Markdown and HTML would take for theirs."""
+    """Escape the characters that have a meaning in Markdown and HTML."""
     marks = "\\`*_[]|<>&"
     return "".join(f"\\{c}" if c in marks else c for c in text) or "(no words)"

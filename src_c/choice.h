@@ -1,10 +1,10 @@
-/* Which word comes next: the best ones of a row of scores, and a drawn one (kernels.h). */
+/* The choice of the next word: the best words of a row of scores, and a sampled word (kernels.h). */
 
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
-/* Whether any lane of a mask is set. */
+/* Returns whether any lane of a mask is set. */
 INLINE int any_lane(vec_int mask) {
 #if defined(__AVX512F__)
     return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
@@ -21,10 +21,10 @@ INLINE int any_lane(vec_int mask) {
 #endif
 }
 
-/* Word a with score x comes before word b with score y. */
+/* Returns whether word a with score x ranks above word b with score y. */
 INLINE int precedes(REAL x, ptrdiff_t a, REAL y, ptrdiff_t b) { return x > y || (x == y && a < b); }
 
-/* Let the entry at the root of a heap of n sink to its place; the root is the word that comes last. */
+/* Replace the root of a heap of n words by word v with score x. The root is the word that ranks lowest. */
 INLINE void sink(REAL *value, ptrdiff_t *word, ptrdiff_t n, REAL x, ptrdiff_t v) {
     ptrdiff_t at = 0;
     for (;;) {
@@ -43,7 +43,7 @@ INLINE void sink(REAL *value, ptrdiff_t *word, ptrdiff_t n, REAL x, ptrdiff_t v)
     word[at] = v;
 }
 
-/* Add a word to a heap of n. */
+/* Add word v with score x to a heap of n words. */
 INLINE void rise(REAL *value, ptrdiff_t *word, ptrdiff_t n, REAL x, ptrdiff_t v) {
     ptrdiff_t at = n;
     while (at > 0) {
@@ -58,32 +58,32 @@ INLINE void rise(REAL *value, ptrdiff_t *word, ptrdiff_t n, REAL x, ptrdiff_t v)
     word[at] = v;
 }
 
-enum { RUNNING = 4 }; /* vectors of largest elements that are kept while a row is read */
+enum { MAXIMA = 4 }; /* vectors of running maxima */
 
 double KERNEL(top_words)(REAL *value, ptrdiff_t *word, ptrdiff_t *count, const REAL *x, ptrdiff_t V, ptrdiff_t k) {
-    vec tops[RUNNING];
-    REAL lanes[RUNNING * LANES];
-    for (int q = 0; q < RUNNING; q++)
+    vec tops[MAXIMA];
+    REAL lanes[MAXIMA * LANES];
+    for (int q = 0; q < MAXIMA; q++)
         tops[q] = splat((REAL)-INFINITY);
     ptrdiff_t v = 0;
-    for (; v + RUNNING * LANES <= V; v += RUNNING * LANES)
-        for (int q = 0; q < RUNNING; q++) {
+    for (; v + MAXIMA * LANES <= V; v += MAXIMA * LANES)
+        for (int q = 0; q < MAXIMA; q++) {
             const vec s = load(x + v + q * LANES);
             tops[q] = blend(greater(s, tops[q]), s, tops[q]);
         }
-    for (int q = 0; q < RUNNING; q++)
+    for (int q = 0; q < MAXIMA; q++)
         store(lanes + q * LANES, tops[q]);
     REAL top = (REAL)-INFINITY;
-    for (int l = 0; l < RUNNING * LANES; l++)
+    for (int l = 0; l < MAXIMA * LANES; l++)
         top = lanes[l] > top ? lanes[l] : top;
     for (; v < V; v++)
         top = x[v] > top ? x[v] : top;
 
-    /* k lanes hold something that is at least the k-th largest of their maxima: nothing below it is among the k best */
+    /* The k-th largest of the maxima of the lanes is a lower bound of the k-th highest score. */
     REAL least = (REAL)-INFINITY;
-    if (k <= RUNNING * LANES) {
+    if (k <= MAXIMA * LANES) {
         ptrdiff_t kept = 0;
-        for (int l = 0; l < RUNNING * LANES; l++) {
+        for (int l = 0; l < MAXIMA * LANES; l++) {
             if (kept == k && !(lanes[l] > value[k - 1]))
                 continue;
             ptrdiff_t at = kept < k ? kept++ : k - 1;
@@ -98,7 +98,7 @@ double KERNEL(top_words)(REAL *value, ptrdiff_t *word, ptrdiff_t *count, const R
     REAL sum = 0;
     vec sums = splat(0);
 #define CONSIDER(s, at)                                                                                                \
-    if ((s) >= least && (s) > (REAL) - INFINITY) {                                                                     \
+    if ((s) >= least && (s) > (REAL)-INFINITY) {                                                                       \
         if (n < k)                                                                                                     \
             rise(value, word, n++, (s), (at));                                                                         \
         else if ((s) > value[0])                                                                                       \
@@ -114,7 +114,7 @@ double KERNEL(top_words)(REAL *value, ptrdiff_t *word, ptrdiff_t *count, const R
                 CONSIDER(x[j], j)
     }
     if (v < V) {
-        REAL tail[LANES]; /* the lanes beyond V must not reach the sum */
+        REAL tail[LANES]; /* exclude the lanes beyond V from the sum */
         store(tail, vector_exp_bounded(load_part(x + v, V - v) - splat(top)));
         for (ptrdiff_t j = v; j < V; j++) {
             sum += tail[j - v];
@@ -123,7 +123,7 @@ double KERNEL(top_words)(REAL *value, ptrdiff_t *word, ptrdiff_t *count, const R
     }
 #undef CONSIDER
     sum += lane_sum(sums);
-    for (ptrdiff_t last = n - 1; last > 0; last--) { /* the heap in order: its root is the last of what is left */
+    for (ptrdiff_t last = n - 1; last > 0; last--) { /* sort the heap: its root is the lowest of the remaining words */
         const REAL s = value[last];
         const ptrdiff_t w = word[last];
         value[last] = value[0];
@@ -139,7 +139,7 @@ double KERNEL(top_words)(REAL *value, ptrdiff_t *word, ptrdiff_t *count, const R
     return -INFINITY;
 }
 
-/* Sums over runs of this many words: the search for the drawn one skips whole runs. */
+/* Weights are summed in runs of this many words, so that word_at() can skip whole runs. */
 #define RUN_OF_WORDS (16 * LANES)
 
 INLINE double run_sum(const REAL *p, ptrdiff_t n) {
@@ -178,7 +178,7 @@ double KERNEL(word_weights)(REAL *weight, const REAL *x, ptrdiff_t V, REAL scale
 }
 
 ptrdiff_t KERNEL(word_at)(const REAL *weight, ptrdiff_t V, double mass) {
-    /* the run in which the sum passes `mass`; where rounding keeps it below, the last one that weighs anything */
+    /* find the run in which the sum exceeds `mass`; if rounding keeps it below, the last run with a positive weight */
     ptrdiff_t first = 0, found = -1;
     double before = 0, sum = 0;
     if (mass != mass)

@@ -1,5 +1,5 @@
-/* Hooks for tests: memory that shows when it is read unwritten or out of bounds, allocations that fail when told to.
- * In a build without FRN_DEBUG (setup.py) they do nothing and cost nothing. */
+/* Hooks for tests: they detect reads of uninitialized memory and accesses out of bounds, and make allocations fail. In
+ * a build without FRN_DEBUG (setup.py) they do nothing. */
 #ifndef FRN_DEBUG_H
 #define FRN_DEBUG_H
 
@@ -8,16 +8,16 @@
 
 #if defined(FRN_DEBUG)
 
-/* Let the allocation after `count` more of them fail, and only that one; a negative count lets none. */
+/* Make one allocation fail, after `count` successful ones; none if count is negative. */
 void frn_fail_after(ptrdiff_t count);
 
-/* Whether the present allocation is to fail. */
+/* Returns whether the current allocation must fail. */
 int frn_fails(void);
 
-/* Blocks of frn_alloc() that have not been freed. */
+/* Returns the number of blocks of frn_alloc() that have not been freed. */
 ptrdiff_t frn_live_blocks(void);
 
-/* Bytes of which floats and doubles are NaN, and indices -1. */
+/* Fill memory with bytes that make floats and doubles NaN and indices -1. */
 static inline void frn_spoil(void *memory, size_t bytes) { memset(memory, 0xFF, bytes); }
 
 #define FRN_HAS_DEBUG 1
@@ -32,7 +32,7 @@ static inline void frn_spoil(void *memory, size_t bytes) {
 #define FRN_HAS_DEBUG 0
 #endif
 
-/* Memory that nobody may touch: AddressSanitizer reports who does. */
+/* Mark memory as inaccessible, or as accessible again, to AddressSanitizer. */
 #if defined(__SANITIZE_ADDRESS__)
 #define FRN_HAS_POISON 1
 #elif defined(__has_feature)

@@ -1,4 +1,4 @@
-/* What does not depend on the instruction set: the choice of one, the denormal mode, memory, fork. */
+/* What is compiled once for all instruction sets: the choice of one, the denormal mode, memory, the lock, fork(). */
 #if defined(__linux__)
 #define _GNU_SOURCE /* clock_gettime(), madvise() */
 #endif
@@ -19,40 +19,46 @@
 #endif
 #if defined(_WIN32)
 #include <malloc.h>
+#include <windows.h>
 #endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #define HAS_FORK 1
 #endif
+#if defined(_MSC_VER) && !defined(__clang__)
+#define ATOMIC(type) volatile type /* reads and writes of whole words are atomic with this compiler */
+#else
+#include <stdatomic.h>
+#define ATOMIC(type) _Atomic(type)
+#endif
 
-#define REAL float
-#define FRN_KERNEL(result, name, arguments) result(*frn_##name##_f32) arguments
-#include "kernels.h"
-#undef FRN_KERNEL
-#undef REAL
-#define REAL double
-#define FRN_KERNEL(result, name, arguments) result(*frn_##name##_f64) arguments
-#include "kernels.h"
-#undef FRN_KERNEL
-#undef REAL
+frn_kernels frn_table;
 
-/* Each variant of kernels.c points the kernels at its own. */
+static frn_cell cells[] = {
+#define FRN_CELL(name, gates, has_c, direct) {#name, gates, has_c, direct, NULL, NULL, NULL, NULL},
+#include "cells.h"
+#undef FRN_CELL
+};
+
+const frn_cell *frn_cell_at(size_t k) { return k < sizeof cells / sizeof *cells ? &cells[k] : NULL; }
+
+/* Each variant of kernels.c enters its kernels into the table and its row kernels into the cells. */
 #define VARIANT(isa)                                                                                                   \
-    void frn_install_f32_##isa(frn_shape *shape);                                                                      \
-    void frn_install_f64_##isa(frn_shape *shape);
+    void frn_install_f32_##isa(frn_variant *variant, frn_cell *cells);                                                 \
+    void frn_install_f64_##isa(frn_variant *variant, frn_cell *cells);
 VARIANT(baseline)
 #if defined(FRN_X86_VARIANTS)
 VARIANT(avx2)
 VARIANT(avx512)
 #endif
 
-/* setup.py looks for this in a core that is there already */
+/* setup.py reads this from an existing build to see whether its switches have changed */
 #define TEXT_(a) #a
 #define TEXT(a) TEXT_(a)
 extern const char frn_built_as[];
 const char frn_built_as[] = "fastrnn built as " TEXT(FRN_SWITCHES) ";";
 
-static frn_shape shape_f32, shape_f64;
+static frn_variant variant_f32, variant_f64;
 
 #if defined(FRN_X86_VARIANTS)
 static int has_avx2(void) {
@@ -67,12 +73,12 @@ static int has_avx512(void) {
 
 static int always(void) { return 1; }
 
-/* Best first; a cap allows the variants of its rank and below. */
+/* In order of preference; a cap excludes the variants of a higher rank. */
 static const struct {
     const char *name;
     int rank;
     int (*supported)(void);
-    void (*install_f32)(frn_shape *), (*install_f64)(frn_shape *);
+    void (*install_f32)(frn_variant *, frn_cell *), (*install_f64)(frn_variant *, frn_cell *);
 } variants[] = {
 #if defined(FRN_X86_VARIANTS)
     {"avx512", 2, has_avx512, frn_install_f32_avx512, frn_install_f64_avx512},
@@ -81,13 +87,30 @@ static const struct {
     {"baseline", 0, always, frn_install_f32_baseline, frn_install_f64_baseline},
 };
 
+#if defined(_WIN32)
+static SRWLOCK shared = SRWLOCK_INIT;
+void frn_lock(void) { AcquireSRWLockExclusive(&shared); }
+void frn_unlock(void) { ReleaseSRWLockExclusive(&shared); }
+#else
+static pthread_mutex_t shared = PTHREAD_MUTEX_INITIALIZER;
+void frn_lock(void) { pthread_mutex_lock(&shared); }
+void frn_unlock(void) { pthread_mutex_unlock(&shared); }
+#endif
+
+static ATOMIC(int) threads = 1;
+void frn_set_threads(int count) { threads = count; }
+int frn_threads(void) { return threads; }
+
 #if defined(HAS_FORK)
-static volatile int forked;
-static void in_child(void) { forked = 1; }
+static ATOMIC(int) forked;
+static void in_child(void) {
+    forked = 1;
+    frn_unlock();
+}
 #endif
 
 const char *frn_choose_isa(const char *cap) {
-    static const char *const names[] = {"baseline", "avx2", "avx512"}; /* by rank, also those that this build lacks */
+    static const char *const names[] = {"baseline", "avx2", "avx512"}; /* by rank, including those not in this build */
     const int count = sizeof names / sizeof *names;
     int highest = count - 1;
     if (cap) {
@@ -99,22 +122,22 @@ const char *frn_choose_isa(const char *cap) {
 #if defined(HAS_FORK)
     static int registered;
     if (!registered)
-        registered = pthread_atfork(NULL, NULL, in_child) == 0;
+        registered = pthread_atfork(frn_lock, frn_unlock, in_child) == 0; /* no other thread holds the lock then */
 #endif
     for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
         if (variants[i].rank > highest || !variants[i].supported())
             continue;
-        variants[i].install_f32(&shape_f32);
-        variants[i].install_f64(&shape_f64);
+        variants[i].install_f32(&variant_f32, cells);
+        variants[i].install_f64(&variant_f64, cells);
         return variants[i].name;
     }
     return NULL;
 }
 
-static const frn_shape *shape_of(size_t size) { return size == 4 ? &shape_f32 : &shape_f64; }
-ptrdiff_t frn_panel_width(size_t size) { return shape_of(size)->panel_width; }
-ptrdiff_t frn_tile_height(size_t size) { return shape_of(size)->tile_height; }
-double frn_fma_flops(size_t size, ptrdiff_t rounds) { return shape_of(size)->fma_flops(rounds); }
+static const frn_variant *variant_of(size_t size) { return size == 4 ? &variant_f32 : &variant_f64; }
+ptrdiff_t frn_panel_width(size_t size) { return variant_of(size)->panel_width; }
+ptrdiff_t frn_tile_height(size_t size) { return variant_of(size)->tile_height; }
+double frn_fma_flops(size_t size, ptrdiff_t rounds) { return variant_of(size)->fma_flops(rounds); }
 
 uint64_t frn_denormals_flush(void) {
 #if defined(HAS_MXCSR)
@@ -133,7 +156,7 @@ uint64_t frn_denormals_flush(void) {
 
 void frn_denormals_restore(uint64_t mode) {
 #if defined(HAS_MXCSR)
-    /* the exception flags raised meanwhile are not the caller's business: put back the whole register */
+    /* restores the exception flags, too: those raised meanwhile are not the caller's */
     _mm_setcsr((unsigned)mode);
 #elif defined(__aarch64__) && defined(__GNUC__)
     __asm__ volatile("msr fpcr, %0" : : "r"(mode));
@@ -143,8 +166,7 @@ void frn_denormals_restore(uint64_t mode) {
 }
 
 #if defined(FRN_DEBUG)
-#include <stdatomic.h>
-static _Atomic ptrdiff_t live_blocks, until_failure = -1;
+static ATOMIC(ptrdiff_t) live_blocks, until_failure = -1;
 void frn_fail_after(ptrdiff_t count) { until_failure = count; }
 int frn_fails(void) { return until_failure >= 0 && until_failure-- == 0; }
 ptrdiff_t frn_live_blocks(void) { return live_blocks; }
@@ -154,7 +176,7 @@ ptrdiff_t frn_live_blocks(void) { return live_blocks; }
 #endif
 
 void *frn_alloc(size_t bytes) {
-    /* large blocks lie on 2 MiB pages where the system has them: fewer faults, fewer misses in the page tables */
+    /* huge pages for large blocks, where the system has them: fewer page faults and TLB misses */
     const size_t alignment = bytes >= (size_t)4 << 20 ? (size_t)2 << 20 : 64;
     const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
     if (rounded < bytes)
@@ -190,7 +212,7 @@ void frn_free(void *memory) {
 double frn_seconds(void) {
     struct timespec now;
 #if defined(CLOCK_MONOTONIC)
-    clock_gettime(CLOCK_MONOTONIC, &now); /* no one sets this clock */
+    clock_gettime(CLOCK_MONOTONIC, &now); /* adjustments of the system time do not affect it */
 #else
     timespec_get(&now, TIME_UTC);
 #endif

@@ -1,13 +1,13 @@
-/* The matrix product: packing, the tile that stays in registers, and the loops around it (kernels.h). */
+/* The matrix product: packing, the tile kernel, and the loops around it (kernels.h). */
 
-/* Products are summed over blocks of about this many k, so that a tile of A and a panel of B stay near the core. */
+/* K is divided into blocks of up to this size, so that a tile of A and a panel of B stay in the cache. */
 enum { BLOCK_K = 2048 };
 
-INLINE ptrdiff_t blocks_of(ptrdiff_t n, ptrdiff_t most) { return (n + most - 1) / most; }
+INLINE ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
 
 #if defined(__GNUC__) && !defined(__clang__)
 INLINE vec exchange(vec a, vec b, int distance, int upper) {
-    vec_int from; /* constant once inlined: one shuffle */
+    vec_int from; /* a constant after inlining, so this is one shuffle */
     for (int l = 0; l < LANES; l++) {
         const int high = (l & distance) != 0;
         from[l] = upper ? (high ? LANES + l : l + distance) : (high ? LANES + l - distance : l);
@@ -23,7 +23,7 @@ INLINE vec exchange(vec a, vec b, int distance, int upper) {
             v[(i + distance) % LANES] = exchange(a, b, distance, 1);                                                   \
         }
 
-/* v (LANES, LANES) = its transpose: rounds in which pairs of vectors exchange halves, quarters, ... */
+/* Transpose v (LANES, LANES): pairs of vectors exchange halves, then quarters, and so on. */
 INLINE void transpose(vec *v){EXCHANGE(8) EXCHANGE(4) EXCHANGE(2) EXCHANGE(1)}
 #else
 INLINE void transpose(vec *v) {
@@ -60,7 +60,7 @@ void KERNEL(gemm_pack)(REAL *packed, ptrdiff_t step, REAL *colsum, const REAL *B
                     store(colsum + n0 + j * LANES, sum[j]);
             continue;
         }
-        if (rs == 1 && !row && !colsum && width == PANEL_WIDTH) { /* B transposed: a column lies side by side */
+        if (rs == 1 && !row && !colsum && width == PANEL_WIDTH) { /* B transposed: each column is contiguous */
             for (ptrdiff_t k = 0; k < K; k += LANES) {
                 const ptrdiff_t run = K - k < LANES ? K - k : LANES;
                 for (int j = 0; j < PANEL_VECTORS; j++) {
@@ -76,7 +76,7 @@ void KERNEL(gemm_pack)(REAL *packed, ptrdiff_t step, REAL *colsum, const REAL *B
             }
             continue;
         }
-        /* edges; by blocks of k, so that columns are read in runs where the elements of a column lie side by side */
+        /* the last panel and other strides, in blocks of k, so that contiguous columns are read in runs */
         enum { RUN = 16 };
         REAL sums[PANEL_WIDTH] = {0};
         for (ptrdiff_t k0 = 0; k0 < K; k0 += RUN) {
@@ -96,7 +96,7 @@ void KERNEL(gemm_pack)(REAL *packed, ptrdiff_t step, REAL *colsum, const REAL *B
     }
 }
 
-/* A vector at p where it does not reach past `end`, else what of it lies before. */
+/* Store the lanes of a vector at p that are before `end`. */
 INLINE void store_before(REAL *p, vec x, const REAL *end) {
     if (p + LANES <= end) {
         store(p, x);
@@ -109,8 +109,8 @@ void KERNEL(gemm_pack_rows)(REAL *packed, ptrdiff_t step, const REAL *A, const p
                             const ptrdiff_t *col, ptrdiff_t cs, ptrdiff_t M, ptrdiff_t K, ptrdiff_t height,
                             ptrdiff_t first, ptrdiff_t last) {
     if (height <= LANES && !row && rs == 1) {
-        /* A transposed: the rows of a tile lie side by side, so each k is one run through A. Vectors of LANES rows are
-         * stored `height` apart, each over the rest of the one before. */
+        /* A transposed: the rows of a tile are contiguous, so each k is one run through A. Vectors of LANES rows are
+         * stored `height` apart, each overwriting the excess lanes of the one before. */
         for (ptrdiff_t k = 0; k < K; k++) {
             const REAL *from = A + (col ? col[k] : k * cs);
             for (ptrdiff_t t = first; t < last; t++) {
@@ -148,12 +148,13 @@ void KERNEL(gemm_pack_rows)(REAL *packed, ptrdiff_t step, const REAL *A, const p
 
 enum { FROM_ZERO, FROM_BIAS, FROM_C };
 
-/* C (rows, PANEL_WIDTH) = start + A (rows, K) panel (K, PANEL_WIDTH), rows of the panel `step` apart, held in
- * registers. `rows`, `packed` and `stream` are constants where this is inlined. packed: the rows of A lie side by side
- * (rs is 1), which is a few per cent faster. Else fifteen rows are reached from three pointers and the factors 1, 2, 4
- * of an address, since a pointer for each row would not fit the general registers. stream: the panel is not in the
- * nearest cache yet, and is fetched ahead. Meanwhile `next`, growing by next_step bytes a k, is brought into the
- * second-level cache. */
+/* C (rows, PANEL_WIDTH) = start + A (rows, K) panel (K, PANEL_WIDTH), accumulated in registers; the rows of the panel
+ * are `step` elements apart. `rows`, `packed` and `stream` are constants after inlining.
+ *
+ * packed: the rows of A are contiguous (rs is 1), which is a few percent faster. Otherwise the rows are addressed from
+ * three pointers with the scale factors 1, 2 and 4, because a pointer for each row would not fit in the general
+ * registers. stream: the panel is not in the first-level cache yet, so prefetch it. Meanwhile, `next` is prefetched
+ * into the second-level cache, next_step bytes for each k. */
 INLINE void tile(const int rows, const int packed, const int stream, ptrdiff_t K, const REAL *A, ptrdiff_t rs,
                  ptrdiff_t cs, const REAL *panel, ptrdiff_t step, const char *next, ptrdiff_t next_step, REAL *C,
                  ptrdiff_t ldc, const REAL *bias, int start) {
@@ -250,7 +251,7 @@ static const tile_function tile_of_rows[] = {NULL,   tile_1, tile_2, tile_3,  ti
 #endif
 };
 
-/* One tile against one panel; the last panel may have fewer columns than its width. */
+/* Multiply one tile by one panel, which may have fewer than PANEL_WIDTH columns. */
 INLINE void tile_at(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t K, const REAL *A, ptrdiff_t rs, ptrdiff_t cs,
                     const REAL *panel, ptrdiff_t step, const char *next, ptrdiff_t next_step, REAL *C, ptrdiff_t ldc,
                     const REAL *bias, int start, int stream) {
@@ -270,14 +271,15 @@ INLINE void tile_at(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t K, const REAL *
         memcpy(C + i * ldc, edge + i * PANEL_WIDTH, bytes);
 }
 
-/* All the products: tiles of up to `height` rows, `tile_step` elements of A apart (0: rows of A shared out evenly), and
- * panels `panel_step` elements apart with rows `step` apart. */
+/* The loops of all products. The tiles of A have up to `height` rows and are `tile_step` elements apart, or if
+ * tile_step is 0, A is unpacked and its rows are divided evenly. The panels are `panel_step` elements apart, their rows
+ * `step`. */
 INLINE void product(REAL *C, ptrdiff_t ldc, const REAL *A, ptrdiff_t rs, ptrdiff_t cs, ptrdiff_t height,
                     ptrdiff_t tile_step, const REAL *B, ptrdiff_t panel_step, ptrdiff_t step, const REAL *bias,
                     ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) {
-    const ptrdiff_t tiles = blocks_of(M, height), panels = blocks_of(N, PANEL_WIDTH);
-    /* K = 0 still writes the bias or zeros, as one empty block */
-    const ptrdiff_t blocks = K > 0 ? blocks_of(K, BLOCK_K) : 1;
+    const ptrdiff_t tiles = ceil_div(M, height), panels = ceil_div(N, PANEL_WIDTH);
+    /* K = 0 is one empty block, which writes the bias or zeros */
+    const ptrdiff_t blocks = K > 0 ? ceil_div(K, BLOCK_K) : 1;
     for (ptrdiff_t q = 0; q < blocks; q++) {
         const ptrdiff_t k0 = frn_share(K, q, blocks, 1), k1 = frn_share(K, q + 1, blocks, 1);
         const int start = q > 0 || accumulate ? FROM_C : bias ? FROM_BIAS : FROM_ZERO;
@@ -285,8 +287,8 @@ INLINE void product(REAL *C, ptrdiff_t ldc, const REAL *A, ptrdiff_t rs, ptrdiff
             const ptrdiff_t n0 = p * PANEL_WIDTH, columns = N - n0 < PANEL_WIDTH ? N - n0 : PANEL_WIDTH;
             const REAL *panel = B + p * panel_step + k0 * step;
             const int is_packed = step == PANEL_WIDTH;
-            /* the panel after this one comes closer while the tiles after the first are at work; where there is but one
-             * tile, the rest of this panel does */
+            /* prefetch the next panel during the tiles after the first, or the rest of this panel if there is only one
+             * tile */
             const ptrdiff_t row_bytes = PANEL_WIDTH * (ptrdiff_t)sizeof(REAL);
             const char *next = (const char *)panel + 96 * row_bytes;
             const ptrdiff_t next_step = !is_packed ? 0 : tiles == 1 ? row_bytes : row_bytes / (tiles - 1);
@@ -311,7 +313,7 @@ void KERNEL(gemm)(REAL *C, ptrdiff_t ldc, const REAL *A, ptrdiff_t rs, ptrdiff_t
 
 void KERNEL(gemm_tiles)(REAL *C, ptrdiff_t ldc, const REAL *tiles, ptrdiff_t height, const REAL *packed,
                         const REAL *bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) {
-    /* K = 0 has tiles without elements: any step will do, as long as it says that they are packed */
+    /* tiles are empty if K is 0, but tile_step must not be 0, which would mean unpacked */
     const ptrdiff_t tile_step = K > 0 ? height * K : 1;
     product(C, ldc, tiles, 1, height, height, tile_step, packed, K * PANEL_WIDTH, PANEL_WIDTH, bias, M, N, K,
             accumulate);
@@ -322,7 +324,7 @@ void KERNEL(gemm_unpacked)(REAL *C, ptrdiff_t ldc, const REAL *A, ptrdiff_t rs, 
     const ptrdiff_t whole = N / PANEL_WIDTH * PANEL_WIDTH;
     if (whole)
         product(C, ldc, A, rs, cs, TILE_HEIGHT, 0, B, PANEL_WIDTH, ldb, bias, M, whole, K, accumulate);
-    /* the columns that are left are packed, a few k at a time, as reading past them is not ours to do */
+    /* pack the remaining columns, a few k at a time, because a full vector would read past the end of B */
     enum { RUN = 64 };
     REAL panel[RUN * PANEL_WIDTH];
     for (ptrdiff_t k = 0; whole < N && (k < K || k == 0); k += RUN) {

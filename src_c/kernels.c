@@ -1,6 +1,6 @@
-/* Every kernel, for one element type and one instruction set: the build compiles this file once for each pair, with
- * -DFRN_VARIANT=_f32_avx512 and the like, -DREAL_IS_DOUBLE for float64, and the flags of the instruction set. What each
- * kernel does and what its arguments are stands in kernels.h.
+/* Every kernel for one element type and one instruction set. The build compiles this file once for each pair, with
+ * -DFRN_VARIANT=_f32_avx512 and so on, -DREAL_IS_DOUBLE for float64, and the compiler flags of the instruction set.
+ * The kernels are documented in kernels.h, the row kernels of the cells in fastrnn.h.
  */
 #include "fastrnn.h"
 
@@ -19,15 +19,24 @@
 #define KERNEL(name) PASTE(frn_##name, FRN_VARIANT)
 #define FRN_KERNEL(result, name, arguments) result KERNEL(name) arguments
 #include "kernels.h"
+#undef FRN_KERNEL
+#define FRN_CELL(name, ...)                                                                                            \
+    void KERNEL(name##_forward) FRN_FORWARD(REAL);                                                                     \
+    void KERNEL(name##_backward) FRN_BACKWARD(REAL);
+#include "cells.h"
+#undef FRN_CELL
+
+_Static_assert(TILE_HEIGHT <= FRN_MAX_TILE_HEIGHT, "a tile is higher than callers allow for");
 
 #include "choice.h"
-#include "gates.h"
 #include "gemm.h"
-#include "optimiser.h"
+#include "lstm.h"
+#include "optimizer.h"
+#include "rnn.h"
 #include "rows.h"
 
 static double fma_flops(ptrdiff_t rounds) {
-    enum { CHAINS = 16 }; /* latency of 4 cycles times two units, twice over */
+    enum { CHAINS = 16 }; /* twice what two units with a latency of 4 cycles need */
     vec sum[CHAINS];
     for (int i = 0; i < CHAINS; i++)
         sum[i] = splat((REAL)i);
@@ -35,7 +44,7 @@ static double fma_flops(ptrdiff_t rounds) {
     for (ptrdiff_t r = 0; r < rounds; r++)
         for (int i = 0; i < CHAINS; i++)
             sum[i] = sum[i] * x + y;
-    static volatile REAL sink; /* keeps the loop */
+    static volatile REAL sink; /* so that the compiler keeps the loop */
     for (int i = 0; i < CHAINS; i++)
         sink = lane_sum(sum[i]);
     (void)sink;
@@ -43,17 +52,21 @@ static double fma_flops(ptrdiff_t rounds) {
 }
 
 #if defined(REAL_IS_DOUBLE)
-#define POINTER(name) frn_##name##_f64
+#define MEMBER(name) name##_f64
 #else
-#define POINTER(name) frn_##name##_f32
+#define MEMBER(name) name##_f32
 #endif
-#undef FRN_KERNEL
-#define FRN_KERNEL(result, name, arguments) POINTER(name) = KERNEL(name)
 
-void KERNEL(install)(frn_shape *shape);
-void KERNEL(install)(frn_shape *shape) {
+void KERNEL(install)(frn_variant *variant, frn_cell *cells);
+void KERNEL(install)(frn_variant *variant, frn_cell *cells) {
+#define FRN_KERNEL(result, name, arguments) frn_table.MEMBER(name) = KERNEL(name)
 #include "kernels.h"
-    shape->panel_width = PANEL_WIDTH;
-    shape->tile_height = TILE_HEIGHT;
-    shape->fma_flops = fma_flops;
+#define FRN_CELL(name, ...)                                                                                            \
+    cells->MEMBER(forward) = KERNEL(name##_forward);                                                                   \
+    cells->MEMBER(backward) = KERNEL(name##_backward);                                                                 \
+    cells++;
+#include "cells.h"
+    variant->panel_width = PANEL_WIDTH;
+    variant->tile_height = TILE_HEIGHT;
+    variant->fma_flops = fma_flops;
 }

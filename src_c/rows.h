@@ -1,6 +1,6 @@
-/* Whole rows: softmax, argmax, sums of gathered rows, dropout, element-wise functions (kernels.h). */
+/* Operations on rows: softmax, argmax, gather, dropout and element-wise functions (kernels.h). */
 
-/* The mean of x (n,), added up in double. */
+/* Returns the mean of x (n,), accumulated in double. */
 static double mean_of(const REAL *x, ptrdiff_t n) {
     double sum = 0;
     for (ptrdiff_t j = 0; j < n; j++)
@@ -24,7 +24,7 @@ double KERNEL(softmax_loss)(REAL *dx, const REAL *x, ptrdiff_t V, ptrdiff_t targ
     for (; v < V; v++)
         if (x[v] > top || x[v] != x[v])
             top = x[v];
-    /* the mean score under q */
+    /* sum(q * x) */
     double wanted = (double)x[target];
     if (smoothing != 0)
         wanted += smoothing * (mean_of(x, V) - wanted);
@@ -39,7 +39,7 @@ double KERNEL(softmax_loss)(REAL *dx, const REAL *x, ptrdiff_t V, ptrdiff_t targ
         BODY(LOAD_WHOLE, STORE_WHOLE)
     }
     if (j < V) {
-        /* the lanes beyond V must not reach the sum */
+        /* exclude the lanes beyond V from the sum */
         const ptrdiff_t rest = V - j;
         REAL tail[LANES];
         store(tail, vector_exp_bounded(load_part(x + j, rest) - splat(top)));
@@ -91,7 +91,7 @@ void KERNEL(rows_sum)(REAL *out, const REAL *x, const ptrdiff_t *row, ptrdiff_t 
         memcpy(out, x + row[0], (size_t)n * sizeof(REAL));
         return;
     }
-    /* four vectors at a time, so that each gathered row is read in runs of whole lines */
+    /* four vectors at a time, so that each row is read in whole cache lines */
     ptrdiff_t j = 0;
     for (; j + 4 * LANES <= n; j += 4 * LANES) {
         vec sum[4];
@@ -112,17 +112,17 @@ void KERNEL(rows_sum)(REAL *out, const REAL *x, const ptrdiff_t *row, ptrdiff_t 
 }
 
 void KERNEL(dropout)(REAL *y, const REAL *x, ptrdiff_t n, uint32_t key, double rate) {
-    /* the smallest draw that is kept: a draw of 24 bits compares as the number that it stands for */
+    /* compare the random integers rather than floats: kept if at least rate * 2^24 */
     const uint32_t least = (uint32_t)ceil(rate * 0x1p24);
     const REAL factor = (REAL)(1 / (1 - rate));
     for (ptrdiff_t j = 0; j < n; j++) {
-        const REAL kept = factor * x[j];
-        y[j] = frn_random_bits(key, (uint32_t)j) >= least ? kept : 0;
+        const REAL scaled = factor * x[j];
+        y[j] = frn_random_bits(key, (uint32_t)j) >= least ? scaled : 0;
     }
 }
 
 #define ELEMENTWISE(name)                                                                                              \
-    void KERNEL(name)(REAL * y, const REAL *x, ptrdiff_t n) { FOR_VECTORS(n, BODY); }
+    void KERNEL(name)(REAL *y, const REAL *x, ptrdiff_t n) { FOR_VECTORS(n, BODY); }
 #define BODY(LOAD, STORE) STORE(y, vector_exp(LOAD(x)));
 ELEMENTWISE(exp)
 #undef BODY
@@ -132,7 +132,7 @@ ELEMENTWISE(log)
 #define BODY(LOAD, STORE) STORE(y, vector_tanh(LOAD(x)));
 ELEMENTWISE(tanh)
 #undef BODY
-/* vector_sigmoid() stops at its smallest result, which is a denormal: zero, unless denormals are not flushed */
+/* vector_sigmoid() has a denormal as its smallest result: make it zero, even if denormals are not flushed */
 #define BODY(LOAD, STORE)                                                                                              \
     const vec s = LOAD(x);                                                                                             \
     STORE(y, blend(greater(splat(EXP_LOWEST), s), splat(0), vector_sigmoid(s)));

@@ -1,6 +1,5 @@
-/* Vectors of REAL in the width of the instruction set that this file is compiled for, and the elementary functions on
- * them. GCC and Clang have vector types of their own, which become AVX-512, AVX2, SSE2 or NEON; any other compiler gets
- * vectors of one element, which is slow and right.
+/* Vectors of REAL in the width of the instruction set, and elementary functions of them. GCC and Clang compile their
+ * vector types to AVX-512, AVX2, SSE2 or NEON. With other compilers, vectors have one element: correct, but slow.
  */
 #ifndef FRN_VECTOR_H
 #define FRN_VECTOR_H
@@ -27,9 +26,8 @@
 #define PREFETCH_FAR(p) ((void)0)
 #endif
 
-/* TILE_HEIGHT x (PANEL_VECTORS * LANES) elements of C stay in registers: what the register file holds beside the
- * vectors of B and the broadcast of A. A tall tile is what saves bandwidth: each vector of B is used TILE_HEIGHT times.
- */
+/* TILE_HEIGHT x (PANEL_VECTORS * LANES) elements of C stay in registers: as many as fit besides the vectors of B and
+ * the broadcast element of A. A high tile saves bandwidth, because each vector of B is used TILE_HEIGHT times. */
 #if defined(__AVX512F__)
 enum { VECTOR_BYTES = 64, TILE_HEIGHT = 14, PANEL_VECTORS = 2 };
 #define TILE_HEIGHT_MAX 14
@@ -89,7 +87,7 @@ INLINE void store(REAL *p, vec x) { *p = x; }
 
 enum { PANEL_WIDTH = PANEL_VECTORS * LANES };
 
-/* The first n lanes; the others are zero. */
+/* Load or store the first n lanes; the other lanes are zero. */
 INLINE vec load_part(const REAL *p, ptrdiff_t n) {
     REAL lanes[LANES] = {0};
     memcpy(lanes, p, (size_t)n * sizeof(REAL));
@@ -101,7 +99,8 @@ INLINE void store_part(REAL *p, vec x, ptrdiff_t n) {
     memcpy(p, lanes, (size_t)n * sizeof(REAL));
 }
 
-/* For whole vectors first, then for the rest of n: BODY(load, store) sees j, and its LOAD(p), STORE(p, x) fit. */
+/* Run BODY(LOAD, STORE) for each vector of n elements, starting at j. For the last, partial vector, LOAD(p) and
+ * STORE(p, x) access the remaining lanes only. */
 #define FOR_VECTORS(n, BODY)                                                                                           \
     do {                                                                                                               \
         ptrdiff_t j = 0;                                                                                               \
@@ -119,7 +118,7 @@ INLINE void store_part(REAL *p, vec x, ptrdiff_t n) {
 #define STORE_REST(p, x) store_part((p) + j, (x), rest)
 
 INLINE vec blend(vec_int mask, vec yes, vec no) { return as_real((as_int(yes) & mask) | (as_int(no) & ~mask)); }
-/* A NaN in x stays: no comparison with it holds, and the instructions return their second operand. */
+/* A NaN in x stays NaN: comparisons with it are false, and the instructions return their second operand. */
 #if defined(__AVX512F__) && defined(REAL_IS_DOUBLE)
 INLINE vec at_most(vec x, vec limit) { return (vec)_mm512_min_pd((__m512d)limit, (__m512d)x); }
 INLINE vec at_least(vec x, vec limit) { return (vec)_mm512_max_pd((__m512d)limit, (__m512d)x); }
@@ -131,8 +130,8 @@ INLINE vec at_most(vec x, vec limit) { return blend(greater(x, limit), limit, x)
 INLINE vec at_least(vec x, vec limit) { return blend(greater(limit, x), limit, x); }
 #endif
 
-/* 1 / x for a finite x >= 1. Division is slow where vectors are widest: the estimate of 14 bits and Newton's steps are
- * as good but for the last bit. */
+/* 1 / x for a finite x >= 1. Division of the widest vectors is slow; an estimate of 14 bits and Newton's method are as
+ * accurate except for the last bit. */
 INLINE vec reciprocal(vec x) {
 #if defined(__AVX512F__) && defined(REAL_IS_DOUBLE)
     vec y = (vec)_mm512_rcp14_pd((__m512d)x);
@@ -162,18 +161,19 @@ INLINE REAL lane_max(vec x) {
     return top;
 }
 
-/* ---- Elementary functions: x = k ln 2 + r with |r| <= ln(2)/2, the Taylor polynomial of expm1 in r
- * ------------------*/
+/* ---- Elementary functions ----
+ *
+ * The exponential reduces x = k ln 2 + r with |r| <= ln(2)/2, and uses the Taylor polynomial of expm1(r). */
 
 #if defined(REAL_IS_DOUBLE)
 enum { MANTISSA_BITS = 52, EXPONENT_BIAS = 1023, TAYLOR_TERMS = 13, LOG_TERMS = 11 };
-#define LN2_HIGH 6.93147180369123816490e-01 /* the last 32 bits are zero, so that k * LN2_HIGH is exact */
+#define LN2_HIGH 6.93147180369123816490e-01 /* the low 32 bits are zero, so k * LN2_HIGH is exact */
 #define LN2_LOW 1.90821492927058770002e-10
-#define ROUNDER 6755399441055744.0     /* 1.5 * 2^52: adding it leaves the integer in the low bits */
+#define ROUNDER 6755399441055744.0     /* 1.5 * 2^52: adding it rounds to an integer in the low bits */
 #define EXP_LOWEST -708.39641853226408 /* log of the smallest normal number */
 #define EXP_ZERO -709.08956571282405
 #define EXP_HIGHEST 709.78271289338397
-#define EXP_ONE_SCALE 709.4 /* up to here 2^k is finite */
+#define EXP_ONE_SCALE 709.4 /* up to here, 2^k is finite */
 #define TANH_IS_ONE 44.0
 #define SQRT_HALF_BITS INT64_C(0x3fe6a09e667f3bcd)
 #define SMALLEST_NORMAL 2.2250738585072014e-308
@@ -207,10 +207,10 @@ static const REAL inverse_factorial[] = {(REAL)1.0,
                                          (REAL)2.0876756987868098979e-9,
                                          (REAL)1.6059043836821614599e-10};
 
-/* 2^k for the exponents of normal numbers. */
+/* 2^k, for exponents k of normal numbers. */
 INLINE vec power_of_two(vec_int k) { return as_real((k + splat_int(EXPONENT_BIAS)) << MANTISSA_BITS); }
 
-/* expm1(r) and k of x = k ln 2 + r. */
+/* Returns expm1(r), and k, for x = k ln 2 + r. */
 INLINE vec expm1_reduced(vec x, vec_int *k) {
     const vec shifted = x * splat(LOG2_E) + splat(ROUNDER);
     const vec whole = shifted - splat(ROUNDER);
@@ -223,7 +223,7 @@ INLINE vec expm1_reduced(vec x, vec_int *k) {
     return r + (r * r) * p;
 }
 
-/* exp for x <= EXP_ONE_SCALE; at EXP_ZERO k is -EXPONENT_BIAS, whose power of two has the bits of zero. */
+/* exp(x) for x <= EXP_ONE_SCALE. At EXP_ZERO, k is -EXPONENT_BIAS, and power_of_two(k) is zero. */
 INLINE vec vector_exp_bounded(vec x) {
     vec_int k;
     const vec p = expm1_reduced(at_least(x, splat(EXP_ZERO)), &k);
@@ -235,7 +235,7 @@ INLINE vec vector_exp(vec x) {
     vec_int k;
     const vec bounded = at_least(at_most(x, splat(EXP_HIGHEST)), splat(EXP_LOWEST));
     const vec p = expm1_reduced(bounded, &k);
-    /* 2^k alone overflows for the largest x: half of the exponent at a time */
+    /* 2^k overflows for the largest x: multiply by half of the exponent at a time */
     const vec_int half = k >> 1;
     vec y = (p + splat(1)) * power_of_two(half) * power_of_two(k - half);
     y = blend(greater(splat(EXP_LOWEST), x), splat(0), y);
@@ -246,7 +246,7 @@ INLINE vec vector_sigmoid(vec x) {
     return reciprocal(splat(1) + vector_exp_bounded(at_most(splat(0) - x, splat(EXP_ONE_SCALE))));
 }
 
-/* tanh|x| = e / (e + 2) with e = expm1(2|x|), which loses nothing near zero. */
+/* tanh|x| = e / (e + 2) with e = expm1(2|x|), which is accurate near zero. */
 INLINE vec vector_tanh(vec x) {
     const vec_int sign = as_int(x) & as_int(splat((REAL)-0.0));
     const vec magnitude = as_real(as_int(x) & ~as_int(splat((REAL)-0.0)));
@@ -262,14 +262,14 @@ INLINE vec vector_log(vec x) {
     const vec_int bits = as_int(x);
     const vec_int k = (bits - splat_int(SQRT_HALF_BITS)) >> MANTISSA_BITS;
     const vec f = as_real(bits - (k << MANTISSA_BITS)) - splat(1);
-    /* k as a number: it is small, so it can be added to the low bits of ROUNDER */
+    /* convert k, which is small, by adding it to the low bits of ROUNDER */
     const vec whole = as_real(as_int(splat(ROUNDER)) + k) - splat(ROUNDER);
     const vec s = f / (f + splat(2));
     const vec z = s * s;
     vec q = splat((REAL)2 / (2 * LOG_TERMS + 1));
     for (int n = LOG_TERMS - 1; n >= 1; n--)
         q = q * z + splat((REAL)2 / (REAL)(2 * n + 1));
-    /* log(1 + f) = f - (f^2/2 - s (f^2/2 + z q)): the large part f is exact */
+    /* log(1 + f) = f - (f^2/2 - s (f^2/2 + z q)), in which the largest term f is exact */
     const vec half_square = f * f * splat((REAL)0.5);
     vec y = f - (half_square - s * (half_square + z * q));
     y = whole * splat(LN2_HIGH) + (y + whole * splat(LN2_LOW));

@@ -1,4 +1,4 @@
-"""A small captioning data set in CS231n's file layout, for tests to read and to damage."""
+"""Write a small captioning data set in CS231n's file layout, for tests to read and to damage."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from PIL import Image
 WORDS = ["<NULL>", "<START>", "<END>", "<UNK>", "a", "cat", "dog", "on", "the", "mat", "sofa"]
 NUM_IMAGES = {"train": 12, "val": 5}
 CAPTIONS_EACH = 3
-CAPTION_LENGTH = 9  # ids in a row, <START> and <END> included
+CAPTION_LENGTH = 9  # ids per caption, including <START>, <END> and <NULL>
 PCA_DIM, FULL_DIM = 7, 10
 
 
 def draw_captions(rng: np.random.Generator, num: int) -> np.ndarray:
-    """Draw rows of <START>, 1 to 7 words, <END>, and <NULL> up to the length."""
+    """Draw captions of <START>, 1 to 7 words and <END>, padded with <NULL>."""
     captions = np.zeros((num, CAPTION_LENGTH), dtype=np.int32)
     for row in captions:
         length = rng.integers(1, CAPTION_LENGTH - 1)
@@ -28,7 +28,7 @@ def draw_captions(rng: np.random.Generator, num: int) -> np.ndarray:
 
 
 def write_layout(base_dir: Path, seed: int = 231) -> dict[str, np.ndarray]:
-    """Write every file of the layout; return the arrays that went into the h5 files."""
+    """Write all files of the layout; return the arrays that were written to the h5 files."""
     rng = np.random.default_rng(seed)
     base_dir.mkdir(parents=True, exist_ok=True)
     arrays = {}

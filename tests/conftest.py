@@ -1,4 +1,4 @@
-"""What the tests share: where the real data is, and a generator per test."""
+"""Fixtures that all tests share: real data, a random generator, and the number of threads."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder with the real captions and features; skips the test where it is absent."""
+    """Directory with real captions and features. The test is skipped if it does not exist."""
     place = Path(os.environ.get("FASTRNN_SHARED_DATA", ROOT.parent / "shared" / "data"))
     if not (place / "flickr8k").is_dir():
-        pytest.skip(f"no real data at {place} (set FASTRNN_SHARED_DATA to its folder)")
+        pytest.skip(f"no real data at {place} (set FASTRNN_SHARED_DATA to its directory)")
     return place
 
 
 @pytest.fixture
 def rng() -> np.random.Generator:
-    """A generator with a fixed seed, private to the test."""
+    """A new random generator with a fixed seed for each test."""
     return np.random.default_rng(231)
 
 
 @pytest.fixture(autouse=True)
 def threads_afterwards():
-    """The number of threads is after each test what it was before."""
+    """Restore the number of threads after each test."""
     before = fastrnn.get_num_threads()
     yield
     fastrnn.set_num_threads(before)

@@ -1,8 +1,8 @@
-"""The compiled core beside its oracles: arguments for every op, and what it means to be equal.
+"""Comparison of the compiled core with its oracles: arguments for every op, and tolerances.
 
-The oracle of an op is its twin in `fastrnn.reference`; that of an elementary function is the same
-function of NumPy in a wider type. Run as a program, this module holds everything against them with
-the instruction set that FASTRNN_MAX_ISA allows, and prints the name of that set.
+The oracle of an op is its twin in `fastrnn.reference`; that of an elementary function is the NumPy
+function in a wider type. Run as a program, this module compares everything with the instruction set
+that FASTRNN_MAX_ISA allows, and prints the name of that set.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import fastrnn.optim
 import fastrnn.reference
 import fastrnn.rnn_layers
 from fastrnn import decoding
-from fastrnn._core import decoder, kernels
 from fastrnn._core import layers as core
+from fastrnn._core import runtime, scheduled
 from fastrnn.classifiers import rnn as classifier
 from fastrnn.reference import decoding as twins
 
 TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-12}
 
-# The arguments of every op with their axes, and the gradients that its backward pass takes. TD is
-# T * D, 4H is 4 * H; an op without gradients has a forward pass only.
+# The arguments of every op with their axes, and the gradients of its backward pass. TD is T * D and
+# 4H is 4 * H; an op without gradients has a forward pass only.
 STATE = {"x": "N D", "prev_h": "N H"}
 RNN = {"Wx": "D H", "Wh": "H H", "b": "H"}
 LSTM = {"Wx": "D 4H", "Wh": "H 4H", "b": "4H"}
@@ -49,8 +49,8 @@ OPS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
 RULES = ("sgd", "sgd_momentum", "rmsprop", "adam", "adamw")
 IDS = {("word_embedding", "x"), ("temporal_softmax_loss", "y"), ("softmax_loss", "y")}
 
-# Sizes that reach every path: the weights read as they lie (up to 4 rows), in tiles (up to 64) and
-# packed, one and several threads, all with edges that fill no vector, tile or panel.
+# Sizes that cover every path: few rows (up to 4), a moderate number (up to 64) and packed weights,
+# one and several threads, and sizes that are not multiples of a vector, tile or panel.
 SIZES = [
     {"N": 1, "T": 1, "D": 3, "H": 1, "V": 2, "M": 1},
     {"N": 2, "T": 3, "D": 4, "H": 5, "V": 7, "M": 6},
@@ -66,18 +66,18 @@ def shape_of(axes: str, sizes: dict[str, int]) -> tuple[int, ...]:
 
 
 def draw(name: str, sizes: dict[str, int], dtype, rng, ragged=False) -> tuple[dict, dict]:
-    """Arguments of an op, and gradients for its backward pass, too small to saturate gates."""
+    """Draw arguments and gradients of an op, too small to saturate gates."""
     arguments: dict[str, np.ndarray] = {}
     axes_of, gradients_of = OPS[name]
     for argument, axes in axes_of.items():
         shape = shape_of(axes, sizes)
         if (name, argument) in IDS:
-            # without words there is no right id: any one will be refused
+            # without words there is no valid id
             V = sizes["V"]
             arguments[argument] = rng.integers(-V, max(V, 1 - V), shape)
         elif argument == "mask":
             arguments[argument] = rng.random(shape) < 0.7
-        elif argument in ("v", "cache"):  # means of squares
+        elif argument in ("v", "cache"):  # means of squares are positive
             arguments[argument] = rng.random(shape).astype(dtype)
         else:
             value = 0.5 * rng.standard_normal(shape)
@@ -94,7 +94,7 @@ def draw(name: str, sizes: dict[str, int], dtype, rng, ragged=False) -> tuple[di
 
 
 def compiled(name: str) -> Callable:
-    """The function of this name in the modules that a notebook imports."""
+    """Return the function of this name in the public modules."""
     for module in (fastrnn.rnn_layers, fastrnn.layers, fastrnn.optim):
         if hasattr(module, name):
             return getattr(module, name)
@@ -102,14 +102,14 @@ def compiled(name: str) -> Callable:
 
 
 def twin(name: str) -> Callable:
-    """The function of this name in the reference."""
+    """Return the function of this name in the reference."""
     return getattr(fastrnn.reference, name)
 
 
 def run(find: Callable[[str], Callable], name: str, arguments: dict, gradients: dict) -> list:
-    """Everything that an op returns, forward and backward, but for the cache.
+    """Return the results of an op, forward and backward, without the cache.
 
-    An optimiser takes two steps; its weights and state count as what it returns.
+    An optimizer takes two steps; its results are the weights and the state.
     """
     with np.errstate(all="ignore"):
         if name in RULES:
@@ -129,11 +129,11 @@ def run(find: Callable[[str], Callable], name: str, arguments: dict, gradients: 
 
 
 def assert_equal(got: list, expected: list, floor: float = 0.0) -> None:
-    """The same types, dtypes and shapes, NaN and Inf in the same places, and the same values.
+    """Assert equal types, dtypes, shapes and values, with NaN and infinity in the same places.
 
-    Values may differ by `TOLERANCE`, relative to the largest magnitude in the array, or to `floor`
-    where that is larger. The tolerance is that of the first result: it has the dtype in which the
-    forward pass was computed.
+    Values may differ by `TOLERANCE` times the largest magnitude in the array, or times `floor` if
+    that is larger. The tolerance is that of the first result, which has the dtype of the forward
+    pass.
     """
     assert len(got) == len(expected)
     for k, (a, b) in enumerate(zip(got, expected, strict=True)):
@@ -145,7 +145,7 @@ def assert_equal(got: list, expected: list, floor: float = 0.0) -> None:
         finite = np.isfinite(b)
         a, b = np.asarray(a)[finite], np.asarray(b)[finite]
         if b.size:
-            # a loss comes in float64, but its terms have the dtype of the scores
+            # a loss is float64, but its terms have the dtype of the scores
             tolerance = max(TOLERANCE[r.dtype] for r in expected[: 1 + (expected[0].ndim == 0)])
             scale = max(float(np.abs(b).max()), floor)
             error = float(np.abs(a - b).max())
@@ -153,7 +153,7 @@ def assert_equal(got: list, expected: list, floor: float = 0.0) -> None:
 
 
 def cases() -> list[tuple[str, dict[str, int], bool]]:
-    """Every op with every one of `SIZES`, ragged ones where it takes lengths."""
+    """Return every op with each of `SIZES`, also ragged if it takes lengths."""
     return [
         (name, sizes, ragged)
         for name in OPS
@@ -163,7 +163,7 @@ def cases() -> list[tuple[str, dict[str, int], bool]]:
 
 
 def check_op(name: str, sizes: dict[str, int], ragged: bool, dtype) -> None:
-    """Hold one op against its twin."""
+    """Compare an op with its twin."""
     results = []
     for find in (compiled, twin):
         arguments, gradients = draw(name, sizes, dtype, np.random.default_rng(231), ragged)
@@ -181,12 +181,12 @@ MODELS = [
 
 
 def vocabulary(V: int) -> dict[str, int]:
-    """V words, at least 4."""
+    """Return a vocabulary of V words, at least 4."""
     return {"<NULL>": 0, "<START>": 1, "<END>": 2, "<UNK>": 3, **{f"w{i}": i for i in range(4, V)}}
 
 
 def draw_captions(sizes: dict[str, int], rng) -> np.ndarray:
-    """Captions (N, T + 1) with <NULL> = 0 behind most, amid some, and all over others."""
+    """Draw captions (N, T + 1) with <NULL> = 0 at the end, some with gaps, some without words."""
     N, T = sizes["N"], sizes["T"]
     captions = rng.integers(1, sizes["V"], (N, T + 1))
     captions[np.arange(T + 1) > rng.integers(0, T + 2, N)[:, None]] = 0
@@ -195,7 +195,7 @@ def draw_captions(sizes: dict[str, int], rng) -> np.ndarray:
 
 
 def draw_model(module, sizes: dict[str, int], cell_type: str, dtype) -> tuple:
-    """A captioner with its features, and the generator for more, the same for every module."""
+    """Draw a captioner and features, the same for every module; return also the generator."""
     np.random.seed(231)
     model = module.CaptioningRNN(
         vocabulary(sizes["V"]),
@@ -212,14 +212,14 @@ def draw_model(module, sizes: dict[str, int], cell_type: str, dtype) -> tuple:
 
 
 def draw_pair(sizes: dict[str, int], cell_type: str, dtype) -> tuple:
-    """The same captioner twice, compiled and in NumPy, with features and captions."""
+    """Draw a captioner, compiled and in NumPy, with features and captions."""
     model, features, rng = draw_model(classifier, sizes, cell_type, dtype)
     twin, _, _ = draw_model(fastrnn.reference, sizes, cell_type, dtype)
     return model, twin, features, draw_captions(sizes, rng)
 
 
 def run_model(module, sizes: dict[str, int], cell_type: str, dtype) -> list:
-    """Loss, gradients and greedy captions of a captioner, the same for every module."""
+    """Return loss, gradients and greedy captions of a captioner."""
     model, features, rng = draw_model(module, sizes, cell_type, dtype)
     loss, grads = model.loss(features, draw_captions(sizes, rng))
     captions = model.sample(features, max_length=sizes["T"])
@@ -227,31 +227,32 @@ def run_model(module, sizes: dict[str, int], cell_type: str, dtype) -> list:
 
 
 def check_model(sizes: dict[str, int], cell_type: str, dtype) -> None:
-    """Hold the captioner's fused step and its decoding against the twin."""
+    """Compare the training step and greedy decoding with the twin."""
     *got, captions = run_model(classifier, sizes, cell_type, dtype)
     *expected, right = run_model(fastrnn.reference, sizes, cell_type, dtype)
     assert_equal(got, expected)
     assert captions.dtype == right.dtype
-    if dtype is np.float64:  # scores that are nearly equal may change places in float32
+    if dtype is np.float64:  # nearly equal scores may rank differently in float32
         np.testing.assert_array_equal(captions, right)
 
 
 def check_decoding(sizes: dict[str, int], cell_type: str, dtype) -> None:
-    """Hold beam search, drawn captions and mixed ones against the twin, in float64."""
+    """Compare beam search, sampling and scheduled sampling with the twin in float64."""
     model, features, rng = draw_model(classifier, sizes, cell_type, dtype)
     features, T = features[:20], min(sizes["T"], 6)
     captions = draw_captions(sizes, rng)[:20]
-    null, lstm = model.word_to_idx["<NULL>"], cell_type == "lstm"
+    null = model.word_to_idx["<NULL>"]
     best = decoding.beam_search(model, features, 3, T, n_best=3)
     drawn = decoding.sample(model, features, T, count=2, top_p=0.9)
-    mixed = decoder.mix(model.params, features, captions, 0.5, 1, null, lstm)
+    mixed = scheduled.mix(model.params, features, captions, 0.5, 1, null, cell_type)
     model.params = {name: w.astype(np.float64) for name, w in model.params.items()}
     features = features.astype(np.float64)
     pairs = [
         (best, twins.beam_search(model, features, 3, T, n_best=3)),
         (drawn, twins.sample(model, features, T, count=2, top_p=0.9)),
     ]
-    same = [(mixed == twins.mix(model.params, features, captions, 0.5, 1, null, lstm)).mean()]
+    words = twins.mix(model.params, features, captions, 0.5, 1, null, cell_type == "lstm")
+    same = [(mixed == words).mean()]
     for found, wanted in pairs:
         for n, row in enumerate(wanted):
             for k, hypothesis in enumerate(row):
@@ -261,7 +262,7 @@ def check_decoding(sizes: dict[str, int], cell_type: str, dtype) -> None:
                     assert not found.ids[n, k, len(words) :].any()
                     got = found.word_log_probs[n, k, : len(words)]
                     assert_equal([got.astype(dtype)], [np.array(log_probs, dtype)])
-    # scores that are nearly equal may change places in float32
+    # nearly equal scores may rank differently in float32
     assert np.mean(same) == 1 if dtype is np.float64 else np.mean(same) > 0.9
 
 
@@ -278,10 +279,10 @@ ULPS = 4
 
 
 def sweep(dtype) -> np.ndarray:
-    """Bit patterns of all signs and exponents, the ranges where the functions bend, and edges."""
+    """Return values of all signs and exponents, dense ranges where functions bend, and edges."""
     unsigned = {np.float32: np.uint32, np.float64: np.uint64}[dtype]
     count = {np.float32: 1_000_000, np.float64: 200_000}[dtype]
-    bits = np.iinfo(unsigned).max // count | 1  # odd, so that the low bits vary, too
+    bits = np.iinfo(unsigned).max // count | 1  # odd, so that the low bits vary
     patterns = (np.arange(count, dtype=unsigned) * unsigned(bits)).view(dtype)
     info = np.finfo(dtype)
     ends = float(np.log(info.smallest_normal)), float(np.log(info.max))
@@ -303,10 +304,10 @@ def sweep(dtype) -> np.ndarray:
 
 
 def ulps_off(name: str, x: np.ndarray) -> np.ndarray:
-    """Errors of a function at finite `x`, in units in the last place of the right result.
+    """Return the errors of a function at finite `x`, in ULP of the correct result.
 
-    A result below the smallest normal number may be zero, and `log` may take an argument below it
-    for zero: the core flushes denormals.
+    A result below the smallest normal number may be zero, and `log` may treat an argument below it
+    as zero, because the core flushes denormals.
     """
     with np.errstate(all="ignore"):
         exact = FUNCTIONS[name](x.astype(WIDER[x.dtype.type]))
@@ -323,7 +324,7 @@ def ulps_off(name: str, x: np.ndarray) -> np.ndarray:
 
 
 def check_function(name: str, dtype) -> None:
-    """Hold one elementary function against a wider type, over its whole range."""
+    """Compare an elementary function with a wider type, over its whole range."""
     x = sweep(dtype)
     x = x[np.isfinite(x)]
     error = ulps_off(name, x)
@@ -333,7 +334,7 @@ def check_function(name: str, dtype) -> None:
 
 
 def check_special_values(name: str, dtype) -> None:
-    """NaN, the infinities, both zeros, the largest and the smallest normal numbers."""
+    """Check NaN, infinities, zeros, and the largest and smallest normal numbers."""
     info = np.finfo(dtype)
     inf, nan, zero = dtype(np.inf), dtype(np.nan), dtype(0)
     expected = {
@@ -353,19 +354,19 @@ def check_special_values(name: str, dtype) -> None:
     if name == "tanh":
         expected += [(sign * info.smallest_normal,) * 2 for sign in (-1, 1)]
     x, right = np.array(expected, dtype=dtype).T
-    # in every place of a vector and in what is left over behind the last whole one
+    # at each position of a full and of a partial vector
     for shift in range(len(x)):
         for count in (len(x), 3 * len(x), 1):
             places = (np.arange(count) + shift) % len(x)
             got = getattr(core, name)(x[places])
             np.testing.assert_array_equal(got, right[places])
-            number = ~np.isnan(right[places])  # the sign of a NaN means nothing
+            number = ~np.isnan(right[places])  # the sign of a NaN is meaningless
             signs = np.signbit(right[places])[number]
             np.testing.assert_array_equal(np.signbit(got)[number], signs)
 
 
 def wide_enough(dtype) -> bool:
-    """Whether this machine has a type that is wider than `dtype` by enough to judge it."""
+    """Return whether this machine has a type with sufficiently more bits than `dtype`."""
     return np.finfo(WIDER[dtype]).nmant >= np.finfo(dtype).nmant + 10
 
 
@@ -384,7 +385,7 @@ def main() -> None:
             check_special_values(name, dtype)
             if wide_enough(dtype):
                 check_function(name, dtype)
-    print(kernels.isa())
+    print(runtime.isa())
 
 
 if __name__ == "__main__":

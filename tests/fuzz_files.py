@@ -60,13 +60,14 @@ else:
 with contextlib.redirect_stderr(io.StringIO()), own_modules:
     import fastrnn.checkpoint
     import fastrnn.coco_utils
-    import fastrnn.data.features
-    import fastrnn.data.scene_data
+    import fastrnn.data.pca
+    import fastrnn.data.references
+    import fastrnn.data.scenes.dataset
     import fastrnn.files
     import fastrnn.image_utils
-    import fastrnn.metrics
     import fastrnn.report
     import fastrnn.runlock
+    import fastrnn.runs
     import fastrnn.training
 
 from coco_layout import PCA_DIM, WORDS, write_layout
@@ -82,7 +83,8 @@ from file_mutation import (
 )
 
 from fastrnn.classifiers.rnn import CaptioningRNN
-from fastrnn.data.scenes import make_scene
+from fastrnn.data.scenes.draw import make_scene
+from fastrnn.data.scenes.language import caption_is_true
 
 SECONDS = 5
 """Of the processor, that a file may take."""
@@ -184,7 +186,7 @@ class Captions(Reader):
         self.mutate = h5_mutator(arrays, self.place)
 
     def read(self) -> None:
-        data = fastrnn.coco_utils.read_captioning_directory(self.layout)
+        data = fastrnn.data.layout.read_captioning_directory(self.layout)
         for name, value in data.items():
             if isinstance(value, np.ndarray):
                 require(value.dtype.isnative, f"{name} has the bytes of another machine")
@@ -237,7 +239,7 @@ class Urls(Captions):
         self.mutate = mutate_text
 
     def read(self) -> None:
-        data = fastrnn.coco_utils.read_captioning_directory(self.layout)
+        data = fastrnn.data.layout.read_captioning_directory(self.layout)
         for url in data["train_urls"].tolist():
             require("\n" not in url and "\0" not in url, "a URL of several lines")
             fastrnn.report.find_picture(url, self.layout)
@@ -249,7 +251,7 @@ class Urls(Captions):
 def small_models() -> list[CaptioningRNN]:
     ids = {word: idx for idx, word in enumerate(WORDS)}
     return [
-        fastrnn.checkpoint.blank_model(ids, PCA_DIM, 4, 5, cell, dtype)
+        fastrnn.checkpoint.seeded_model(ids, PCA_DIM, 4, 5, cell, dtype)
         for cell, dtype in (("lstm", np.float32), ("rnn", np.float64))
     ]
 
@@ -322,12 +324,12 @@ class Components(Reader):
 
     def prepare(self) -> None:
         x = np.random.default_rng(0).standard_normal((20, 6))
-        fastrnn.data.features.PCA.fit(x, 3).save(self.path)
+        fastrnn.data.pca.PCA.fit(x, 3).save(self.path)
         self.seeds = [self.path.read_bytes()]
         self.mutate = npz_mutator(sealed=False)
 
     def read(self) -> None:
-        pca = fastrnn.data.features.PCA.load(self.path)
+        pca = fastrnn.data.pca.PCA.load(self.path)
         if pca.components.size < 1000:
             with np.errstate(all="ignore"):
                 found = pca.transform(np.ones((2, len(pca.mean))))
@@ -358,9 +360,13 @@ class Settings(Reader):
                 content = trained.run.joinpath(name).read_text()
             (self.run / name).write_text(content)
             for line in content.splitlines() if name.endswith("l") else [content]:
-                names.update(json.loads(line))
+                found = json.loads(line)
+                names.update(found, *(value for value in found.values() if type(value) is dict))
         self.path = self.run / self.file
         self.seeds = [self.path.read_bytes()]
+        if self.file == "settings.json":  # and as an older version wrote it, without sections
+            flat = fastrnn.runs.read_settings(self.run)
+            self.seeds.append(json.dumps(flat).encode())
         self.mutate = json_mutator(sorted({*names, "max_train", "raw_features", "bias_start"}),
                                    self.lines)  # fmt: skip
 
@@ -429,7 +435,7 @@ class References(Reader):
         )  # fmt: skip
 
     def read(self) -> None:
-        found = fastrnn.metrics.read_references(self.path, self.urls)
+        found = fastrnn.data.references.read_references(self.path, self.urls)
         require(len(found) == len(self.urls), "a list for each image")
         require(all(isinstance(text, str) for texts in found for text in texts), "texts")
         "".join(text for texts in found for text in texts).encode("utf-8")
@@ -445,10 +451,10 @@ class Scenes(Reader):
         self.mutate = json_mutator([*scenes[0][0], "circle", "red", "small"])
 
     def read(self) -> None:
-        for scene in fastrnn.data.scene_data.read_scenes(self.place) or []:
+        for scene in fastrnn.data.scenes.dataset.read_scenes(self.place) or []:
             for caption in ("there is a red circle", "two things", ""):
-                fastrnn.data.scene_data.Scene.to_json(scene)
-                fastrnn.report.caption_is_true(caption, scene)
+                scene.to_json()
+                caption_is_true(caption, scene)
 
 
 class Holder(Reader):
@@ -497,7 +503,7 @@ class Picture(Reader):
     def read(self) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            fastrnn.report._picture(self.path)
+            fastrnn.report.gallery._preview(self.path)
             found = fastrnn.image_utils.load_image(self.path)
             require(found.dtype == np.uint8 and found.ndim in (2, 3), "pixels")
             require(found.ndim == 2 or found.shape[2] in (3, 4), "channels")

@@ -25,7 +25,7 @@ from equivalence import MODELS, OPS, SIZES, compiled, draw, run, run_model
 
 import fastrnn
 from fastrnn import decoding, rnn_layers
-from fastrnn._core import kernels
+from fastrnn._core import runtime
 from fastrnn.captioning_solver import CaptioningSolver
 from fastrnn.checkpoint import checkpoint_path, load_model
 from fastrnn.classifiers import rnn as classifier
@@ -162,7 +162,7 @@ def run_all() -> dict[str, Any]:
         with contextlib.redirect_stdout(io.StringIO()):
             training = about_training(Path(folder))
     return {
-        "isa": kernels.isa(),
+        "isa": runtime.isa(),
         "arithmetic": arithmetic(),
         "ops": about_ops(),
         "training": training,

@@ -1,4 +1,4 @@
-"""The benchmarks run, count right, and give every contender the same work."""
+"""The benchmarks run, count operations correctly, and give every contender the same work."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TINY = SHAPES["tiny"]
 
 
 def bench(module: str, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m bench.<module>`` and demand its exit status."""
+    """Run ``python -m bench.<module>`` and check its exit status."""
     found = subprocess.run(
         [sys.executable, "-m", f"bench.{module}", *arguments],
         cwd=ROOT,
@@ -40,7 +40,7 @@ def bench(module: str, *arguments: str, status: int = 0) -> subprocess.Completed
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """A quick run of bench.peers on the tiny shape, with all sections but the big one."""
+    """The results of a quick run of bench.peers on the tiny shape, with most sections."""
     path = tmp_path_factory.mktemp("bench") / "peers.json"
     found = bench(
         "peers", "--quick", "--threads", "1", "--shapes", "tiny", "--json", str(path),
@@ -93,7 +93,7 @@ def test_work_of_a_step_counted_product_by_product() -> None:
     asked, steps, words = 3 + 2 + 1, 3 + 3 + 1, len({1, 4, 5, 0})
     gates = 4 * 7
     products = [
-        (3, 13, 7), (13, 3, 7),  # first state; its weights
+        (3, 13, 7), (13, 3, 7),  # initial state, and the gradient of its weights
         (words, 5, gates), (5, words, gates), (words, gates, 5),
         (steps, 7, gates), (7, steps, gates), (steps, gates, 7),
         (asked, 7, 11), (7, asked, 11), (asked, 11, 7),

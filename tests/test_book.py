@@ -1,4 +1,4 @@
-"""The book's namespace: what it does as the course, and what otherwise."""
+"""The book's namespace: what it shares with the course and what differs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_sample_is_the_courses_shifted_by_start(cell_type, rng):
 
 
 def by_hand(rule, w, grads, lr):
-    """Three steps of each rule of the book, in plain arithmetic on one number."""
+    """Apply one of the book's update rules to a single number, one step per gradient."""
     m = v = 0.0
     for t, g in enumerate(grads, start=1):
         if rule == "sgd":
@@ -70,7 +70,7 @@ def by_hand(rule, w, grads, lr):
 
 
 @pytest.mark.parametrize("rule", ["sgd", "sgd_momentum", "rmsprop", "adam"])
-@pytest.mark.parametrize("scale", [1.0, 1e-7])  # at the small one it shows where epsilon acts
+@pytest.mark.parametrize("scale", [1.0, 1e-7])  # 1e-7 shows where epsilon is added
 def test_update_rules(rule, scale):
     update = getattr(book.updater, rule)
     assert update is getattr(book, rule)
@@ -112,7 +112,7 @@ def small_data(rng, num):
     }
 
 
-def test_trainer_divides_truly(rng):
+def test_trainer_uses_true_division(rng):
     def trained(num, batch_size, num_epochs):
         model = book.CaptioningRNN(WORD_TO_IDX, 5, 6, 7)
         trainer = book.CaptioningTrainer(
@@ -129,10 +129,10 @@ def test_trainer_divides_truly(rng):
         assert len(rates) == 1
         return len(trainer.loss_history), rates.pop() / 1e-3
 
-    assert trained(40, 20, 3) == (6, pytest.approx(0.125))  # 2 iterations an epoch, 3 decays
-    assert trained(47, 20, 3) == (7, 1.0)  # 2.35 an epoch: int(7.05), and no decay at all
-    assert trained(30, 20, 4) == (6, pytest.approx(0.25))  # 1.5: at iterations 3 and 6
-    assert trained(10, 20, 2) == (2, pytest.approx(0.25))  # never less than one
+    assert trained(40, 20, 3) == (6, pytest.approx(0.125))  # 2 iterations per epoch, 3 decays
+    assert trained(47, 20, 3) == (7, 1.0)  # 2.35 per epoch: int(7.05), no decay
+    assert trained(30, 20, 4) == (6, pytest.approx(0.25))  # 1.5 per epoch: decays after 3 and 6
+    assert trained(10, 20, 2) == (2, pytest.approx(0.25))  # at least 1 per epoch
 
 
 def test_trainer_is_the_solver_with_the_books_words(rng):
@@ -152,7 +152,7 @@ def test_trainer_is_the_solver_with_the_books_words(rng):
         book.CaptioningTrainer(model, data, update_rule="adagrad")
 
 
-def test_nothing_is_done_twice():
+def test_layers_and_loss_are_those_of_the_course():
     for name in book.__all__:
         if name.endswith(("_forward", "_backward")) and hasattr(rnn_layers, name):
             assert getattr(book, name) is getattr(rnn_layers, name)

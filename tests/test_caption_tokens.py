@@ -1,8 +1,8 @@
-"""Tokens of captions against those of Stanford's PTBTokenizer 3.4.1, as COCO's evaluation runs it.
+"""Tokens of captions against Stanford's PTBTokenizer 3.4.1, as COCO's evaluation runs it.
 
-The expected tokens are the Java program's (``-preserveLines -lowerCase``, then less the
-punctuation of ``pycocoevalcap.tokenizer.ptbtokenizer``), with a line that begins with "A" after
-each caption.
+The expected tokens are the output of the Java program with ``-preserveLines -lowerCase``, without
+the punctuation listed in ``pycocoevalcap.tokenizer.ptbtokenizer``. In its input, each caption was
+followed by a line that begins with "A".
 """
 
 from __future__ import annotations
@@ -55,23 +55,23 @@ def test_tokens_of_the_java_tokenizer(caption: str):
     assert caption_tokens(caption) == CASES[caption].split(" ")
 
 
-def test_space_that_does_not_break():
-    # One token of the Java program, in which a fraction keeps its whole number.
+def test_mixed_numbers():
+    # The Java program makes a mixed number such as 22 3/4 one token.
     assert caption_tokens("22 3/4 St") == ["22\xa03/4", "st"]
     assert caption_tokens("1½ cups") == ["1", "1/2", "cups"]
 
 
-def test_plain_words_take_the_same_way_with_and_without_signs():
-    # Words alone are split without the rules; a comma brings the rules in.
+def test_fast_path_for_plain_words():
+    # Captions of plain words take a fast path; the comma forces the regular expression.
     caption = "A man gonna ride a Big wave"
     assert caption_tokens(caption) == caption_tokens(caption + " ,")
 
 
-def test_nothing_to_say():
+def test_empty_captions():
     assert caption_tokens("") == caption_tokens("  ") == caption_tokens(" ... ") == []
 
 
-def test_no_string():
+def test_caption_must_be_a_string():
     with pytest.raises(TypeError, match=r"caption is \['a'\]; expected a string"):
         caption_tokens(["a"])  # type: ignore[arg-type]
 

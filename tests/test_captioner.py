@@ -1,4 +1,4 @@
-"""The fused training step and decoding against the layers one after the other, in NumPy."""
+"""The fused training step and decoding against the layers in sequence, in NumPy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastrnn.classifiers.rnn import CaptioningWorkspace
 SIZES = {
     "small": {"N": 5, "T": 7, "V": 11, "D": 6, "W": 4, "H": 5},
     "ragged": {"N": 100, "T": 16, "V": 300, "D": 64, "W": 48, "H": 72},
-    # so few rows that threads share out columns
+    # few enough rows for threads to divide the columns
     "columns": {"N": 19, "T": 6, "V": 60, "D": 24, "W": 40, "H": 256},
     "odd": {"N": 33, "T": 9, "V": 40, "D": 7, "W": 20, "H": 33},
     "one": {"N": 1, "T": 3, "V": 5, "D": 2, "W": 2, "H": 3},
@@ -48,9 +48,9 @@ def test_loss_is_that_of_the_layers(size, cell_type, dtype):
 @pytest.mark.parametrize("stop_at_end", [False, True])
 def test_greedy_captions_are_those_of_the_layers(size, cell_type, stop_at_end):
     model, twin, features, _ = draw_pair(SIZES[size], cell_type, np.float64)
-    for name in model.params:  # larger weights: scores that are not close to one another
+    for name in model.params:  # larger weights, so that scores are not close to each other
         model.params[name] = twin.params[name] = 4 * twin.params[name]
-    twin.params["b_vocab"][2] += 1  # of the large batches some rows end, at every step
+    twin.params["b_vocab"][2] += 1  # in large batches, some captions end at each step
     wanted = twin.sample(features, 12, stop_at_end=stop_at_end)
     for threads in (1, 2, 3):
         fastrnn.set_num_threads(threads)
@@ -63,7 +63,7 @@ def test_greedy_captions_are_those_of_the_layers(size, cell_type, stop_at_end):
 def test_a_workspace_changes_nothing(cell_type):
     model, _, features, captions = draw_pair(SIZES["ragged"], cell_type, np.float32)
     workspace = CaptioningWorkspace()
-    for rows in (100, 7, 60, 100):  # smaller and larger batches in what the first one needed
+    for rows in (100, 7, 60, 100):  # in the memory of the first, largest batch
         loss, grads = model.loss(features[:rows], captions[:rows], workspace=workspace)
         wanted_loss, wanted = model.loss(features[:rows], captions[:rows])
         assert loss == wanted_loss
@@ -95,7 +95,7 @@ def test_a_workspace_takes_another_dtype_and_shape():
 
 def test_the_solver_allocates_nothing_in_its_steady_state():
     model, _, features, captions = draw_pair(SIZES["ragged"], "lstm", np.float32)
-    captions[:, 1:] = 3  # every batch alike
+    captions[:, 1:] = 3  # so that all batches are alike
     data = {
         "train_captions": captions,
         "train_image_idxs": np.arange(100),
@@ -138,3 +138,11 @@ def test_a_parameter_that_does_not_fit_is_named(name):
     model.params[name] = np.zeros([size + 1 for size in model.params[name].shape])
     with pytest.raises(ValueError, match=r"shape \("):
         model.loss(features, captions)
+
+
+def test_an_unknown_cell_is_named():
+    from fastrnn._core import captioner
+
+    model, _, features, captions = draw_pair(SIZES["small"], "lstm", np.float64)
+    with pytest.raises(ValueError, match=r"^cell_type is 'gru'; expected one of rnn, lstm$"):
+        captioner.word_log_probs(model.params, features, captions, 0, "gru")

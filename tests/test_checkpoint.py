@@ -155,14 +155,14 @@ def test_checkpoint_round_trip(tmp_path, rng, averaged):
 def test_what_is_no_checkpoint(tmp_path, rng):
     path = tmp_path / "step.npz"
     save_model(path, CaptioningRNN(WORDS, 5, 4, 3, "lstm"))
-    with pytest.raises(ValueError, match=r"step\.npz: holds a model, but no state of its training"):
+    with pytest.raises(ValueError, match=r"step\.npz: contains a model, but no state"):
         read_checkpoint(path)
     checkpoint = drawn_checkpoint(rng, averaged=False)
     write_sealed(path, checkpoint.to_arrays())
     arrays = read_sealed(path)
     del arrays["training/m/Wh"]
     write_sealed(path, arrays)
-    with pytest.raises(ValueError, match=r"step\.npz: holds no 'training/m/Wh'; not a checkpoint"):
+    with pytest.raises(ValueError, match=r"step\.npz: has no 'training/m/Wh'; it is not"):
         read_checkpoint(path)
     checkpoint.about["format"] = 99
     write_sealed(path, checkpoint.to_arrays())

@@ -1,4 +1,4 @@
-"""CaptioningRNN: its draws, its loss and gradients, its captions, its errors."""
+"""CaptioningRNN: initial weights, loss and gradients, sampled captions, and errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = ["W_embed", "W_proj", "b_proj", "Wx", "Wh", "b", "W_vocab", "b_vocab"]
 
 
 def small_model(cell_type, dtype=np.float64, cls=CaptioningRNN, seed=231):
-    """Return a model whose weights are large enough for its words to depend on one another."""
+    """Return a model with weights large enough for each word to depend on the words before it."""
     np.random.seed(seed)
     model = cls(WORD_TO_IDX, 5, 6, 7, cell_type, dtype)
     for w in model.params.values():
@@ -91,7 +91,7 @@ def test_loss_is_the_references(cell_type, dtype, rtol, rng):
     twin = small_model(cell_type, dtype, reference.CaptioningRNN)
     features = rng.standard_normal((8, 5)).astype(dtype)
     captions = draw_captions(rng, 8)
-    captions[3, 2:5] = 0  # a gap of <NULL> in mid-sentence
+    captions[3, 2:5] = 0  # <NULL> in the middle of a caption
     loss, grads = model.loss(features, captions)
     expected_loss, expected = twin.loss(features, captions)
     assert loss == pytest.approx(expected_loss, rel=rtol)
@@ -102,7 +102,7 @@ def test_loss_is_the_references(cell_type, dtype, rtol, rng):
 
 
 @CELLS
-def test_loss_of_nothing_said(cell_type):
+def test_loss_of_empty_captions(cell_type):
     model = small_model(cell_type)
     loss, grads = model.loss(np.zeros((2, 5)), np.ones((2, 1), int))
     assert loss == 0 and all(not grad.any() for grad in grads.values())
@@ -113,7 +113,7 @@ def test_loss_of_nothing_said(cell_type):
 @CELLS
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_sample_is_greedy(cell_type, dtype, rng):
-    """Word by word, with the formulas of the cells written out here."""
+    """Compare word by word with the formulas of the cells, written out here."""
     model = small_model(cell_type, dtype)
     model.params["W_embed"] *= 3
     features = rng.standard_normal((6, 5)).astype(dtype)
@@ -134,7 +134,7 @@ def test_sample_is_greedy(cell_type, dtype, rng):
             h = o * np.tanh(c)
         words = (h @ p["W_vocab"] + p["b_vocab"]).argmax(axis=1)
         np.testing.assert_array_equal(captions[:, t], words, err_msg=f"column {t}")
-    assert len(np.unique(captions)) > 3  # one word repeated would prove little
+    assert len(np.unique(captions)) > 3  # otherwise the test would be weak
 
 
 @CELLS
@@ -176,9 +176,9 @@ def test_constructor_refuses():
 @pytest.mark.parametrize(
     ("features", "captions", "error", "says"),
     [
-        (np.zeros((3, 4)), np.ones((3, 4), int), ValueError, r"features.*D = 5.*\(3, 4\)"),
+        (np.zeros((3, 4)), np.ones((3, 4), int), ValueError, r"features.*\(3, 4\).*D = 5"),
         (np.zeros(5), np.ones((1, 4), int), ValueError, r"features.*\(5,\)"),
-        (np.zeros((3, 5)), np.ones((2, 4), int), ValueError, r"captions.*N = 3.*\(2, 4\)"),
+        (np.zeros((3, 5)), np.ones((2, 4), int), ValueError, r"captions.*\(2, 4\).*N = 3"),
         (np.zeros((3, 5)), np.ones(3, int), ValueError, r"captions.*\(3,\)"),
         (np.zeros((3, 5)), np.ones((3, 0), int), ValueError, r"captions.*\(3, 0\)"),
         (np.zeros((3, 5)), np.ones((3, 4)), TypeError, "captions.*float64"),

@@ -175,7 +175,7 @@ def test_model_file_with_raw_features(trained, out: Path, capsys: pytest.Capture
     model.params["W_proj"] = np.ones((10, 8), dtype=np.float32)
     save_model(out / "raw.npz", model)
     refusal = refused(capsys, out / "raw.npz", "--data", data_dir)
-    assert f"are {PCA_DIM} wide" in refusal and "features of 10" in refusal
+    assert f"has {PCA_DIM} features after PCA; " in refusal and "expects 10 (" in refusal
     assert "--raw-features" in refusal
     assert run(out / "raw.npz", "--data", data_dir, "--raw-features", "--beam", 1) == 0
 
@@ -227,10 +227,10 @@ def test_refusals(trained, out: Path, capsys: pytest.CaptureFixture[str]):
     assert "--data is needed" in refused(capsys, folder / "model.npz")
     assert "no such data directory" in refused(capsys, folder, "--data", out / "none")
     assert "--beam" in refused(capsys, folder, "--beam", 0)
-    assert "invalid choice: 'test'" in refused(capsys, folder, "--split", "test")
+    assert "--split is 'test'; expected train or val" in refused(capsys, folder, "--split", "test")
     for option in ("--json", "--results"):
         line = refused(capsys, folder, option, out / "none" / "x.json")
-        assert f"{option} {out / 'none' / 'x.json'}: must be a file" in line
+        assert f"{option} is {out / 'none' / 'x.json'}; expected a file" in line
     shutil.copytree(folder, out / "cut")
     (out / "cut" / "model.npz").unlink()
     assert f"no such model file: {out / 'cut' / 'model.npz'}" in refused(capsys, out / "cut")
@@ -253,19 +253,19 @@ def test_data_of_another_model(trained, out: Path, capsys: pytest.CaptureFixture
         with h5py.File(out / "wide" / f"{split}2014_vgg16_fc7_pca.h5", "w") as file:
             file["features"] = np.zeros((NUM_IMAGES[split], 9), dtype=np.float32)
     line = refused(capsys, folder, "--data", out / "wide")
-    assert "after PCA are 9 wide" in line and f"features of {PCA_DIM}" in line
+    assert "has 9 features after PCA; " in line and f"expects {PCA_DIM}" in line
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", "not a JSON file"),
-        ("3", "holds a int; expected a list or an object"),
-        ("[[], []]", f"a list of 2 entries; expected one for each of the {IMAGES} images"),
-        ('{"x.jpg": ["a"]}', f"names 1 images, but none of the {IMAGES} wanted"),
-        ('{"annotations": [3]}', "its annotations are not COCO's"),
-        ('{"annotations": [], "images": [{"id": 3}]}', "names 0 images"),
-        ("[" + "3," * (IMAGES - 1) + "3]", "the captions of image 0"),
+        ("3", "contains a int; expected a list or an object"),
+        ("[[], []]", f"a list of 2 entries; expected {IMAGES}, one for each image"),
+        ('{"x.jpg": ["a"]}', f"captions of 1 images; expected some of the {IMAGES} images"),
+        ('{"annotations": [3]}', "'annotations' cannot be read"),
+        ('{"annotations": [], "images": [{"id": 3}]}', "captions of 0 images"),
+        ("[" + "3," * (IMAGES - 1) + "3]", "image 0 ("),
         ("[" + "[]," * (IMAGES - 1) + "[]]", "has no captions of the images"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Long chains of numbers, and numbers at the ends of their range: no NaN but the twin's."""
+"""Long sequences and extreme values: results are NaN only where the twin's are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHORT = {"N": 5, "T": 7, "D": 9, "H": 11, "V": 13, "M": 6}
 
 
 def both(name, arguments, gradients=None):
-    """What the compiled op and its twin return."""
+    """Return the results of the compiled op and of its twin."""
     return [
         run(find, name, {k: np.copy(a) for k, a in arguments.items()}, gradients or {})
         for find in (compiled, twin)
@@ -29,7 +29,7 @@ def test_ten_thousand_steps(cell, dtype, ragged):
         arguments["lengths"] = np.array([10_000, 1, 5_001])
     found, wanted = both(cell, arguments, gradients)
     assert all(np.isfinite(a).all() for a in found)
-    # sums over so many steps: rounding adds up in either
+    # rounding errors accumulate over so many steps in both
     for a, b in zip(found, wanted, strict=True):
         scale = np.abs(b).max()
         assert np.abs(a - b).max() <= (2e-4 if dtype == np.float32 else 1e-11) * scale
@@ -40,13 +40,13 @@ def test_ten_thousand_steps(cell, dtype, ragged):
 @pytest.mark.parametrize("factor", [1e2, 1e4, 1e18, 1e30])
 @pytest.mark.parametrize("argument", ["x", "h0", "Wx", "Wh", "b"])
 def test_weights_that_explode(cell, dtype, factor, argument):
-    """Gates at their ends: the same numbers, and NaN and infinity where the twin has them."""
+    """Saturated gates: the same values as the twin, with NaN and infinity in the same places."""
     arguments, gradients = draw(cell, SHORT, dtype, np.random.default_rng(3))
     arguments[argument] *= dtype(factor)
     found, wanted = both(cell, arguments, gradients)
     for a, b in zip(found, wanted, strict=True):
         assert not (np.isnan(a) & ~np.isnan(b)).any()
-    # Else rounding grows from step to step, or decides between the ends of a gate.
+    # Otherwise rounding errors grow from step to step, or decide to which end a gate saturates.
     if argument == "b" or (factor <= 1e2 and argument != "Wh"):
         assert_equal([found[0]], [wanted[0]], floor=1.0)
 
@@ -89,7 +89,7 @@ def test_scores_at_the_ends(name, dtype, kind):
         arguments["x"] = SCORES[kind](arguments["x"]).astype(dtype)
         found, wanted = both(name, arguments)
         if kind == "the largest there is" and dtype == np.float32:
-            # a difference of two scores that a float does not hold, but the loss in float64 does
+            # the difference of two scores overflows float32, but not the loss, which is float64
             assert np.isfinite(found[0]) and found[0] > np.finfo(dtype).max
             found, wanted = found[1:], wanted[1:]
         assert_equal(found, wanted, floor=1.0)
@@ -132,7 +132,7 @@ def test_captioner_whose_weights_explode(cell, dtype, factor):
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("scale", [1e-45, 1e-20, 1e15, 1e25])
 def test_steps_at_the_ends(name, dtype, scale):
-    """Gradients whose squares are no floats any more, and those that are denormal."""
+    """Gradients whose squares overflow or underflow."""
     arguments, _ = draw(name, SHORT, dtype, np.random.default_rng(3))
     with np.errstate(all="ignore"):
         arguments["dw"] = (arguments["dw"] * scale).astype(dtype)

@@ -1,7 +1,7 @@
 """Every compiled op against its twin in `fastrnn.reference`.
 
-The same values, dtypes and shapes, or the same exception; any layout of the arguments; the same
-bits for any number of threads.
+Both give the same values, dtypes and shapes, or raise the same exception, for arguments of any
+memory layout. Results are bit-identical for any number of threads.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fastrnn.classifiers import rnn as classifier
 
 EVERY_OP = pytest.mark.parametrize("name", OPS)
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
-# derandomized: a failure here is one of the code, not one of the day
+# derandomized, so that a failure is caused by a change of the code
 DRAWN = settings(
     max_examples=150,
     deadline=None,
@@ -43,7 +43,7 @@ DRAWN = settings(
 )
 
 
-# ---- Layouts of an argument ----------------------------------------------------------------------
+# ---- Memory layouts of an argument ---------------------------------------------------------------
 
 
 def strided(a):
@@ -96,7 +96,7 @@ MASKS = ["?", "<f8", "<f4", "<i8", "u1"]
 
 
 def with_one(a, place, value):
-    """A copy in which one of the ids is another; floats stay as they are."""
+    """Return a copy with one id replaced; arrays of floats are not changed."""
     a = a.copy()
     if a.size and a.dtype.kind == "i":
         a.flat[place] = np.clip(value, *np.array([np.iinfo(a.dtype).min, np.iinfo(a.dtype).max]))
@@ -124,7 +124,7 @@ FLAWS = {
 
 @st.composite
 def calls(draw_, name):
-    """An op's arguments and gradients in some dtypes and layouts; one of them may be wrong.
+    """Draw arguments and gradients of an op in some dtypes and layouts; one may be invalid.
 
     Returns a function that makes them anew, so that two ops do not share them.
     """
@@ -146,10 +146,12 @@ def calls(draw_, name):
         else:
             dtype = uniform or draw_(st.sampled_from(FLOATS), label=f"dtype of {argument}")
             if argument in ("m", "v", "velocity", "cache") and not uniform:
-                dtype = "<f8"  # the reference takes no state in another dtype than the weights
+                dtype = "<f8"  # the reference requires state in the dtype of the weights
             if argument == "w" and name in RULES and not uniform:
                 dtype = draw_(st.sampled_from(["<f8", "<f8", "<i8", ">f8"]), label="dtype of w")
-        layout = "C" if plain else draw_(st.sampled_from(list(LAYOUTS)), label=f"{argument} lies")
+        layout = (
+            "C" if plain else draw_(st.sampled_from(list(LAYOUTS)), label=f"layout of {argument}")
+        )
         if layout == "list" and argument in ("m", "v", "velocity", "cache"):
             layout = "C"
         forms[argument] = np.dtype(dtype), layout
@@ -157,7 +159,7 @@ def calls(draw_, name):
     if draw_(st.integers(0, 9), label="flawed below 3") < 3:
         candidates = [a for a in forms if a not in ("m", "v", "velocity", "cache")]
         flawed = draw_(st.sampled_from(candidates), label="flawed")
-        # weights in another dtype than their state are no flaw, but the twin rounds otherwise
+        # weights in another dtype than their state are valid, but the twin rounds differently
         flaws = [f for f in FLAWS if not (name in RULES and f == "float")]
         flaw = draw_(st.sampled_from(flaws), label="flaw")
 
@@ -181,7 +183,7 @@ def calls(draw_, name):
 
 
 def outcome(find, name, arguments, gradients):
-    """What an op returns, or what it raises."""
+    """Return (results, None), or (None, the exception)."""
     try:
         return run(find, name, arguments, gradients), None
     except Exception as error:
@@ -189,7 +191,7 @@ def outcome(find, name, arguments, gradients):
 
 
 def hold_against_twin(name, make):
-    """Both give the same or raise the same, and neither changes what it is given."""
+    """Both return equal results or raise the same exception, and do not change their arguments."""
     results = []
     for find in (compiled, twin):
         arguments, gradients = make()
@@ -205,11 +207,11 @@ def hold_against_twin(name, make):
     (got, raised), (expected, expected_error) = results
     assert type(raised) is type(expected_error), f"{raised!r} where the twin has {expected_error!r}"
     if raised is None:
-        # where there are few numbers, all of a result may come near zero by cancellation
+        # in a small array, all values may be near zero by cancellation
         exact = name in RULES or name.endswith("loss") or name == "sigmoid"
         assert_equal(got, expected, floor=0 if exact else 0.5)
-    elif name not in RULES:  # there NumPy's own message stands for weights that are read-only
-        # the first word is the argument; the names of what a cache holds are not public
+    elif name not in RULES:  # for read-only weights, the message is NumPy's
+        # the first word is the argument; the names of the parts of a cache may differ
         assert str(raised).split()[0].strip(",:") == str(expected_error).split()[0].strip(",:")
 
 
@@ -247,7 +249,7 @@ def test_captioner(sizes, cell_type, dtype):
 @EVERY_OP
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout(name, layout, rng):
-    """One layout for all arguments of an op, in both dtypes."""
+    """All arguments of an op in one memory layout, in both dtypes."""
     sizes = {"N": 6, "T": 4, "D": 9, "H": 7, "V": 11, "M": 10}
     for dtype in (np.float32, np.float64):
         arguments, gradients = draw(name, sizes, dtype, rng, ragged=name in ("rnn", "lstm"))
@@ -259,14 +261,14 @@ def test_every_layout(name, layout, rng):
             ]
 
         if layout == "list" and name in RULES:
-            continue  # a list cannot be changed in place
+            continue  # a list cannot be updated in place
         hold_against_twin(name, make)
 
 
 @EVERY_OP
 @pytest.mark.parametrize("flaw", FLAWS)
 def test_every_flaw(name, flaw, rng):
-    """One argument or gradient after another is wrong in this way."""
+    """Each argument and gradient in turn has this flaw."""
     sizes = {"N": 3, "T": 4, "D": 5, "H": 6, "V": 7, "M": 2}
     arguments, gradients = draw(name, sizes, np.float64, rng, ragged=name in ("rnn", "lstm"))
     for flawed in (*arguments, *gradients):
@@ -296,7 +298,7 @@ def test_state_of_another_shape(name, argument):
 @DTYPES
 @pytest.mark.parametrize("name", RULES)
 def test_state_changed_in_place(name, dtype, rng):
-    """The same numbers, in the arrays that were there."""
+    """The same values, in the given arrays."""
     arguments, _ = draw(name, SIZES[3], dtype, rng)
     state = {k: arguments[k] for k in arguments if k not in ("w", "dw")}
     results = []
@@ -316,7 +318,7 @@ def test_state_changed_in_place(name, dtype, rng):
 @DTYPES
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_nan_and_inf_flow(name, dtype, bad, rng):
-    """One bad number in one argument shows where it shows in NumPy."""
+    """NaN or infinity in one argument affects the same results as in NumPy."""
     for sizes in SIZES[1], SIZES[3]:
         arguments, gradients = draw(name, sizes, dtype, rng, ragged=name in ("rnn", "lstm"))
         for target in (*arguments, *gradients):
@@ -365,7 +367,7 @@ def test_what_lies_past_a_length_does_not_matter(name, dtype, rng):
 
 # ---- Threads -------------------------------------------------------------------------------------
 
-# More than 6e5 operations in every op, so that three threads take part.
+# Large enough for every op to use three threads.
 LARGE = {"N": 71, "T": 6, "D": 130, "H": 67, "V": 609, "M": 211}
 FEW_ROWS = {"N": 3, "T": 1, "D": 700, "H": 330, "V": 10007, "M": 1203}
 SOME_ROWS = {"N": 37, "T": 1, "D": 270, "H": 130, "V": 2001, "M": 603}
@@ -420,7 +422,7 @@ def test_lengths_of_all_steps_change_nothing(name, dtype, rng):
 
 
 def test_sizes_reach_every_path():
-    """The shapes above do what their comments say."""
+    """`SIZES` and the sizes above cover the paths that their comments and names claim."""
     rows = {sizes["N"] for sizes in SIZES}
     assert any(n <= 4 for n in rows) and any(4 < n <= 64 for n in rows) and max(rows) > 64
     for sizes in (LARGE, FEW_ROWS, SOME_ROWS, ONE_ROW_LONG):

@@ -1,10 +1,11 @@
-"""What an unlucky caller hands to the core: wrong caches, sizes at the edge, shared memory."""
+"""Invalid caches, extreme sizes, and workspaces or gradients that cannot be used."""
 
 from __future__ import annotations
 
 import copy
 import pickle
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from equivalence import compiled, draw, draw_captions, draw_model, draw_pair, tw
 
 import fastrnn
 from fastrnn import decoding
-from fastrnn._core import kernels
+from fastrnn._core import runtime
 from fastrnn.captioning_solver import CaptioningSolver
 from fastrnn.classifiers import rnn as classifier
 from fastrnn.classifiers.rnn import CaptioningWorkspace, Regularisation
@@ -22,21 +23,21 @@ SMALL = {"N": 2, "T": 3, "D": 4, "H": 5, "V": 7, "M": 6, "W": 4}
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
-# ---- Shares of work ------------------------------------------------------------------------------
+# ---- Division among threads ----------------------------------------------------------------------
 
 
 @DTYPES
 @pytest.mark.parametrize("threads", [2, 3, 5])
 @pytest.mark.parametrize("name", ["sigmoid", "tanh", "exp", "log"])
 def test_every_element_is_written(name, dtype, threads):
-    """Also where the elements do not come out even: a thread's share is a multiple of 64."""
+    """Also if the size is not a multiple of 64, the unit in which threads divide the elements."""
     from fastrnn._core import layers
 
     fastrnn.set_num_threads(threads)
     function = getattr(layers, name)
     for n in (256_000, 256_001, 192_000 + threads - 1, 64 * 3000 * threads + 1):
         x = np.linspace(0.5, 3, n, dtype=dtype)
-        function(x[::-1])  # what a block that is used again holds
+        function(x[::-1])  # leaves other values in the block that the next call reuses
         fastrnn.set_num_threads(1)
         alone = function(x)
         function(x[::-1])
@@ -79,7 +80,7 @@ def test_cache_of_another_function(name, other, sizes):
 @pytest.mark.parametrize("name", WITH_TUPLES)
 @pytest.mark.parametrize("change", ["longer", "shorter", "flat", "deep", "list", "text", "None"])
 def test_cache_with_other_parts(name, change):
-    """Each part in turn has another shape or is another thing; both raise the same or agree."""
+    """Each part in turn has another shape or type: both raise the same exception, or agree."""
     changes = {
         "longer": lambda a: np.concatenate([a, a]),
         "shorter": lambda a: a[:-1],
@@ -133,7 +134,7 @@ def test_ids_of_a_cache_are_checked(ids):
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int32, np.int64, np.uint64])
 def test_ids_of_a_cache_may_be_any_integers(dtype, rng):
-    """The reference's own cache serves, too, with ids that count from the end."""
+    """The cache of the reference is accepted, too; it has negative ids."""
     x = rng.integers(0 if dtype == np.uint64 else -7, 7, (2, 3)).astype(dtype)
     W, dout = rng.standard_normal((7, 4)), rng.standard_normal((2, 3, 4))
     _, cache = twin("word_embedding_forward")(x, W)
@@ -152,7 +153,7 @@ def test_ids_of_a_cache_changed_in_place():
 @pytest.mark.parametrize("name", ["rnn", "lstm", "rnn_step", "lstm_step"])
 @pytest.mark.parametrize("argument", ["x", "Wx", "Wh"])
 @pytest.mark.parametrize("change", ["reshape", "flatten", "view as float32", "shrink"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # that arrays change so is bad style
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of such changes
 def test_arrays_of_a_cache_changed_in_their_shape(name, argument, change):
     sizes = {"N": 4, "T": 4, "D": 4, "H": 4}
     arguments, gradients = draw(name, SMALL | sizes, np.float64, np.random.default_rng(7))
@@ -168,6 +169,158 @@ def test_arrays_of_a_cache_changed_in_their_shape(name, argument, change):
         array.resize((1,), refcheck=False)
     with pytest.raises(ValueError, match=f"^cache has {argument} with .* expected {argument} as"):
         compiled(f"{name}_backward")(*gradients.values(), cache)
+
+
+# ---- Arguments that change while they are read ---------------------------------------------------
+
+
+class Changing:
+    """An argument that changes another argument when it is converted."""
+
+    def __init__(self, array, change):
+        self.array, self.change = array, change
+
+    def __array__(self, dtype=None, copy=None):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of such changes
+            self.change()
+        return self.array
+
+
+class Lying:
+    """An integer whose comparisons give a chosen result."""
+
+    def __init__(self, value, less):
+        self.value, self.less = value, less
+
+    def __index__(self):
+        return self.value
+
+    __int__ = __index__
+
+    def __lt__(self, other):
+        return self.less
+
+    def __gt__(self, other):
+        return False
+
+    def __ge__(self, other):
+        return True
+
+
+def as_dtype(array, dtype):
+    array.dtype = dtype
+
+
+def as_shape(array, shape):
+    array.shape = shape
+
+
+@pytest.mark.parametrize("argument", ["lengths", "b"])
+@pytest.mark.parametrize("name", ["rnn", "lstm"])
+def test_sequence_whose_input_changes_while_it_is_read(name, argument):
+    """Read with its new dtype, and never past its end."""
+    sizes = SMALL | {"N": 40, "T": 30, "D": 8}
+    arguments, _ = draw(name, sizes, np.float32, np.random.default_rng(7), ragged=True)
+    x = arguments["x"]
+    arguments[argument] = Changing(arguments[argument], lambda: as_dtype(x, np.float64))
+    with pytest.raises(ValueError, match="Wx has shape"):
+        compiled(f"{name}_forward")(**arguments)
+
+
+@pytest.mark.parametrize("name", ["rnn", "lstm", "rnn_step", "lstm_step"])
+def test_cache_that_changes_while_the_gradient_is_read(name):
+    sizes = SMALL | {"N": 20, "T": 9, "D": 64, "H": 128}
+    arguments, gradients = draw(name, sizes, np.float32, np.random.default_rng(7))
+    cache = compiled(f"{name}_forward")(**arguments)[-1]
+
+    def change():
+        for argument in ("x", "Wx", "Wh"):
+            as_dtype(arguments[argument], np.float64)
+
+    first, *others = gradients.values()
+    with pytest.raises(ValueError, match=r"^cache has x"):
+        compiled(f"{name}_backward")(Changing(first, change), *others, cache)
+
+
+def test_scores_that_change_while_the_words_are_read(rng):
+    for name, shape in (("softmax_loss", (500,)), ("temporal_softmax_loss", (20, 25))):
+        for k in range(len(shape)):
+            x, y, mask = rng.random((*shape, 8)), np.zeros(shape, int), np.ones(shape)
+            rest = [y, mask][: len(shape)]
+            rest[k] = Changing(rest[k], lambda x=x: as_dtype(x, np.int8))
+            loss, dx = compiled(name)(x, *rest)
+            assert dx.shape == (*shape, 64) and dx.dtype == np.float64 and np.isfinite(loss)
+
+
+def test_words_that_change_while_the_vectors_are_read(rng):
+    x, W, dout = np.zeros((50, 40), int), rng.random((7, 4)), rng.random((50, 40, 4))
+    changing = Changing(W, lambda: as_dtype(x, np.int8))
+    out, _ = compiled("word_embedding_forward")(x, changing)
+    np.testing.assert_array_equal(out, np.broadcast_to(W[0], (50, 40, 4)))
+    x.dtype = int
+    dW = compiled("word_embedding_backward")(dout, (x, changing))
+    np.testing.assert_allclose(dW[0], dout.sum(axis=(0, 1)))
+    with pytest.raises(ValueError, match="dout has shape"):
+        compiled("word_embedding_backward")(dout, (Changing(x, lambda: as_dtype(W, "i1")), W))
+
+
+def test_captions_that_change_while_the_parameters_are_read():
+    sizes = SMALL | {"N": 200, "T": 99}
+    for call in ("loss", "word_log_probs"):
+        model, features, rng = draw_model(classifier, sizes, "rnn", np.float64)
+        captions = draw_captions(sizes, rng)
+        wanted = getattr(model, call)(features, captions)
+        b = model.params["b"]
+        model.params["b"] = Changing(b, lambda captions=captions: as_dtype(captions, np.int32))
+        found = getattr(model, call)(features, captions)
+        if call == "loss":
+            wanted, found = wanted[0], found[0]
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_features_that_change_while_the_parameters_are_read():
+    """The captions have as many rows as the features that are decoded."""
+    model, features, _ = draw_model(classifier, SMALL | {"N": 100}, "rnn", np.float64)
+
+    class Params(dict):
+        read = False
+
+        def __getitem__(self, name):
+            if name != "W_proj":
+                return super().__getitem__(name)
+            if self.read:
+                as_shape(features, (200, 2))
+            self.read = True
+            return super().__getitem__(name)[: features.shape[1]]
+
+    model.params = Params(model.params)
+    assert model.sample(features, 300).shape == (200, 300)
+
+
+def test_numbers_that_compare_as_they_are_not(model):
+    """The value that is checked is the value that is used."""
+    model, features, _ = model
+    for count in (0, -1, 10**6):
+        with pytest.raises(ValueError, match="expected 1 to 1024"):
+            fastrnn.set_num_threads(Lying(count, False))
+    for value in (0, -1):
+        with pytest.raises(ValueError, match=r"width is .*; expected at least 1"):
+            decoding.beam_search(model, features, Lying(value, False), 5)
+        with pytest.raises(ValueError, match=r"count is .*; expected at least 1"):
+            decoding.sample(model, features, 5, count=Lying(value, False))
+    for value in (10**9, -(10**9), -1):
+        model.word_to_idx["<START>"] = Lying(value, True)
+        with pytest.raises(IndexError, match="<START> has the id"):
+            decoding.beam_search(model, features, 2, 5)
+
+
+@pytest.mark.parametrize("name", ["rnn", "lstm", "rnn_step", "lstm_step"])
+def test_cache_without_a_forward_pass(name):
+    cache, gradients = cache_of(name)
+    for bare in (type(cache)(), type(cache).__new__(type(cache))):
+        with pytest.raises(ValueError, match=r"^cache is that of"):
+            compiled(f"{name}_backward")(*gradients.values(), bare)
 
 
 # ---- Sizes ---------------------------------------------------------------------------------------
@@ -289,7 +442,7 @@ def test_copy_of_a_workspace_is_empty(model, take):
     model.loss(-features, captions, workspace=other)
     for name, grad in workspace.grads.items():
         np.testing.assert_array_equal(grad, wanted_grads[name])
-    assert type(memory) is kernels.Workspace
+    assert type(memory) is runtime.Workspace
 
 
 def test_copy_of_a_solver(rng):
@@ -311,7 +464,7 @@ def test_copy_of_a_solver(rng):
 
 
 def test_workspace_that_two_threads_use():
-    """One goes on, the other is told; never both."""
+    """One call succeeds and the other raises RuntimeError; never both succeed."""
     sizes = {"N": 64, "T": 8, "D": 50, "H": 64, "V": 500, "W": 30}
     model, features, rng = draw_model(classifier, sizes, "lstm", np.float32)
     captions = draw_captions(sizes, rng)
@@ -335,7 +488,7 @@ def test_workspace_that_two_threads_use():
     assert set(refused) <= {
         "workspace is in use by another call; expected one workspace for each thread"
     }
-    assert refused  # with four threads on one workspace some must have met
+    assert refused  # with four threads, some calls must overlap
     assert model.loss(features, captions, workspace=workspace)[0] == wanted
 
 
@@ -408,10 +561,22 @@ def test_empty_captions_of_each_group():
         assert (found.scores[:, : min(groups, n_best)] == 0).all()
 
 
+@pytest.mark.parametrize("rule", ["power", "wu"])
+@pytest.mark.parametrize("penalty", [1000.0, -1000.0, 1e300, -1e300])
+def test_length_penalty_past_the_range_of_a_float(penalty, rule):
+    """Scores become 0 or -inf; neither search breaks off."""
+    model, twin_model, features, _ = draw_pair(SMALL, "lstm", np.float64)
+    options = {"width": 2, "max_length": 6, "length_penalty": penalty, "length_rule": rule}
+    found = decoding.beam_search(model, features, **options)
+    wanted = twin_decoding.beam_search(twin_model, features, **options)
+    for score, ((_, best), *_) in zip(found.scores[:, 0], wanted, strict=True):
+        np.testing.assert_allclose(score, best, rtol=1e-9)
+
+
 @pytest.mark.parametrize("weights_dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("features_dtype", [np.float16, np.float32, np.float64, np.int32])
 def test_features_of_another_dtype(features_dtype, weights_dtype):
-    """They count in the dtype that NumPy's promotion gives them with the parameters."""
+    """Results have the dtype to which NumPy promotes features and parameters."""
     model, twin_model, features, captions = draw_pair(SMALL, "rnn", weights_dtype)
     features = (8 * features).astype(features_dtype)
     loss, grads = model.loss(features, captions)
@@ -426,10 +591,10 @@ def test_features_of_another_dtype(features_dtype, weights_dtype):
 @pytest.mark.parametrize("name", ["W_embed", "W_proj", "b_proj", "Wx", "Wh", "b", "W_vocab"])
 @pytest.mark.parametrize("cell", ["rnn", "lstm"])
 def test_masked_places_add_nothing_whatever_the_weights(cell, name, bad):
-    """NaN reaches what the twin lets it reach, in every gradient."""
+    """NaN appears in the same gradients as in the twin."""
     sizes = SMALL | {"N": 6, "T": 5}
     model, twin_model, features, captions = draw_pair(sizes, cell, np.float64)
-    captions[0, 1:], captions[1, 2:], captions[2, 2] = 0, 0, 0  # none, one word, amid words
+    captions[0, 1:], captions[1, 2:], captions[2, 2] = 0, 0, 0  # no word, one word, a gap
     weights = np.array([1.0, 1, 1, 0, 2, -1])
     regularisations = (None, Regularisation(embed_dropout=0.5, vocab_dropout=0.5, seed=3))
     for regularisation in regularisations:
@@ -461,7 +626,7 @@ def test_caption_of_weight_zero_takes_no_part():
 
 @pytest.mark.parametrize("word", range(0, 37, 4))
 def test_scores_that_are_no_numbers_are_not_drawn_from(word):
-    """Scheduled sampling leaves the caption's words then, wherever the NaN is."""
+    """Scheduled sampling then keeps the words of the caption, wherever the NaN is."""
     sizes = SMALL | {"V": 37}
     model, twin_model, features, captions = draw_pair(sizes, "rnn", np.float32)
     for m in (model, twin_model):
@@ -475,10 +640,15 @@ def test_scores_that_are_no_numbers_are_not_drawn_from(word):
 
 
 def test_order_of_checks_of_a_batch():
-    """Dtypes, then shapes, then ids, then weights that are no numbers: the twin's order."""
+    """Dtypes, then shapes, then ids, then weights that are not finite, as in the twin."""
     model, twin_model, features, captions = draw_pair(SMALL, "rnn", np.float64)
     bad_ids, bad_weights = captions + 100, [np.nan, 1.0]
     for m in (model, twin_model):
+        for no_numbers in ((features, []), (features, {}), ({}, captions), (["a"], captions[:1])):
+            with pytest.raises(TypeError, match=r"captions|features"):
+                m.loss(*no_numbers)
+        with pytest.raises(ValueError, match="captions"):
+            m.loss(features, captions[:, :0])
         with pytest.raises(IndexError, match="captions holds the id"):
             m.loss(features, bad_ids, weights=bad_weights)
         with pytest.raises(ValueError, match="weights holds nan"):

@@ -1,4 +1,4 @@
-"""The elementary functions of the core, and all of the core in every instruction set here."""
+"""The elementary functions, and all of the core with every available instruction set."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from equivalence import (
     wide_enough,
 )
 
-from fastrnn._core import kernels, layers
+from fastrnn._core import layers, runtime
 
 HERE = Path(__file__).resolve().parent
-ISAS = ["baseline", "avx2", "avx512"]  # by rank
+ISAS = ["baseline", "avx2", "avx512"]  # in increasing order
 EVERY_FUNCTION = pytest.mark.parametrize("name", FUNCTIONS)
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
@@ -54,7 +54,7 @@ def test_sweep_sees_every_exponent_and_both_signs(dtype):
 
 @DTYPES
 def test_error_is_counted_in_ulp(dtype, monkeypatch):
-    """A function that is wrong by a known number of units is reported as such."""
+    """ulps_off() reports a known error."""
     if not wide_enough(dtype):
         pytest.skip("long double is no wider than double here")
     x = np.linspace(0.1, 3, 100).astype(dtype)
@@ -71,7 +71,7 @@ def test_error_is_counted_in_ulp(dtype, monkeypatch):
 @DTYPES
 @pytest.mark.parametrize("count", [1, 3, 17, 64, 50_001])
 def test_place_does_not_change_a_bit(name, dtype, count, rng):
-    """Alone, in a vector, in the rest of one or in the part of another thread."""
+    """Alone, in a full or partial vector, and computed by another thread."""
     x = np.abs(rng.standard_normal(count)).astype(dtype)
     function = getattr(layers, name)
     together = function(x)
@@ -81,15 +81,15 @@ def test_place_does_not_change_a_bit(name, dtype, count, rng):
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set(isa):
-    """FASTRNN_MAX_ISA is obeyed, and what it chooses gives what the oracles give."""
-    if ISAS.index(isa) > ISAS.index(kernels.isa()):
+    """FASTRNN_MAX_ISA caps the instruction set, and results agree with the reference."""
+    if ISAS.index(isa) > ISAS.index(runtime.isa()):
         pytest.skip(f"this processor or build has no {isa}")
     done = subprocess.run(
         [sys.executable, HERE / "equivalence.py"],
         env=os.environ
         | {
             "FASTRNN_MAX_ISA": isa,
-            "PYTHONPATH": os.pathsep.join([str(Path(kernels.__file__).parents[2]), *sys.path]),
+            "PYTHONPATH": os.pathsep.join([str(Path(runtime.__file__).parents[2]), *sys.path]),
         },
         capture_output=True,
         text=True,

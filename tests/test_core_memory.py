@@ -1,4 +1,4 @@
-"""Memory: allocations that fail, steps without end, scratch memory that nobody has written."""
+"""Memory: failing allocations, leaks, uninitialized memory and accesses out of bounds."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from equivalence import MODELS, OPS, RULES, compiled, draw, draw_captions, draw_
 
 import fastrnn
 from fastrnn import decoding
-from fastrnn._core import decoder, kernels
+from fastrnn._core import runtime, scheduled
 from fastrnn.classifiers import rnn as classifier
 from fastrnn.classifiers.rnn import CaptioningWorkspace, Regularisation
 
 SMAPS = Path("/proc/self/smaps_rollup")
 SIZES = {"N": 71, "T": 6, "D": 33, "H": 67, "V": 109, "M": 51, "W": 20}
 DEBUGGING = pytest.mark.skipif(
-    not kernels.debugging(), reason="allocations fail on demand in a build with FASTRNN_DEBUG=1"
+    not runtime.debugging(), reason="allocations fail on demand in a build with FASTRNN_DEBUG=1"
 )
 
 
 def ways() -> dict:
-    """Every way into the core, as functions without arguments."""
+    """Return calls of every entry point of the core, as functions without arguments."""
     found = {}
     for name in OPS:
         for dtype in (np.float32, np.float64):
             arguments, gradients = draw(
                 name, SIZES, dtype, np.random.default_rng(7), name in ("rnn", "lstm")
             )
-            # a cache in float32 and a gradient in float64: the cache is widened
+            # a cache in float32 is converted for a gradient in float64
             gradients = {key: a.astype(np.float64) for key, a in gradients.items()}
             found[f"{name} {dtype.__name__}"] = lambda name=name, a=arguments, g=gradients: run(
                 compiled, name, copy.deepcopy(a), g
@@ -65,8 +65,8 @@ def ways() -> dict:
             found[f"draw {n} {cell}"] = lambda m=model, f=f: list(
                 vars(decoding.sample(m, f, 6, count=2, top_p=0.8)).values()
             )
-        found[f"mix {cell}"] = lambda m=model, f=features, c=captions, lstm=cell == "lstm": [
-            decoder.mix(m.params, f, c, 0.5, 1, 0, lstm)
+        found[f"mix {cell}"] = lambda m=model, f=features, c=captions, cell=cell: [
+            scheduled.mix(m.params, f, c, 0.5, 1, 0, cell)
         ]
     return found
 
@@ -81,13 +81,13 @@ def as_bytes(results) -> list[bytes]:
 @DEBUGGING
 @pytest.mark.parametrize("way", WAYS)
 def test_every_allocation_fails_once(way):
-    """MemoryError, and the next call is right."""
+    """Each failure raises MemoryError, and the next call is correct."""
     call = WAYS[way]
     wanted = as_bytes(call())
     call()
     failures = 0
     for k in range(1000):
-        kernels.fail_after(k)
+        runtime.fail_after(k)
         try:
             found = call()
         except MemoryError:
@@ -95,7 +95,7 @@ def test_every_allocation_fails_once(way):
         else:
             break
         finally:
-            kernels.fail_after(-1)
+            runtime.fail_after(-1)
         assert as_bytes(call()) == wanted, f"after allocation {k} failed"
     assert as_bytes(found) == wanted
     assert failures or way.startswith("sgd ")
@@ -104,32 +104,32 @@ def test_every_allocation_fails_once(way):
 @DEBUGGING
 @pytest.mark.parametrize("way", WAYS)
 def test_failures_leak_nothing(way):
-    """The number of blocks after fifty failures is that after five."""
+    """Repeated failures do not increase the number of allocated blocks."""
     call = WAYS[way]
     call()
     counts = []
     for rounds in (40, 40):
         for k in range(rounds):
-            kernels.fail_after(k % 3)
+            runtime.fail_after(k % 3)
             try:
                 call()
             except MemoryError:
                 pass
             finally:
-                kernels.fail_after(-1)
+                runtime.fail_after(-1)
         call()
-        counts.append(kernels.live_blocks())
+        counts.append(runtime.live_blocks())
     assert counts[1] <= counts[0]
 
 
 def resident() -> int:
-    """Bytes of this process in memory that are its own."""
+    """Return the private resident memory of this process in bytes."""
     lines = SMAPS.read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) << 10
 
 
 def take_steps(count: int) -> None:
-    """Small steps of all kinds; batches and captions differ from one to the next."""
+    """Run small steps of all kinds, with varying batch sizes and captions."""
     rng = np.random.default_rng(3)
     sizes = MODELS[1] | {"M": 6}
     models = [draw_model(classifier, sizes, cell, np.float32) for cell in ("rnn", "lstm")]
@@ -150,7 +150,7 @@ def take_steps(count: int) -> None:
 
 @pytest.mark.skipif(not SMAPS.is_file(), reason="no /proc here")
 def test_steps_without_end_take_no_more_memory():
-    """20,000 steps; FASTRNN_STEPS says another number."""
+    """20,000 steps, or FASTRNN_STEPS."""
     code = f"""
 import sys
 sys.path[:0] = {sys.path!r}
@@ -160,7 +160,7 @@ before = resident()
 take_steps({int(os.environ.get("FASTRNN_STEPS", "20000"))})
 print(resident() - before)
 """
-    # threads of NumPy's BLAS have memory of their own; the arena of the C library is trimmed
+    # exclude the memory of BLAS threads and of additional malloc arenas
     env = os.environ | {
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
@@ -177,7 +177,7 @@ print(resident() - before)
 
 @DEBUGGING
 def test_results_begin_as_nan():
-    """Elements that nobody writes show in this build."""
+    """In this build, an element that is never written is NaN."""
     from fastrnn.rnn_layers import sigmoid
 
     fastrnn.set_num_threads(2)
@@ -193,15 +193,15 @@ def test_results_begin_as_nan():
     [(3, -1), (3, 12), (100_003, -1), (100_003, 400_012), (3_000_017, -1), (3_000_017, 12_000_068)],
 )
 def test_bytes_beside_a_result_are_nobodys(size, place):
-    """One byte before a result, and one behind it, within the block that it lies in."""
-    own = 0 if place < 0 else place - 1  # a byte of the array itself may be read
+    """AddressSanitizer reports access to the byte before and after a result, within its block."""
+    own = 0 if place < 0 else place - 1  # a byte of the array, which may be read
     code = f"""
 import ctypes
 import numpy as np
 from fastrnn.rnn_layers import sigmoid
 x = np.zeros({size}, dtype=np.float32)
 kept = sigmoid(np.zeros({size} + 1000, dtype=np.float32))
-del kept  # the next result lies on a block that is larger
+del kept  # the next result reuses this larger block
 y, to = sigmoid(x), ctypes.create_string_buffer(1)
 ctypes.memmove(to, y.ctypes.data + {own}, 1)
 print("so far", flush=True)

@@ -1,4 +1,4 @@
-"""The core as a guest in somebody's process: threads, fork, denormals, the GIL, the environment."""
+"""The core in its process: environment variables, threads, fork, the GIL, denormals, stubs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import inspect
 import multiprocessing
 import os
 import pickle
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -23,11 +25,11 @@ from equivalence import OPS, compiled, draw, run
 
 import fastrnn
 from fastrnn import rnn_layers
-from fastrnn._core import kernels
+from fastrnn._core import runtime
 
 PACKAGE = Path(fastrnn.__file__).parent
-LARGE = {"N": 71, "T": 6, "D": 130, "H": 67, "V": 609, "M": 211}  # for all threads to take part
-OPENMP = pytest.mark.skipif(kernels.openmp() == 0, reason="a build without OpenMP")
+LARGE = {"N": 71, "T": 6, "D": 130, "H": 67, "V": 609, "M": 211}  # large enough for all threads
+OPENMP = pytest.mark.skipif(runtime.openmp() == 0, reason="a build without OpenMP")
 FORK = pytest.mark.skipif(
     "fork" not in multiprocessing.get_all_start_methods(), reason="no fork() here"
 )
@@ -43,7 +45,7 @@ VARIABLES = ("FASTRNN_NUM_THREADS", "OMP_NUM_THREADS", "FASTRNN_MAX_ISA")
 
 
 def python(code, tree=PACKAGE.parent, **environment):
-    """Run code in a new interpreter, in the folder of the package that it is to find."""
+    """Run code in a new interpreter, in the directory that holds the package to import."""
     env = {k: v for k, v in os.environ.items() if k not in (*VARIABLES, "PYTHONSAFEPATH")}
     return subprocess.run(
         [sys.executable, "-c", code],
@@ -64,7 +66,7 @@ def python(code, tree=PACKAGE.parent, **environment):
     [
         ({"FASTRNN_NUM_THREADS": "3"}, 3),
         ({"OMP_NUM_THREADS": "4"}, 4),
-        ({"OMP_NUM_THREADS": "5,2"}, 5),  # one for each level of nesting
+        ({"OMP_NUM_THREADS": "5,2"}, 5),  # one number for each nesting level
         ({"FASTRNN_NUM_THREADS": "1", "OMP_NUM_THREADS": "4"}, 1),
         ({"FASTRNN_NUM_THREADS": "", "OMP_NUM_THREADS": "2"}, 2),
     ],
@@ -126,7 +128,7 @@ def test_number_of_threads_is_set(two_threads):
 
 
 def test_source_tree_that_is_not_built(tmp_path):
-    """`import fastrnn` where nothing is compiled says what to run."""
+    """If the core is not compiled, `import fastrnn` says what to run."""
     tree = tmp_path / "fastrnn"
     shutil.copytree(PACKAGE, tree, ignore=lambda _, names: [n for n in names if is_binary(n)])
     done = python("import fastrnn", tree=tmp_path)
@@ -145,7 +147,7 @@ def is_binary(name):
 
 
 def large_calls():
-    """One large call of every op, as functions without arguments."""
+    """Return one large call of every op, as functions without arguments."""
 
     def call(name):
         arguments, gradients = draw(name, LARGE, np.float32, np.random.default_rng(7))
@@ -177,7 +179,7 @@ def test_different_ops_at_once(two_threads):
 
 @OPENMP
 def test_workers_sleep_soon_after_a_call():
-    """What runs next has the processors to itself: nobody spins through a rest of 0.4 s."""
+    """After a call, idle workers use no CPU time: measured over 0.4 s."""
     code = """
 import time
 import numpy as np
@@ -206,7 +208,7 @@ def in_a_child(queue):
 @FORK
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_child_of_fork_computes_the_same(two_threads):
-    """libgomp's threads are gone in the child, which hangs if the core asks for them."""
+    """The child has no threads of libgomp, and would hang if the core used them."""
     context = multiprocessing.get_context("fork")
     calls = large_calls()
     expected = {name: as_bytes(call()) for name, call in calls.items()}
@@ -220,17 +222,17 @@ def test_child_of_fork_computes_the_same(two_threads):
         child.join()
     assert threads == 1
     assert results == expected
-    # the parent has its threads still
-    assert fastrnn.get_num_threads() == (2 if kernels.openmp() else 1)
+    # the parent still has its threads
+    assert fastrnn.get_num_threads() == (2 if runtime.openmp() else 1)
     assert {name: as_bytes(call()) for name, call in calls.items()} == expected
 
 
 @pytest.mark.parametrize("name", ["rnn", "lstm", "temporal_affine", "temporal_softmax_loss"])
 def test_gil_is_released(name, two_threads):
-    """Another thread goes on while a call runs.
+    """Another thread runs during a call.
 
-    With a switch interval this long nobody is asked to give up the GIL, so that the other thread
-    gets it only when the call itself lets go of it.
+    With this long a switch interval, the interpreter does not make a thread release the GIL, so the
+    other thread runs only if the call releases it.
     """
     arguments, gradients = draw(
         name,
@@ -273,7 +275,7 @@ def test_gil_is_released(name, two_threads):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", OPS)
 def test_callers_denormals_are_left_alone(name, dtype, two_threads):
-    """The mode that flushes them is on in the workers only, and off again after the call."""
+    """Denormals are flushed during a call only."""
     tiny = np.finfo(dtype).smallest_normal
     half = np.array([tiny, -tiny, 0.75 * tiny], dtype=dtype)
     for sizes in (LARGE, {"N": 2, "T": 1, "D": 4, "H": 5, "V": 7, "M": 3}):
@@ -286,7 +288,7 @@ def test_callers_denormals_are_left_alone(name, dtype, two_threads):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", OPS)
 def test_denormal_numbers_count_as_zero_or_as_themselves(name, dtype):
-    """Nothing worse comes of them."""
+    """Denormal inputs cause no larger errors."""
     sizes = {"N": 9, "T": 2, "D": 21, "H": 19, "V": 23, "M": 18}
     for group in (0, 1):
         drawn = draw(name, sizes, dtype, np.random.default_rng(7))
@@ -305,7 +307,7 @@ RECURRENT = ["rnn_step", "rnn", "lstm_step", "lstm"]
 
 
 def test_cache_of_something_else():
-    """A wrong cache raises; in a process of its own, for it would crash where it does not."""
+    """A wrong cache raises. In a separate process, because a missing check would crash it."""
     code = f"""
 import sys
 sys.path[:0] = {sys.path!r}
@@ -352,7 +354,7 @@ def test_cache_serves_twice(name):
 
 @pytest.mark.parametrize("stub", sorted(PACKAGE.rglob("*.pyi")), ids=lambda path: path.stem)
 def test_stub_names_what_the_module_has(stub):
-    """All functions of a compiled module are in its stub, with their parameters, and no other."""
+    """The stub of a compiled module lists exactly its functions, with their parameters."""
     module = import_module(".".join(stub.relative_to(PACKAGE.parent).with_suffix("").parts))
     stubbed = {
         node.name: [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
@@ -391,10 +393,34 @@ def test_large_results_own_their_memory_and_use_it_again(cell, rng):
         assert not np.shares_memory(grad, other)
         np.testing.assert_array_equal(grad, wanted)
     assert len({backward(*state, cache)[-2].ctypes.data for _ in range(20)}) < 4
-    # what NumPy does with memory that is its own
+    # NumPy can resize and pickle the arrays
     grown = second[-2]
     before = grown.copy()
     grown.resize((H + 5, k * H), refcheck=False)
     np.testing.assert_array_equal(grown[:H], before)
     assert not grown[H:].any()
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(before)), before)
+
+
+# ---- Kernels -------------------------------------------------------------------------------------
+
+GENERATOR = PACKAGE.parent / "src_c" / "generate_pxd.py"
+
+
+@pytest.mark.skipif(not GENERATOR.is_file(), reason="not in the source tree")
+def test_every_kernel_is_declared_to_cython():
+    """The generator understands every prototype, and refuses one that it does not."""
+    module = runpy.run_path(str(GENERATOR))
+    text = module["HEADER"].read_text(encoding="utf-8")
+    kernels = module["read_kernels"](text)
+    assert [name for _, name, _ in kernels] == re.findall(r"(?m)^FRN_KERNEL\(\w+, (\w+),", text)
+    softmax = next(kernel for kernel in kernels if kernel[1] == "softmax_loss")
+    assert softmax == ("double", "softmax_loss", [
+        ("REAL*", "dx"), ("const REAL*", "x"), ("ptrdiff_t", "V"), ("ptrdiff_t", "target"),
+        ("REAL", "weight"), ("double", "smoothing"),
+    ])  # fmt: skip
+    pxd = module["generate"](kernels)
+    assert "double (*softmax_loss_f32)(float*, const float*, ptrdiff_t, ptrdiff_t, float," in pxd
+    for bad in ("FRN_KERNEL(void, f, (REAL x[3]));", "FRN_KERNEL(void, f, (REAL (*x)(int)));"):
+        with pytest.raises(ValueError, match="expected"):
+            module["read_kernels"](text + bad)

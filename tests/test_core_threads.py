@@ -1,36 +1,43 @@
-"""The core in programs of many threads and processes: the same bits, whoever calls and when."""
+"""The core in multithreaded and multiprocess programs: results are always bit-identical."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import copy
+import functools
+import json
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from equivalence import OPS, compiled, draw, draw_captions, draw_model, run
 
 import fastrnn
-from fastrnn import decoding
-from fastrnn._core import kernels
+from fastrnn import decoding, optim
+from fastrnn._core import runtime
 from fastrnn.classifiers import rnn as classifier
 from fastrnn.classifiers.rnn import CaptioningWorkspace
 
 SIZES = {"N": 71, "T": 6, "D": 130, "H": 67, "V": 609, "M": 211, "W": 50}
 SECONDS = float(os.environ.get("FASTRNN_SECONDS", "4"))
-OPENMP = pytest.mark.skipif(kernels.openmp() == 0, reason="a build without OpenMP")
+OPENMP = pytest.mark.skipif(runtime.openmp() == 0, reason="a build without OpenMP")
 FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork() here")
+FREE_THREADED = pytest.mark.skipif(
+    not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="an interpreter with a GIL"
+)
 NO_WARNING = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
 def calls() -> dict:
-    """One large call of everything, as functions without arguments that give bytes."""
+    """Return large calls of everything, as functions without arguments that return bytes."""
     found = {}
     for name in OPS:
         arguments, gradients = draw(
@@ -38,7 +45,7 @@ def calls() -> dict:
         )
 
         def op(name=name, arguments=arguments, gradients=gradients):
-            # optimisers change their weights: each call has its own; all else is shared
+            # optimizers change the weights, so each call has its own; the rest is shared
             own = {k: a.copy() if k == "w" else a for k, a in arguments.items()}
             return run(compiled, name, own, gradients)
 
@@ -69,7 +76,7 @@ CALLS = calls()
 
 
 def test_eight_threads_while_their_number_changes():
-    """Shared inputs and own ones, all ops at once, for some seconds."""
+    """All ops concurrently, with shared and with private inputs, for some seconds."""
     wanted = {name: call() for name, call in CALLS.items()}
     stop = time.monotonic() + SECONDS
     counts, wrong = [0] * 8, []
@@ -99,21 +106,63 @@ def check_all(_: int = 0) -> dict[str, bytes]:
     return {name: call() for name, call in CALLS.items()}
 
 
-@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def descend(model, features, captions, workspace) -> dict[str, bytes]:
+    """Train for three steps on copies of the weights of a model, which may have been pickled."""
+    model, states = copy.copy(model), {}
+    model.params = {name: w.copy() for name, w in model.params.items()}
+    for _ in range(3):
+        _, grads = model.loss(features, captions, workspace=workspace)
+        for name, w in model.params.items():
+            _, states[name] = optim.adam(w, grads[name], states.get(name), in_place=True)
+    return {name: w.tobytes() for name, w in model.params.items()}
+
+
+def executor(method: str) -> concurrent.futures.Executor:
+    if method == "thread":
+        return concurrent.futures.ThreadPoolExecutor(8)
+    context = multiprocessing.get_context(method)
+    return concurrent.futures.ProcessPoolExecutor(2, mp_context=context)
+
+
+@pytest.mark.parametrize("method", ["thread", *multiprocessing.get_all_start_methods()])
+@pytest.mark.parametrize("busy", [False, True], ids=["alone", "while others compute"])
 @NO_WARNING
-def test_pools_of_processes(method):
+def test_executors(method, busy):
+    """concurrent.futures, with data that the workers have and with data that is pickled."""
     fastrnn.set_num_threads(2)
     wanted = check_all()
-    context = multiprocessing.get_context(method)
-    with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
-        for found in pool.map(check_all, range(3), timeout=120):
-            assert found == wanted
+    model, features, rng = draw_model(classifier, SIZES, "lstm", np.float32)
+    captions, workspace = draw_captions(SIZES, rng), CaptioningWorkspace()
+    trained = descend(model, features, captions, workspace)
+    stop = threading.Event()
+
+    def work() -> bool:
+        same = True
+        while not stop.is_set():
+            same &= all(call() == wanted[name] for name, call in CALLS.items())
+        return same
+
+    with concurrent.futures.ThreadPoolExecutor(2) as others:
+        working = [others.submit(work) for _ in range(2 * busy)]
+        try:
+            with executor(method) as pool:
+                jobs = [
+                    pool.submit(descend, model, features, captions, copy.copy(workspace))
+                    for _ in range(3)
+                ]
+                for found in pool.map(check_all, range(3), timeout=120):
+                    assert found == wanted
+                for job in concurrent.futures.as_completed(jobs, timeout=120):
+                    assert job.result() == trained
+        finally:
+            stop.set()
+        assert all(job.result() for job in working)
 
 
 @FORK
 @NO_WARNING
 def test_fork_while_other_threads_compute():
-    """A child is alone with its thread, whatever the others were at; so is its own child."""
+    """A child has one thread, whatever the other threads were doing; so has its own child."""
     fastrnn.set_num_threads(2)
     wanted = check_all()
     stop = threading.Event()
@@ -163,7 +212,7 @@ def test_fork_while_other_threads_compute():
     ids=str,
 )
 def test_fewer_threads_than_were_asked_for(environment):
-    """Shares are done by whoever is there."""
+    """Results do not depend on how many threads OpenMP provides."""
     wanted = {name: hash_of(call()) for name, call in CALLS.items()}
     code = f"""
 import sys
@@ -191,13 +240,19 @@ def hash_of(data: bytes) -> str:
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no such timers here")
 def test_signals_in_the_middle_of_calls():
-    """Handlers run between calls and compute themselves; an exception of theirs breaks nothing."""
+    """Handlers call the core, and raise exceptions, between calls."""
     wanted = check_all()
-    seen, armed = [], []  # an exception is raised within a call alone
+    seen, armed = [], []  # raise exceptions only during a call
 
-    def compute(*_: object) -> None:
+    def handler(*_: object) -> None:
+        try:
+            compute()
+        finally:  # one at a time: on a busy machine, the next might come too early
+            signal.setitimer(signal.ITIMER_REAL, 0.01 if going else 0)
+
+    def compute() -> None:
         name = [*CALLS][len(seen) % len(CALLS)]
-        if not name.startswith("loss"):  # its workspace may be at work
+        if not name.startswith("loss"):  # its workspace may be in use
             seen.append(CALLS[name]() == wanted[name])
         else:
             seen.append(True)
@@ -205,10 +260,11 @@ def test_signals_in_the_middle_of_calls():
             armed.clear()
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGALRM, compute)
+    going = True
+    before = signal.signal(signal.SIGALRM, handler)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
-    signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
     interrupted = 0
     try:
         stop = time.monotonic() + SECONDS / 2
@@ -222,6 +278,7 @@ def test_signals_in_the_middle_of_calls():
                 except KeyboardInterrupt:
                     interrupted += 1
     finally:
+        going = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         sys.setswitchinterval(interval)
@@ -229,39 +286,134 @@ def test_signals_in_the_middle_of_calls():
     assert check_all() == wanted
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+@functools.cache
+def neighbours(order: str, *names: str) -> dict:
+    """Run tests/neighbours.py in a separate process and return its output."""
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("neighbours.py"), order, *names],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
 @pytest.mark.parametrize(
-    ("module", "use"),
-    [
-        ("torch", "torch.nn.LSTM(64, 128)(torch.ones(50, 64, 64))"),
-        ("sklearn.cluster", "sklearn.cluster.KMeans(3, n_init=1).fit(np.random.rand(3000, 5))"),
-        ("scipy.linalg", "scipy.linalg.svd(np.random.rand(300, 300))"),
-    ],
+    "names", [("torch",), ("sklearn",), ("scipy",), ("torch", "sklearn", "scipy")], ids="-".join
 )
-def test_beside_other_libraries(module, use, first):
-    """Theirs before ours or after, two OpenMP libraries in one process: the same bits, no wait."""
-    pytest.importorskip(module)
-    wanted = {name: hash_of(call()) for name, call in CALLS.items()}
-    imports = [f"import {module}", "import fastrnn"]
+def test_beside_other_libraries(names, order):
+    """Other libraries, imported before or after, with alternating and concurrent calls.
+
+    All results are the same as alone, and no library changes the number of threads of another.
+    scikit-learn's KMeans limits the process's BLAS to one thread while it runs, and SciPy's last
+    bits depend on that, with or without fastrnn. So with several libraries, concurrent calls are
+    compared with alternating ones; fastrnn's results are always compared with those alone.
+    """
+    for name in names:
+        pytest.importorskip(name)
+    found = neighbours(order, *names)
+    alone = neighbours("alone")["results"]["fastrnn"]
+    assert set(found["results"]["fastrnn"]) == set(alone) and len(set(alone)) == 1
+    for name in names:
+        without = neighbours("without", name)
+        assert len(set(without["results"][name])) == 1
+        assert set(found["results"][name]) == set(without["results"][name])
+        first, last = found["threads"][name]
+        assert first.items() <= last.items()
+        [expected, _] = without["threads"][name]
+        assert all(first[pool] == expected[pool] for pool in first.keys() & expected.keys())
+
+
+# ---- Without the GIL -----------------------------------------------------------------------------
+
+
+@FREE_THREADED
+def test_import_leaves_the_gil_off():
+    modules = sorted(
+        f"fastrnn._core.{path.name.split('.')[0]}"
+        for path in Path(runtime.__file__).parent.glob(f"*{sysconfig.get_config_var('EXT_SUFFIX')}")
+    )
+    assert "fastrnn._core.runtime" in modules
     code = f"""
 import sys
 sys.path[:0] = {sys.path!r}
-import numpy as np
-{chr(10).join(imports if first else imports[::-1])}
-from test_core_threads import CALLS, hash_of
-fastrnn.set_num_threads(2)
-for _ in range(3):
-    {use}
-    found = {{name: hash_of(call()) for name, call in CALLS.items()}}
-{use}
-print(found)
+import importlib
+import numpy
+assert not sys._is_gil_enabled()
+for name in {modules}:
+    importlib.import_module(name)
+    print(name, sys._is_gil_enabled())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip().splitlines()[-1:] == [str(wanted)], done.stderr
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHON_GIL"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.splitlines() == [f"{name} False" for name in modules], done.stderr
+
+
+def test_blocks_have_one_owner():
+    """Eight threads keep results of many sizes for a while: no thread overwrites another's."""
+    stop = time.monotonic() + SECONDS / 2
+    counts, wrong = [0] * 8, []
+
+    def work(k: int) -> None:
+        rng, mine = np.random.default_rng(k), []
+        while time.monotonic() < stop:
+            x = np.full(rng.integers(1 << 15, 1 << 18), rng.standard_normal(), np.float32)
+            y = fastrnn.rnn_layers.sigmoid(x)
+            mine.append((y, y[0]))
+            if len(mine) == 6:
+                y, value = mine.pop(rng.integers(6))
+                wrong.extend(y[y != value])
+            counts[k] += 1
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and min(counts) > 6
+
+
+def test_gradients_that_another_thread_takes_out_of_a_workspace():
+    """A call keeps the arrays that it writes to, even if they are removed from the dict."""
+    model, features, rng = draw_model(classifier, SIZES, "lstm", np.float32)
+    captions, workspace = draw_captions(SIZES, rng), CaptioningWorkspace()
+    wanted, grads = model.loss(features, captions)
+    model.loss(features, captions, workspace=workspace)
+    expected = grads["W_vocab"].tobytes()
+    x = np.zeros_like(model.params["W_vocab"])
+    stop, wrong = threading.Event(), []
+
+    def work() -> None:
+        while not stop.is_set():
+            workspace.grads["W_vocab"] = fastrnn.rnn_layers.sigmoid(x)
+            other = fastrnn.rnn_layers.sigmoid(x)  # in the block that the line above freed
+            time.sleep(0.002)
+            wrong.extend(other[other != 0.5])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        stop_at = time.monotonic() + SECONDS / 2
+        while time.monotonic() < stop_at:
+            loss, grads = model.loss(features, captions, workspace=workspace)
+            assert loss == wanted and grads["W_vocab"].tobytes() == expected
+    finally:
+        stop.set()
+        thread.join()
+    assert not wrong
 
 
 def test_weights_of_one_model_in_many_threads():
-    """Threads that step copies of the same weights do not meet."""
+    """Threads that update copies of the same weights do not affect each other."""
     w, dw = np.random.default_rng(3).standard_normal((2, 300_001))
 
     def step(_: int) -> bytes:

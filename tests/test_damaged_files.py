@@ -22,8 +22,9 @@ from PIL import EpsImagePlugin, Image
 from fastrnn.checkpoint import load_model, read_checkpoint
 from fastrnn.classifiers.rnn import CaptioningRNN
 from fastrnn.coco_utils import read_captioning_directory
-from fastrnn.data.features import PCA
-from fastrnn.data.scene_data import read_scenes
+from fastrnn.data.pca import PCA
+from fastrnn.data.references import read_references
+from fastrnn.data.scenes.dataset import read_scenes
 from fastrnn.files import (
     parse_json,
     read_json,
@@ -35,8 +36,8 @@ from fastrnn.files import (
     write_text,
 )
 from fastrnn.image_utils import load_image
-from fastrnn.metrics import read_references
 from fastrnn.report import Report, draw_loss, read_history, write_report
+from fastrnn.runs import read_settings
 from fastrnn.training import TrainConfig, Trainer, read_run
 
 DEEP = "[" * 200_000 + "]" * 200_000
@@ -157,13 +158,13 @@ def test_settings_whose_data_is_no_place(tmp_path, data):
 @pytest.mark.parametrize(
     ("wrong", "about"),
     [({"max_train": "a"}, "max_train is 'a'"), ({"max_train": True}, "max_train is True"),
-     ({"max_train": -1}, "max_train is -1"), ({"cell": "a"}, "Invalid cell_type"),
+     ({"max_train": -1}, "max_train is -1"), ({"cell": "a"}, "cell is 'a'"),
      ({"bias_start": []}, "bias_start is"), ({"bias_start": "a" * 5000}, "bias_start is"),
      ({"data": "a" * 5000}, "data is 'aaa")],
 )  # fmt: skip
 def test_settings_name_their_file(layout, trained, tmp_path, wrong, about):
     start = {"bias_start": "frequencies", "forget_bias": 1.0, "embed_scale": 0.1}
-    settings = json.loads((trained / "settings.json").read_text()) | start | wrong
+    settings = read_settings(trained) | start | wrong
     path = tmp_path / "settings.json"
     path.write_text(json.dumps(settings))
     with pytest.raises(ValueError, match=rf"^{path}: {about}") as caught:
@@ -195,14 +196,14 @@ def test_references_of_images_without_names(tmp_path):
     path = tmp_path / "r.json"
     images = [{"id": 1, "file_name": 7}]
     path.write_text(json.dumps({"images": images, "annotations": []}))
-    with pytest.raises(ValueError, match=rf"^{path}: names images by what is no text"):
+    with pytest.raises(ValueError, match=rf"^{path}: an image has a name that is not a string"):
         read_references(path, ["a"])
 
 
 def test_scenes_that_are_none_in_one_line(tmp_path):
     shape = {"kind": "circle", "a\nb": 1}
     (tmp_path / "val_scenes.json").write_text(json.dumps([[shape]]))
-    with pytest.raises(ValueError, match=r"val_scenes\.json: does not hold scenes") as caught:
+    with pytest.raises(ValueError, match=r"val_scenes\.json: cannot be read as scenes") as caught:
         read_scenes(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -211,7 +212,7 @@ def test_a_long_word_makes_no_long_message(layout):
     words = [*WORDS[:-1], "a" * 50_000]
     ids = {word: idx for idx, word in enumerate(WORDS)}
     (layout / VOCABULARY).write_text(json.dumps({"idx_to_word": words, "word_to_idx": ids}))
-    with pytest.raises(ValueError, match="which 'word_to_idx' does not say") as caught:
+    with pytest.raises(ValueError, match="'idx_to_word' has 'aaa") as caught:
         read_captioning_directory(layout)
     assert len(str(caught.value)) < 500
 
@@ -219,7 +220,7 @@ def test_a_long_word_makes_no_long_message(layout):
 # -- pictures
 
 
-def test_no_program_draws_a_picture(tmp_path, monkeypatch):
+def test_no_program_draws_an_image(tmp_path, monkeypatch):
     path = tmp_path / "a.eps"
     Image.new("RGB", (4, 4)).save(path)
 
@@ -229,12 +230,12 @@ def test_no_program_draws_a_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", start)
     monkeypatch.setattr(subprocess, "check_call", start)
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
-    with pytest.raises(OSError, match=rf"^{path}: cannot be read as a picture"):
+    with pytest.raises(OSError, match=rf"^{path}: cannot be read as an image"):
         load_image(path)
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "bmp", "tiff", "webp", "ppm"])
-def test_a_damaged_picture_names_its_file(tmp_path, kind):
+def test_a_damaged_image_names_its_file(tmp_path, kind):
     path = tmp_path / f"a.{kind}"
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -242,7 +243,7 @@ def test_a_damaged_picture_names_its_file(tmp_path, kind):
     assert load_image(path).shape[:2] == (9, 7)
     for cut in (0, 8, len(whole) // 2):
         path.write_bytes(whole[:cut])
-        with pytest.raises(OSError, match=rf"^{path}: cannot be read as a picture") as caught:
+        with pytest.raises(OSError, match=rf"^{path}: cannot be read as an image") as caught:
             load_image(path)
         assert "\n" not in str(caught.value)
 
@@ -256,7 +257,9 @@ def test_a_vocabulary_of_other_ids(layout, wrong):
     words = WORDS[:2] if wrong is bool else WORDS
     ids = {word: wrong(idx) for idx, word in enumerate(words)}
     path.write_text(json.dumps({"idx_to_word": words, "word_to_idx": ids}))
-    with pytest.raises(ValueError, match="which 'word_to_idx' does not say") as caught:
+    with pytest.raises(
+        ValueError, match="expected the word with this id in 'word_to_idx'"
+    ) as caught:
         read_captioning_directory(layout)
     assert str(path) in str(caught.value)
 
@@ -266,7 +269,7 @@ def test_a_word_that_is_no_text(layout, word):
     words = [*WORDS[:-1], word]
     ids = {word: idx for idx, word in enumerate(words)}
     (layout / VOCABULARY).write_text(json.dumps({"idx_to_word": words, "word_to_idx": ids}))
-    with pytest.raises(ValueError, match=rf"{VOCABULARY}: .* is no text"):
+    with pytest.raises(ValueError, match=rf"{VOCABULARY}: .*; expected text"):
         read_captioning_directory(layout)
     # Nor is it written into a model, from which another word would come back.
     ids = {"<NULL>": 0, word: 1}
@@ -331,10 +334,13 @@ def test_an_h5_file_reads_no_other(layout, tmp_path):
 
     path = layout / "train2014_vgg16_fc7_pca.h5"
     for make, wanted in (
-        (raw, "lies in other files"),
+        (raw, "is stored in other files"),
         (link, "is a link"),
-        (lambda file: file.create_virtual_dataset("features", elsewhere), "lies in other files"),
-        (lambda file: file.create_dataset("features", data=["a"]), "must hold numbers"),
+        (
+            lambda file: file.create_virtual_dataset("features", elsewhere),
+            "is stored in other files",
+        ),
+        (lambda file: file.create_dataset("features", data=["a"]), "expected numbers"),
     ):
         replace(path, "features", make)
         with pytest.raises(ValueError, match=rf"{path}: dataset 'features' .*{wanted}"):
@@ -412,7 +418,7 @@ def test_many_claims_of_one_file(layout):
         for number in range(40):
             file.create_dataset(f"a{number}", (1 << 22,), "f4", fillvalue=1)
     assert path.stat().st_size < 50_000
-    with pytest.raises(ValueError, match=r"dataset 'a\d+' .* too much in all for a file of"):
+    with pytest.raises(ValueError, match=r"dataset 'a\d+' .*; expected less in a file of"):
         read_captioning_directory(layout)
 
 
@@ -420,7 +426,7 @@ def test_more_chunks_than_a_file_can_hold(layout):
     path = layout / "train2014_vgg16_fc7_pca.h5"
     with h5py.File(path, "a") as file:
         file.create_dataset("a", (1 << 22,), "f4", chunks=(1,))
-    with pytest.raises(ValueError, match="dataset 'a' has 4194304 chunks, but "):
+    with pytest.raises(ValueError, match="dataset 'a' has 4194304 chunks in a file of "):
         read_captioning_directory(layout)
 
 
@@ -447,7 +453,7 @@ def test_an_array_of_huge_claims(tmp_path, member):
     path = tmp_path / "a.npz"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", member)
-    with pytest.raises(ValueError, match=rf"^{path}: damaged, or no npz file"):
+    with pytest.raises(ValueError, match=rf"^{path}: damaged, or not an npz file"):
         read_npz(path)
     with pytest.raises(ValueError, match=rf"^{path}: "):
         load_model(path)
@@ -519,7 +525,7 @@ def test_what_numpy_says_stays_one_line(tmp_path):
     member = header((1,)).replace(b"'shape'", b"1:{1:2" + b"\n") + bytes(4)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", member)
-    with pytest.raises(ValueError, match=rf"^{path}: damaged, or no npz file") as caught:
+    with pytest.raises(ValueError, match=rf"^{path}: damaged, or not an npz file") as caught:
         read_npz(path)
     assert "\n" not in str(caught.value)
 

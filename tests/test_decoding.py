@@ -1,4 +1,4 @@
-"""Decoding against its NumPy twin, and against what mathematics says of it."""
+"""Decoding against its NumPy twin, exhaustive search and expected frequencies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from equivalence import vocabulary
 
 import fastrnn
 from fastrnn import decoding
-from fastrnn._core import decoder
+from fastrnn._core import scheduled
 from fastrnn.classifiers.rnn import CaptioningRNN
 from fastrnn.reference import decoding as reference
 from fastrnn.reference import rnn_layers
@@ -27,14 +27,14 @@ EVERY_SIZE = pytest.mark.parametrize("size", SIZES)
 
 
 def draw_model(size, cell_type, dtype=np.float64, scale=3.0, seed=1):
-    """A model whose weights are so large that its scores differ, and features."""
+    """Return features, and a model with large weights, so that its scores differ clearly."""
     N, _, V, D, W, H = SIZES[size]
     np.random.seed(seed)
     model = CaptioningRNN(vocabulary(V), D, W, H, cell_type, dtype)
     for name in model.params:
         model.params[name] *= scale
     model.params["W_embed"] *= 30
-    model.params["b_vocab"][2] += 1.5  # captions that end, and some that do not
+    model.params["b_vocab"][2] += 1.5  # so that some captions end and some do not
     features = np.random.default_rng(seed).standard_normal((N, D)).astype(dtype)
     return model, features
 
@@ -56,11 +56,11 @@ def draw_captions(size, rng):
 def test_mixed_words_are_those_of_the_twin(size, cell_type, probability, rng):
     model, features = draw_model(size, cell_type)
     captions = draw_captions(size, rng)
-    rest = probability, 2**63 + 12345, 0, cell_type == "lstm"
-    wanted = reference.mix(model.params, features, captions, *rest)
+    rest = probability, 2**63 + 12345, 0
+    wanted = reference.mix(model.params, features, captions, *rest, cell_type == "lstm")
     for threads in (1, 2, 3):
         fastrnn.set_num_threads(threads)
-        found = decoder.mix(model.params, features, captions, *rest)
+        found = scheduled.mix(model.params, features, captions, *rest, cell_type)
         assert found.dtype == np.int32
         np.testing.assert_array_equal(found, wanted)
     if probability == 0:
@@ -70,7 +70,7 @@ def test_mixed_words_are_those_of_the_twin(size, cell_type, probability, rng):
 def test_mixed_words_in_float32_are_nearly_all_those_of_float64(rng):
     model, features = draw_model("ragged", "lstm", np.float32)
     captions = draw_captions("ragged", rng)
-    found = decoder.mix(model.params, features, captions, 0.5, 7, 0, True)
+    found = scheduled.mix(model.params, features, captions, 0.5, 7, 0, "lstm")
     params = {name: w.astype(np.float64) for name, w in model.params.items()}
     wanted = reference.mix(params, features.astype(np.float64), captions, 0.5, 7, 0, True)
     assert (found == wanted).mean() > 0.99
@@ -79,14 +79,14 @@ def test_mixed_words_in_float32_are_nearly_all_those_of_float64(rng):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_words_are_mixed_in_and_drawn_as_often_as_they_should_be(dtype):
-    """A model that scores by its bias alone draws from the softmax of it."""
+    """If the scores are only a bias, words are drawn from the softmax of the bias."""
     V, N, T = 300, 4000, 6
     model = CaptioningRNN(vocabulary(V), 3, 4, 5, "rnn", dtype)
     bias = np.random.default_rng(3).standard_normal(V)
     model.params["W_vocab"][:] = 0
     model.params["b_vocab"] = bias.astype(dtype)
     captions = np.full((N, T + 1), 1)
-    inputs = decoder.mix(model.params, np.ones((N, 3), dtype), captions, 0.4, 5, 0, False)
+    inputs = scheduled.mix(model.params, np.ones((N, 3), dtype), captions, 0.4, 5, 0, "rnn")
     assert (inputs[:, 0] == 1).all()
     share = np.exp(bias) / np.exp(bias).sum()
     expected = 0.4 * share
@@ -94,24 +94,24 @@ def test_words_are_mixed_in_and_drawn_as_often_as_they_should_be(dtype):
     counts, trials = np.bincount(inputs[:, 1:].ravel(), minlength=V), N * (T - 1)
     chi_square = ((counts - trials * expected) ** 2 / (trials * expected)).sum()
     assert abs(chi_square - (V - 1)) < 5 * np.sqrt(2 * (V - 1))
-    again = decoder.mix(model.params, np.ones((N, 3), dtype), captions, 0.4, 6, 0, False)
+    again = scheduled.mix(model.params, np.ones((N, 3), dtype), captions, 0.4, 6, 0, "rnn")
     assert (again != inputs).any()
 
 
-def test_nothing_is_drawn_from_scores_that_are_no_numbers(rng):
+def test_nothing_is_drawn_from_nan_scores(rng):
     model, features = draw_model("small", "rnn")
     captions = draw_captions("small", rng)
     model.params["b_vocab"][:] = np.nan
-    mixed = decoder.mix(model.params, features, captions, 1.0, 0, 0, False)
+    mixed = scheduled.mix(model.params, features, captions, 1.0, 0, 0, "rnn")
     np.testing.assert_array_equal(mixed, captions[:, :-1] % 11)
 
 
 def test_captions_that_cannot_be_mixed_into():
     model, features = draw_model("small", "rnn")
     with pytest.raises(IndexError, match="captions holds the id 11"):
-        decoder.mix(model.params, features, np.full((5, 3), 11), 0.5, 0, 0, False)
+        scheduled.mix(model.params, features, np.full((5, 3), 11), 0.5, 0, 0, "rnn")
     with pytest.raises(ValueError, match="captions has shape"):
-        decoder.mix(model.params, features, np.full((4, 3), 1), 0.5, 0, 0, False)
+        scheduled.mix(model.params, features, np.full((4, 3), 1), 0.5, 0, 0, "rnn")
 
 
 # ---- Beam search ---------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ OPTIONS = {
 
 
 def assert_is_that_of_the_twin(found, wanted, exact=True):
-    """The same hypotheses in the same order, and nothing behind them."""
+    """Check that hypotheses and their order are the same, with zeros after their ends."""
     for n, pairs in enumerate(wanted):
         for k in range(found.ids.shape[1]):
             if k >= len(pairs):
@@ -159,7 +159,7 @@ def fields(decoded):
 
 
 def assert_is_that_of_the_twin_for_any_threads(decode, wanted):
-    """Bits do not depend on how many there are."""
+    """Check against the twin, and that results are bit-identical for any number of threads."""
     first = None
     for threads in (1, 2, 3):
         fastrnn.set_num_threads(threads)
@@ -184,7 +184,7 @@ def test_beam_search_is_that_of_the_twin(options, size, cell_type):
 
 
 def test_the_cases_of_the_twin_are_worth_comparing():
-    """Captions end early, late and never, pools fill up, and groups go their own ways."""
+    """Some captions end early, some late and some never, and the groups differ."""
     model, features = draw_model("odd", "lstm")
     found = decoding.beam_search(model, features, 6, 7, n_best=6, groups=3, diversity=0.7)
     lengths = (found.word_log_probs != 0).sum(axis=2)
@@ -224,8 +224,8 @@ def test_a_width_of_one_is_greedy(size, dtype, cell_type):
 
 
 @CELLS
-def test_a_wide_beam_finds_what_trying_everything_finds(cell_type):
-    """All captions of up to 4 words, scored one by one by the layers of the twin."""
+def test_a_wide_beam_equals_exhaustive_search(cell_type):
+    """Compare with all captions of up to 4 words, each scored by the layers of the twin."""
     T, V = 4, 5
     np.random.seed(4)
     model = CaptioningRNN(vocabulary(V), 3, 4, 6, cell_type, np.float64)
@@ -264,7 +264,7 @@ def test_a_wide_beam_finds_what_trying_everything_finds(cell_type):
 
 
 def test_log_probabilities_are_those_of_the_loss():
-    """The negative sum over what was found is what the model loses on it."""
+    """The loss of the captions found is minus the sum of their log-probabilities, divided by N."""
     model, features = draw_model("small", "lstm")
     found = decoding.beam_search(model, features, 3, 6, suppress=["<NULL>"])
     captions = np.concatenate([np.ones((5, 1), int), found.ids[:, 0]], axis=1)
@@ -282,14 +282,14 @@ def test_equal_scores_go_to_the_better_hypothesis_and_the_lower_id():
     apart = {"groups": 3, "diversity": 1.0, "suppress": ["<END>"]}
     found = decoding.beam_search(model, np.ones((2, 3)), 3, 1, n_best=3, **apart)
     assert found.ids.tolist() == [[[0], [1], [3]]] * 2
-    # three hypotheses end at once where there is room for two
+    # three hypotheses end at the same step, when only two more are needed
     model.params["b_vocab"][2] = 1
     found = decoding.beam_search(model, np.ones((2, 3)), 3, 4, n_best=3, length_penalty=0)
     assert found.ids[:, :, :2].tolist() == [[[2, 0], [0, 2], [1, 2]]] * 2
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_no_sequence_of_words_comes_twice(n):
+def test_no_ngram_is_repeated(n):
     model, features = draw_model("odd", "rnn")
     model.params["b_vocab"][2] = -50
     before = decoding.beam_search(model, features, 4, 14, n_best=4)
@@ -305,7 +305,7 @@ def test_no_sequence_of_words_comes_twice(n):
     assert most(found) == 1
 
 
-def test_unknown_words_are_not_said():
+def test_suppress_unk():
     model, features = draw_model("small", "lstm")
     model.params["b_vocab"][3] += 5
     assert (decoding.greedy(model, features, 8).ids == 3).any()
@@ -318,7 +318,7 @@ def test_unknown_words_are_not_said():
 
 
 def test_captions_without_words_are_those_of_the_twin():
-    """Nothing may be said, or there is no room for a word: a length of 0 has a score."""
+    """If all words are suppressed or max_length is 0, the empty caption has a score."""
     model, features = draw_model("small", "rnn")
     for options in ({"max_length": 0}, {"suppress": list(model.word_to_idx)}):
         wanted = reference.beam_search(model, features, **options)
@@ -328,7 +328,7 @@ def test_captions_without_words_are_those_of_the_twin():
 
 @CELLS
 @pytest.mark.parametrize("rows", [1, 5])
-def test_a_word_with_an_id_from_the_end_is_not_said(rows, cell_type):
+def test_suppressed_word_with_a_negative_id(rows, cell_type):
     model, features = draw_model("small", cell_type)
     model.word_to_idx["w10"] = -1
     model.params["b_vocab"][10] += 5
@@ -342,7 +342,7 @@ def test_a_word_with_an_id_from_the_end_is_not_said(rows, cell_type):
 
 def test_diversity_makes_captions_differ():
     model, features = draw_model("ragged", "lstm", scale=1.5)
-    model.params["b_vocab"][2] = -20  # not to end with the first word, which no group is kept from
+    model.params["b_vocab"][2] = -20  # avoid <END> as first word: it gets no diversity penalty
 
     def distinct(**options):
         found = decoding.beam_search(model, features, 4, 9, n_best=4, **options)
@@ -385,7 +385,7 @@ def test_draws_are_those_of_the_twin(options, size, cell_type):
 
 
 def test_top_p_of_a_long_tail_is_that_of_the_twin():
-    """More words make up the part than are looked at in one go."""
+    """The words that make up top_p are more than the core examines in one pass."""
     V = 2000
     np.random.seed(5)
     model = CaptioningRNN(vocabulary(V), 3, 4, 5, "lstm", np.float64)
@@ -461,7 +461,7 @@ def test_a_high_temperature_draws_all_words_alike(dtype):
     np.testing.assert_array_equal(found.ids, wanted.ids)
 
 
-# ---- What comes back -----------------------------------------------------------------------------
+# ---- Results -------------------------------------------------------------------------------------
 
 
 def test_captions_are_text():
@@ -502,33 +502,33 @@ def test_features_of_another_kind(dtype):
 @pytest.mark.parametrize(
     ("decode", "options", "error", "message"),
     [
-        ("beam_search", {"width": 0}, ValueError, "width must be at least 1, was 0"),
-        ("beam_search", {"width": 2.0}, TypeError, "width must be an integer, was 2.0"),
-        ("beam_search", {"width": True}, TypeError, "width must be an integer, was True"),
-        ("beam_search", {"n_best": 4}, ValueError, "n_best must be at most width = 3, was 4"),
-        ("beam_search", {"n_best": 0}, ValueError, "n_best must be at least 1, was 0"),
-        ("beam_search", {"groups": 2}, ValueError, "groups must divide width = 3, was 2"),
-        ("beam_search", {"groups": 0}, ValueError, "groups must be at least 1, was 0"),
-        ("beam_search", {"diversity": -1}, ValueError, "diversity must be at least 0, was -1"),
-        ("beam_search", {"diversity": "1"}, TypeError, "diversity must be a number, was '1'"),
-        ("beam_search", {"word_reward": np.True_}, TypeError, "word_reward must be a number, was"),
-        ("beam_search", {"length_penalty": np.nan}, ValueError, "length_penalty must be finite"),
-        ("beam_search", {"length_rule": "bert"}, ValueError, "length_rule must be one of"),
-        ("beam_search", {"word_reward": np.inf}, ValueError, "word_reward must be finite"),
-        ("beam_search", {"no_repeat_ngram": -1}, ValueError, "no_repeat_ngram must be at least 0"),
-        ("beam_search", {"max_length": -1}, ValueError, "max_length must be at least 0, was -1"),
+        ("beam_search", {"width": 0}, ValueError, "width is 0; expected at least 1"),
+        ("beam_search", {"width": 2.0}, TypeError, "width is 2.0; expected an integer"),
+        ("beam_search", {"width": True}, TypeError, "width is True; expected an integer"),
+        ("beam_search", {"n_best": 4}, ValueError, "n_best is 4; expected at most width = 3"),
+        ("beam_search", {"n_best": 0}, ValueError, "n_best is 0; expected at least 1"),
+        ("beam_search", {"groups": 2}, ValueError, "groups is 2; expected a divisor of width = 3"),
+        ("beam_search", {"groups": 0}, ValueError, "groups is 0; expected at least 1"),
+        ("beam_search", {"diversity": -1}, ValueError, "diversity is -1.0; expected at least 0"),
+        ("beam_search", {"diversity": "1"}, TypeError, "diversity is '1'; expected a number"),
+        ("beam_search", {"word_reward": np.True_}, TypeError, r"word_reward is .*True.*; expected"),
+        ("beam_search", {"length_penalty": np.nan}, ValueError, "length_penalty is nan; expected"),
+        ("beam_search", {"length_rule": "bert"}, ValueError, "length_rule is 'bert'; expected"),
+        ("beam_search", {"word_reward": np.inf}, ValueError, "word_reward is inf; expected a"),
+        ("beam_search", {"no_repeat_ngram": -1}, ValueError, "no_repeat_ngram is -1; expected at"),
+        ("beam_search", {"max_length": -1}, ValueError, "max_length is -1; expected at least 0"),
         ("beam_search", {"suppress": ["zebra"]}, ValueError, "suppress: .* no 'zebra'"),
-        ("beam_search", {"suppress": "dog"}, TypeError, "suppress must be a list of words"),
-        ("greedy", {"no_repeat_ngram": 1.5}, TypeError, "no_repeat_ngram must be an integer"),
-        ("sample", {"temperature": 0}, ValueError, "temperature must be above 0, was 0"),
-        ("sample", {"temperature": np.inf}, ValueError, "temperature must be finite, was inf"),
-        ("sample", {"top_p": 0}, ValueError, "top_p must be above 0 and at most 1, was 0"),
-        ("sample", {"top_p": 1.1}, ValueError, "top_p must be above 0 and at most 1, was 1.1"),
-        ("sample", {"top_k": -1}, ValueError, "top_k must be at least 0, was -1"),
-        ("sample", {"count": 0}, ValueError, "count must be at least 1, was 0"),
-        ("sample", {"seed": -1}, ValueError, "seed must be at least 0, was -1"),
-        ("sample", {"seed": 2**64}, ValueError, r"seed must be less than 2\*\*64"),
-        ("sample", {"seed": None}, TypeError, "seed must be an integer, was None"),
+        ("beam_search", {"suppress": "dog"}, TypeError, "suppress is 'dog'; expected a list"),
+        ("greedy", {"no_repeat_ngram": 1.5}, TypeError, "no_repeat_ngram is 1.5; expected an"),
+        ("sample", {"temperature": 0}, ValueError, "temperature is 0.0; expected"),
+        ("sample", {"temperature": np.inf}, ValueError, "temperature is inf; expected a finite"),
+        ("sample", {"top_p": 0}, ValueError, r"top_p is 0.0; expected a number in \(0, 1\]"),
+        ("sample", {"top_p": 1.1}, ValueError, r"top_p is 1.1; expected a number in \(0, 1\]"),
+        ("sample", {"top_k": -1}, ValueError, "top_k is -1; expected at least 0"),
+        ("sample", {"count": 0}, ValueError, "count is 0; expected at least 1"),
+        ("sample", {"seed": -1}, ValueError, "seed is -1; expected at least 0"),
+        ("sample", {"seed": 2**64}, ValueError, "seed is 18446744073709551616; expected"),
+        ("sample", {"seed": None}, TypeError, "seed is None; expected an integer"),
     ],
 )  # fmt: skip
 def test_bad_options_are_named(decode, options, error, message):
@@ -557,7 +557,7 @@ def test_bad_models_and_features_are_named(decode):
         decode(model, features)
 
 
-def test_words_that_a_model_rules_out_are_never_found():
+def test_words_with_a_score_of_minus_infinity_are_never_found():
     model, features = draw_model("small", "rnn")
     model.params["b_vocab"][4:] = -np.inf
     found = decoding.beam_search(model, features, 3, 5, n_best=3)

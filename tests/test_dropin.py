@@ -1,7 +1,7 @@
-"""What a drop-in may never break: the habits of the notebooks that no signature shows.
+"""Behavior that the notebooks rely on but that no signature shows; a drop-in must not break it.
 
-The expected values are numeric gradients, plain NumPy written out here, or the notebooks' own
-printed numbers.
+The expected values are numerical gradients, plain NumPy written out here, or the values that the
+notebooks print.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def weights(rng, gates):
 
 
 def arguments(name, rng):
-    """Return float64 inputs for one forward function, ids first where it takes any."""
+    """Return float64 arguments for a forward function; word ids come first if it takes any."""
     normal = rng.standard_normal
     if name == "word_embedding":
         return [rng.integers(0, V, (N, T)), normal((V, D))]
@@ -74,7 +74,7 @@ def float_arguments(args):
 
 @EVERY_OP
 def test_cache_outlives_dozens_of_forwards(op, rng):
-    """The notebook's order: forward, numeric gradients by many forwards, and only then backward."""
+    """The notebooks run forward, then numerical gradients (many forwards), and then backward."""
     args = arguments(op, rng)
     outs, cache = run_forward(op, args)
     douts = [rng.standard_normal(out.shape) for out in outs]
@@ -125,13 +125,13 @@ def test_outputs_and_gradients_own_their_memory(op, rng):
     for i, a in enumerate(everything):
         for b in everything[:i]:
             assert not np.may_share_memory(a, b)
-    for grad in first:  # callers add to them
+    for grad in first:  # callers may add to the gradients
         grad += 1
 
 
 @EVERY_OP
 def test_inputs_changed_in_place_are_seen(op, rng):
-    """A packed copy of the weights, kept by the identity of the array, would be stale here."""
+    """Packed weights cached by the identity of the array would be stale here."""
     args = arguments(op, rng)
     run_forward(op, args)
     fresh = arguments(op, rng)
@@ -151,7 +151,7 @@ def test_inputs_changed_in_place_are_seen(op, rng):
 
 @EVERY_OP
 def test_one_entry_changed_in_place_is_seen(op, rng):
-    """As the numeric gradient changes it: one entry of one array, back and forth."""
+    """Numerical gradients change one entry of one array and then restore it."""
     args = arguments(op, rng)
     for a in float_arguments(args):
         before = [out.copy() for out in run_forward(op, args)[0]]
@@ -195,7 +195,7 @@ def test_any_memory_order(op, order, rng):
         np.testing.assert_allclose(out, expected, rtol=1e-12, atol=1e-14)
 
 
-# ---- the model -----------------------------------------------------------------------------
+# ---- The model -----------------------------------------------------------------------------------
 
 
 TINY_VOCABULARY = {"<NULL>": 0, "cat": 2, "dog": 3}  # ids up to 3 with V = 3, no START, no END
@@ -204,7 +204,7 @@ FEATURE_RANGE = {"rnn": (-1.5, 0.3), "lstm": (-0.5, 1.7)}
 
 
 def notebook_model(cell_type, dtype):
-    """Return the model, features and captions of the notebooks' loss check."""
+    """Return the model, features and captions of the loss check in the notebooks."""
     model = CaptioningRNN(
         TINY_VOCABULARY,
         input_dim=20,
@@ -269,7 +269,7 @@ def test_vocabulary_without_start_and_end(cell_type):
 @CELLS
 def test_gradients_of_two_losses_are_kept_apart(cell_type, rng):
     model, features, captions = notebook_model(cell_type, np.float64)
-    # The notebook's weights saturate; smaller ones make every gradient count.
+    # The weights of the notebooks saturate the cells; smaller ones give nonzero gradients.
     for k, w in model.params.items():
         model.params[k] = rng.standard_normal(w.shape) / 4
     _, grads = model.loss(features, captions)
@@ -302,7 +302,7 @@ def test_inputs_are_left_alone(cell_type, rng):
 
 
 def test_star_import_exports_what_the_notebooks_use():
-    """Nothing is withheld by an __all__: the course's modules have none, and np comes along."""
+    """The course's modules have no __all__, so `import *` exports every name, including np."""
     names = {}
     exec("from fastrnn.rnn_layers import *", names)
     assert names["np"] is np
@@ -311,7 +311,7 @@ def test_star_import_exports_what_the_notebooks_use():
     assert callable(names["sigmoid"]) and callable(names["temporal_softmax_loss"])
 
 
-# ---- a notebook, from its imports to its last cell -------------------------------------------
+# ---- A whole notebook ----------------------------------------------------------------------------
 
 NOTEBOOK = """
 import time, os, json

@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all, on disks that are full and directories that refuse."""
+"""Atomic writes, also with a full disk or a read-only directory, and damaged npz files."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_an_interrupt_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_it_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+def test_content_is_flushed_before_the_rename(tmp_path, monkeypatch):
     path = tmp_path / "file"
     flushed = []
 
@@ -82,7 +82,7 @@ def test_it_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("write", [write_text, write_json])
-def test_readable_as_any_new_file(tmp_path, write):
+def test_permissions_are_those_of_any_new_file(tmp_path, write):
     (tmp_path / "plain").write_text("")
     write(tmp_path / "mine", "é")
     assert (tmp_path / "mine").stat().st_mode == (tmp_path / "plain").stat().st_mode
@@ -91,7 +91,7 @@ def test_readable_as_any_new_file(tmp_path, write):
 
 
 def test_a_full_disk_is_named(tmp_path):
-    """The system's own refusal, in a process of its own: files may not grow beyond 20 kB."""
+    """A real error of the system, in a separate process with a file size limit of 20 kB."""
     path = tmp_path / "a.npz"
     write_npz(path, {"x": np.zeros(1000)})
     before = path.read_bytes()
@@ -156,7 +156,7 @@ write_aside({str(tmp_path / "a")!r}, lambda file: os.kill(os.getpid(), signal.SI
     assert [path.name for path in tmp_path.iterdir()] == [".mine"]
 
 
-def test_json_that_is_none(tmp_path):
+def test_invalid_json(tmp_path):
     path = tmp_path / "a.json"
     for content in (b"{", b"", b'"\xff"'):
         path.write_bytes(content)
@@ -235,13 +235,13 @@ def test_content_that_was_changed_without_the_checksum(tmp_path):
     write_sealed(path, ARRAYS)
     arrays = read_npz(path)
     np.savez(path, **{**arrays, "ids": np.array([3, 2])})
-    with pytest.raises(ValueError, match="does not have its checksum"):
+    with pytest.raises(ValueError, match="checksum does not match"):
         read_sealed(path)
     np.savez(path, ids=np.array([3, 2]))
     with pytest.raises(ValueError, match="has no checksum"):
         read_sealed(path)
     np.save(path.with_suffix(".npy"), np.ones(3))
-    with pytest.raises(ValueError, match="no npz file"):
+    with pytest.raises(ValueError, match="not an npz file"):
         read_sealed(path.with_suffix(".npy"))
     with pytest.raises(FileNotFoundError):
         read_sealed(tmp_path / "b.npz")

@@ -1,4 +1,4 @@
-"""Pictures: fetched, loaded, blurred, and pre-processed as two course generations do."""
+"""Images: download, load, blur, and preprocess for both versions of the course."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fastrnn.image_utils import (
 
 @pytest.fixture
 def picture(tmp_path, rng):
-    """A small PNG, and the pixels in it."""
+    """The path of a small PNG file, and its pixels."""
     pixels = rng.integers(0, 256, (4, 6, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "picture.png")
     return tmp_path / "picture.png", pixels
@@ -31,7 +31,7 @@ def picture(tmp_path, rng):
 
 @pytest.fixture
 def server(picture):
-    """A web server on this machine that has the picture and nothing else."""
+    """The URL of a local web server that serves only the image."""
     content = picture[0].read_bytes()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -174,7 +174,7 @@ def test_pre_processing_refuses():
     pixels, mean_img = np.zeros((4, 6, 3)), np.zeros((3, 4, 6))
     with pytest.raises(ValueError, match="'median'"):
         preprocess_image(pixels, mean_img, "median")
-    with pytest.raises(ValueError, match="needs mean_img"):
+    with pytest.raises(ValueError, match="mean_img is None"):
         preprocess_image(pixels, mean="pixel")
     with pytest.raises(ValueError, match=r"img.*\(4, 6\)"):
         preprocess_image(pixels[..., 0])

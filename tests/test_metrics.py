@@ -1,4 +1,4 @@
-"""Metrics against pycocoevalcap's own scorers, NLTK, and figures worked out by hand."""
+"""Metrics against pycocoevalcap's scorers, NLTK, and values computed by hand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEYS = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"]
 def pycocoevalcap_says(
     candidates: list[str], references: list[list[str]]
 ) -> tuple[dict[str, float], np.ndarray]:
-    """What COCO's evaluation makes of captions that are tokens already; CIDEr per image."""
+    """Return the scores of COCO's evaluation for tokenized captions, and CIDEr of each image."""
     pytest.importorskip("pycocoevalcap")
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
@@ -37,7 +37,7 @@ def pycocoevalcap_says(
 
 
 def draw(rng: np.random.Generator, images: int) -> tuple[list[str], list[list[str]]]:
-    """Captions of few words, so that many n-grams match, some of no words, some repeated."""
+    """Draw captions from few words, so that n-grams match; some are empty, some repeated."""
 
     def caption() -> str:
         return " ".join(rng.choice(WORDS, size=rng.integers(0, 12)))
@@ -62,7 +62,7 @@ def test_figures_of_pycocoevalcap_on_tokens(rng: np.random.Generator, images: in
     mean, scores = scorer.cider(candidates)
     assert mean == pytest.approx(expected["cider"], abs=1e-9, rel=0)
     np.testing.assert_allclose(scores, each, rtol=0, atol=1e-9)
-    # A second set of candidates meets the same references.
+    # Score a second set of candidates against the same references.
     others = candidates[::-1]
     expected, each = pycocoevalcap_says(others, references)
     assert scorer.evaluate(others) == pytest.approx(expected, abs=1e-9, rel=0)
@@ -90,7 +90,7 @@ def test_figures_of_pycocoevalcap_on_real_captions(shared_data: Path):
 
 def test_cider_of_a_caption_that_only_its_image_has():
     pytest.importorskip("pycocoevalcap")
-    # One reference, said word for word: cosines of 1 for n = 1 to 4, and CIDEr-D is 10.
+    # The first candidate equals its reference: all cosines are 1, so CIDEr-D is 10.
     references = [["a b c d e"], ["f g h i j"]]
     mean, scores = CaptionScorer(references).cider(["a b c d e", "k l m n o"])
     assert scores == pytest.approx([10, 0])
@@ -152,7 +152,7 @@ def test_bleu_by_nltk_without_pycocoevalcap(
         assert found[f"bleu_{order}"] == pytest.approx(expected)
     assert found["rouge_l"] is None and found["cider"] is None
     assert scorer.missing == (
-        'BLEU is NLTK\'s, rouge_l and cider are missing: pip install "fastrnn[eval]"'
+        'BLEU is computed by NLTK; rouge_l and cider are missing: pip install "fastrnn[eval]"'
     )
     with pytest.raises(ImportError, match=r"pip install \"fastrnn\[eval\]\""):
         scorer.cider(candidates)
@@ -195,7 +195,7 @@ def test_bad_captions():
 
 
 class _NoSynonyms:
-    """A WordNet without entries: words match by themselves and by their stems."""
+    """An empty WordNet, so that words match only exactly or by their stems."""
 
     @staticmethod
     def synsets(word: str) -> list:
@@ -205,13 +205,13 @@ class _NoSynonyms:
 def test_meteor_of_banerjee_and_lavie(monkeypatch: pytest.MonkeyPatch):
     corpus = pytest.importorskip("nltk.corpus")
     monkeypatch.setattr(corpus, "wordnet", _NoSynonyms)
-    # 4 words match, all of the candidate's, 4 of the reference's 5, in 2 chunks ("runs" by its
-    # stem): F = 10 P R / (R + 9 P), less half of the cube of chunks over matches.
+    # 4 words match ("runs" by its stem): all 4 of the candidate and 4 of 5 of the reference, in 2
+    # chunks. F = 10 P R / (R + 9 P), times 1 - 0.5 (chunks / matches)^3.
     mean = 10 * 0.8 / (0.8 + 9) * (1 - 0.5 * (2 / 4) ** 3)
     known = ["the dog quickly runs home", "nothing like it"]
     assert metrics.meteor(["The dog running home."], [known]) == pytest.approx(mean)
     assert metrics.meteor(["The dog running home.", "x"], [known, ["y"]]) == pytest.approx(mean / 2)
-    # <UNK> stands for no particular word, so it matches nothing, and costs as another word does.
+    # <UNK> matches nothing, so it scores like any wrong word.
     others = metrics.meteor(["a this runs"], [["a that runs"]])
     assert metrics.meteor(["a <UNK> runs"], [["a <UNK> runs"]]) == pytest.approx(others)
     assert metrics.meteor(["<UNK>"], [["<UNK>"]]) == 0
@@ -231,7 +231,7 @@ def test_meteor_without_wordnet(monkeypatch: pytest.MonkeyPatch):
     class Absent:
         @staticmethod
         def synsets(word: str) -> list:
-            raise LookupError("many lines of where it was looked for")
+            raise LookupError("many lines about the places searched")
 
     monkeypatch.setattr(corpus, "wordnet", Absent)
     with pytest.raises(LookupError, match=r"NLTK's WordNet: python -m nltk\.downloader wordnet"):
@@ -261,9 +261,9 @@ def test_warning_of_a_model_that_says_one_thing(recwarn: pytest.WarningsRecorder
 
 def test_bleu_score_of_the_notebook():
     pytest.importorskip("nltk")
-    # 3 of 4 words, no brevity; the words of the frame and unknown ones do not count.
+    # 3 of 4 words match, no brevity penalty; <START>, <END> and <UNK> are not counted.
     assert BLEU_score("<START> a cat <UNK> sits <END>", "a big cat sits <END>") == 0.75
-    # 1 of 1, for a reference of 3: exp(1 - 3).
+    # 1 of 1 word matches; the reference has 3 words, so the brevity penalty is exp(1 - 3).
     assert BLEU_score("a cat sits", "cat") == pytest.approx(math.exp(-2))
     assert BLEU_score("a cat", "the dog") == 0
     assert BLEU_score("a cat", "<END>") == 0
@@ -293,13 +293,13 @@ def test_evaluate_model_as_the_assignment_prints_it(capsys: pytest.CaptureFixtur
 
 
 def test_clipped_precision_of_papineni():
-    # Section 2.1 of the paper: 2 of the 7 words count, and the length is right.
+    # Example of section 2.1 of the paper: 2 of the 7 words count; no brevity penalty.
     references = ["the cat is on the mat", "there is a cat on the mat"]
     assert bleu_1(["the the the the the the the"], [references]) == pytest.approx(2 / 7)
 
 
 def test_brevity_penalty_of_the_corpus():
-    # 2 + 4 words for 4 + 4 of the closest references, all of them right.
+    # All 2 + 4 words match; the closest references have 4 + 4 words.
     candidates = ["a cat", "a dog runs off"]
     references = [["the cat is sitting down", "a cat sits down"], ["a dog runs off", "x"]]
     assert bleu_1(candidates, references) == pytest.approx(math.exp(1 - 8 / 6))

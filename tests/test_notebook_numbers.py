@@ -1,7 +1,7 @@
-"""The numbers that the assignment's notebooks print, for the reference and for the package.
+"""The expected values of the assignment's notebooks, for the reference and for the package.
 
-Each test is a cell of the notebooks "RNN_Captioning" and "LSTM_Captioning": the same seeds,
-the same order of draws, the values they expect and the tolerances they state.
+Each test is a cell of the notebooks "RNN_Captioning" and "LSTM_Captioning", with the same seeds,
+the same order of random draws, the same expected values and the same tolerances.
 """
 
 import importlib
@@ -169,7 +169,7 @@ class TestFixedValues:
 
 
 class Numeric:
-    """The notebook's way to check: numeric gradients of ``outputs(**arguments)[k]``."""
+    """Numerical gradients of ``function(*arguments)[k]``, computed as in the notebooks."""
 
     def __init__(self, function, arguments):
         self.function, self.arguments = function, arguments
@@ -185,13 +185,13 @@ class Numeric:
 
 
 def draw(**shapes):
-    """Arguments by name, drawn from the global generator in the order given."""
+    """Draw arguments by the global ``np.random``, in the order given."""
     return {name: np.random.randn(*shape) for name, shape in shapes.items()}
 
 
 class TestGradientChecks:
     def check(self, forward, backward, arguments, tolerances):
-        """Forward, draw dout, numeric gradients (dozens of forwards), and only then backward."""
+        """Run as the notebooks do: forward, draw dout, numerical gradients, and then backward."""
         *out, cache = forward(*arguments.values())
         douts = [np.random.randn(*a.shape) for a in out]
         numeric = Numeric(forward, arguments)
@@ -238,7 +238,7 @@ class TestGradientChecks:
         )
 
     def test_temporal_softmax(self, layers):
-        # The notebook does not seed this cell: the draws of the cell before it come first.
+        # The notebook does not seed this cell, so repeat the draws of the cell before it.
         np.random.seed(231)
         draw(x=(2, 3, 4), w=(4, 5), b=(5,), dout=(2, 3, 5))
 
@@ -276,8 +276,8 @@ class TestGradientChecks:
         arguments = draw(x=(N, T, D), h0=(N, H), Wx=(D, 4 * H), Wh=(H, 4 * H), b=(4 * H,))
         self.check(layers.lstm_forward, layers.lstm_backward, arguments, {"all": 1e-7, "Wh": 5e-6})
 
-    # The notebooks check the RNN alone; the LSTM's smallest gradients drown in the numeric
-    # noise of h = 1e-6 (1e-10), so that only their absolute error says something.
+    # The notebooks check only the RNN. The smallest gradients of the LSTM are below the rounding
+    # error of h = 1e-6 (about 1e-10), so for them only the absolute error is meaningful.
     @pytest.mark.parametrize(("cell_type", "scale"), [("rnn", 1e-8), ("lstm", 1e-3)])
     def test_captioning_model(self, captioning_rnn, cell_type, scale):
         np.random.seed(231)

@@ -1,4 +1,4 @@
-"""Update rules on arrays of every kind: subclasses, read-only and shared memory, any state."""
+"""Update rules on all kinds of arrays: subclasses, read-only arrays, overlapping memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EVERY_RULE = pytest.mark.parametrize("name", RULES)
 
 
 class Plain(np.ndarray):
-    """A subclass that does nothing of its own."""
+    """A subclass that adds nothing."""
 
 
 def memory_map(a, tmp_path):
@@ -63,7 +63,7 @@ def values(a):
 
 
 def take_steps(find, name, w, dw, state, steps=3, **options):
-    """Weights and states after some steps, as plain arrays."""
+    """Return the weights and states after some steps, as plain arrays."""
     config = dict(state, learning_rate=0.1)
     with np.errstate(all="ignore"):
         for _ in range(steps):
@@ -82,8 +82,8 @@ def drawn(name, dtype):
 @DTYPES
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("with_state", [False, True])
-@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # of matrix
-def test_weights_of_every_kind_are_stepped(name, dtype, kind, with_state, tmp_path):
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # raised by np.matrix
+def test_weights_of_every_kind_are_updated(name, dtype, kind, with_state, tmp_path):
     results = []
     for k, find in enumerate((compiled, twin)):
         (tmp_path / str(k)).mkdir()
@@ -126,7 +126,7 @@ def test_gradients_and_states_of_every_kind(name, kind, which, in_place, tmp_pat
 @EVERY_RULE
 @pytest.mark.parametrize("how", ["flag", "bytes", "read-only map", "broadcast"])
 def test_state_that_is_read_only(name, how, tmp_path):
-    """In place it is refused, by its name, and nothing has changed; else it is only read."""
+    """With in_place, a named error is raised and nothing changes; otherwise state is only read."""
     for key in STATES[name]:
         arguments = drawn(name, np.float64)
         state = {k: arguments[k] for k in STATES[name]}
@@ -158,13 +158,13 @@ def test_state_that_is_read_only(name, how, tmp_path):
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("shift", [-64, -16, -3, -1, 0, 1, 2, 17, 64])
 def test_arrays_that_overlap(name, dtype, in_place, shift):
-    """As in NumPy: what is read is read before anything is written."""
+    """As in NumPy, all inputs are read before anything is written."""
     n = 300
     names = ["w", "dw", *STATES[name]]
     for pair in itertools.combinations(names, 2):
         written = {"w", *STATES[name]} if in_place else {"w"}
         if written.issuperset(pair):
-            continue  # one is written over the other
+            continue  # both are written, so the result would depend on the order
         results = []
         for find in (compiled, twin):
             rng = np.random.default_rng(3)
@@ -222,7 +222,7 @@ def test_gradients_of_every_kind_are_clipped(module, kind, tmp_path):
     ],
     ids=str,
 )
-def test_what_is_refused_changes_nothing(name, find, change, error):
+def test_bad_arguments_change_nothing(name, find, change, error):
     arguments = drawn(name, np.float64) | {"learning_rate": 0.1} | change
     config = {key: arguments[key] for key in (*STATES[name], "learning_rate")}
     before = copy.deepcopy(config)
@@ -241,7 +241,7 @@ def test_what_is_refused_changes_nothing(name, find, change, error):
 @pytest.mark.parametrize(
     ("state", "error"), [("text", TypeError), (np.ones(3), ValueError), (1j, TypeError)], ids=str
 )
-def test_states_that_are_none(name, find, state, error):
+def test_bad_states(name, find, state, error):
     arguments = drawn(name, np.float64)
     for key in STATES[name]:
         given = state if isinstance(state, np.ndarray) else np.full((9, 11), state)
@@ -289,7 +289,7 @@ def test_drawn_kinds_against_the_twin(call):
         assert_equal(*outcomes)
 
 
-# ---- Who steps weights ---------------------------------------------------------------------------
+# ---- Solver and trainer --------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
-"""The NumPy reference is right: held against numeric gradients, hand-made numbers and identities.
+"""The NumPy reference against numerical gradients, values computed by hand, and identities.
 
-Every compiled op is compared with the reference elsewhere, so nothing here may lean on it.
+Other tests compare the compiled functions with the reference, so these tests must not use them.
 """
 
 import inspect
@@ -10,13 +10,12 @@ import pytest
 import scipy.special
 
 import fastrnn.reference as ref
-from fastrnn.reference import checks
 
 LENGTHS = np.array([0, 3, 1, 4])
 
 
 def numeric_gradient(f, x):
-    """Gradient of the scalar function f() of the float64 array `x`, fourth-order central."""
+    """Return the gradient of the scalar f() with respect to x, by fourth-order differences."""
     gradient = np.empty_like(x)
     for index in np.ndindex(x.shape):
         kept = x[index]
@@ -34,10 +33,10 @@ def as_tuple(grads):
 
 
 class Op:
-    """A forward and a backward pass with inputs to try them on.
+    """A forward and a backward pass, and arguments for them.
 
-    `draw(rng)` gives the floating-point arguments by name, in the order in which the backward
-    pass returns their gradients; `fixed` are further arguments, which have no gradient.
+    `draw(rng)` returns the floating-point arguments by name, in the order in which the backward
+    pass returns their gradients. `fixed` has the other arguments, which have no gradient.
     """
 
     def __init__(self, name, draw, outputs=1, **fixed):
@@ -46,7 +45,7 @@ class Op:
         self.draw, self.outputs, self.fixed = draw, outputs, fixed
 
     def run(self, arguments, rng):
-        """Outputs, random gradients of them, gradients of the arguments by name."""
+        """Return outputs, random upstream gradients, and gradients of the arguments by name."""
         *out, cache = self.forward(**arguments, **self.fixed)
         dout = [rng.standard_normal(a.shape).astype(a.dtype) for a in out]
         grads = as_tuple(self.backward(*dout, cache))
@@ -54,7 +53,7 @@ class Op:
 
 
 def recurrent(first, gates, N=4, T=4, D=3, H=5, state=("h0",)):
-    """Arguments of a recurrent op; `first` says the axes of x, such as "NTD"."""
+    """Return a function that draws the arguments of a recurrent op; `first` has the axes of x."""
     sizes = {"N": N, "T": T, "D": D}
     return lambda rng: {
         "x": rng.standard_normal([sizes[axis] for axis in first]),
@@ -114,7 +113,7 @@ def each_op(test):
 
 
 class TestGradients:
-    """Analytic against numeric gradients, float64."""
+    """Analytic against numerical gradients in float64."""
 
     @each_op
     def test_backward(self, op, rng):
@@ -178,7 +177,7 @@ def small_model(cell_type, dtype=np.float64, wordvec_dim=3, hidden_dim=5):
 
 
 class TestEveryOp:
-    """What holds for all of them: dtypes, ownership, inputs left alone, empty batches."""
+    """Properties of all ops: dtypes, memory ownership, unchanged inputs, empty batches."""
 
     @each_op
     @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -287,7 +286,7 @@ class TestEveryOp:
 
 
 class TestRecurrence:
-    """Sequences against single steps, ragged batches against their rows alone."""
+    """Sequences against single steps, and ragged batches against single rows."""
 
     def test_rnn_is_its_steps(self, rng):
         a = recurrent("NTD", 1)(rng)
@@ -314,7 +313,7 @@ class TestRecurrence:
         a = recurrent("NTD", gates)(rng)
         x, h0, weights = a["x"], a["h0"], (a["Wx"], a["Wh"], a["b"])
         for n, length in enumerate(LENGTHS):
-            x[n, length:] = np.nan  # neither read nor passed on
+            x[n, length:] = np.nan  # must not be read
         dh = rng.standard_normal((4, 4, 5))
         h, cache = forward(x, h0, *weights, lengths=LENGTHS)
         dx, dh0, *dweights = backward(dh, cache)
@@ -482,7 +481,7 @@ DEFAULTS = {
 
 
 class TestOptim:
-    """The rules against the numbers of the course's notebooks and against other derivations."""
+    """Update rules against the values of the course's notebooks and against equivalent formulas."""
 
     W = np.linspace(-0.4, 0.6, 20).reshape(4, 5)
     DW = np.linspace(-0.6, 0.4, 20).reshape(4, 5)
@@ -525,7 +524,7 @@ class TestOptim:
         for t, g in enumerate([0.3, -0.2, 0.5], start=1):
             w, config = ref.adam(w, np.array([g]), config)
             m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
-            # Corrected moments, with the epsilon that has the same effect there.
+            # Bias-corrected moments, with the epsilon rescaled to give the same step.
             m_hat, v_hat = m / (1 - 0.9**t), v / (1 - 0.999**t)
             expected -= 0.1 * m_hat / (v_hat**0.5 + 0.5 / (1 - 0.999**t) ** 0.5)
             np.testing.assert_allclose(w, expected, rtol=1e-13)
@@ -686,15 +685,6 @@ class TestErrors:
         with pytest.raises(error, match=message):
             getattr(ref, name)(**arguments, lengths=lengths)
 
-    def test_half_precision_counts_where_it_is_promoted(self):
-        (x, w) = checks.as_floats(x=np.zeros(2, np.float16), w=np.zeros(2, np.float32))
-        assert x.dtype == w.dtype == np.float32
-
-    def test_foreign_byte_order(self):
-        (x,) = checks.as_floats(x=np.arange(3, dtype=">f4"))
-        assert x.dtype == np.float32 and x.dtype.isnative
-        np.testing.assert_array_equal(x, [0, 1, 2])
-
 
 class TestCaptioningModel:
     def test_initialisation_draws_in_the_documented_order(self):
@@ -737,13 +727,19 @@ class TestCaptioningModel:
         for name, grad in grads.items():
             assert grad.dtype == dtype and grad.shape == model.params[name].shape
 
-    @pytest.mark.parametrize("shape", [(0, 5), (2, 1), (2, 0)])
+    @pytest.mark.parametrize("shape", [(0, 5), (2, 1)])
     def test_empty_captions(self, shape):
         loss, grads = small_model("lstm").loss(np.ones((shape[0], 4)), I(*shape))
         assert loss == 0.0 and not any(grad.any() for grad in grads.values())
 
+    def test_captions_without_a_first_word(self):
+        with pytest.raises(
+            ValueError, match=r"captions has shape \(2, 0\); expected \(N, T \+ 1\)"
+        ):
+            small_model("lstm").loss(np.ones((2, 4)), I(2, 0))
+
     def echo_model(self, cell_type="rnn"):
-        """A network whose hidden state is nearly the one-hot last word: 1 -> 3 -> 4 -> 2 -> 3."""
+        """Return a model that maps each word to a fixed next word: 1 -> 3 -> 4 -> 2 -> 3."""
         model = small_model(cell_type)
         follows = np.zeros((5, 5))
         follows[[1, 3, 4, 2, 0], [3, 4, 2, 3, 0]] = 1
@@ -824,7 +820,7 @@ class TestSolver:
 
         np.random.seed(1)
         losses = []
-        for rate in (0.1, 0.1, 0.05, 0.05):  # 12 // 5 = 2 steps an epoch
+        for rate in (0.1, 0.1, 0.05, 0.05):  # 12 // 5 = 2 steps per epoch
             chosen = np.random.choice(12, 5)
             features = data["train_features"][data["train_image_idxs"][chosen]]
             loss, grads = twin.loss(features, data["train_captions"][chosen])

@@ -1,4 +1,4 @@
-"""Dropout, label smoothing and what else regularises, against the NumPy twin and mathematics."""
+"""Dropout, label smoothing, caption weights, clipping and averages against their NumPy twins."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_regularised_loss_is_the_twins(size, setting, cell_type, dtype):
             assert (again[name] == first[name]).all(), "bits depend on the workspace"
 
 
-def test_numeric_gradients_prove_the_twin(rng):
+def test_gradients_of_the_twin_are_the_numerical_ones(rng):
     _, twin, features, captions = draw_pair(SIZES["small"], "lstm", np.float64)
     how = {
         "weights": np.array([1, -0.5, 2, 0, 1]),
@@ -90,14 +90,14 @@ def test_weighted_captions_are_the_twins(size, setting, cell_type, dtype, rng):
     for threads in (1, 2):
         fastrnn.set_num_threads(threads)
         loss, grads = model.loss(features, captions, weights=weights, regularisation=how)
-        # terms of both signs: what rounding is measured by is their size, not their sum
+        # terms have both signs, so rounding is relative to their size, not to their sum
         assert loss == pytest.approx(wanted_loss, rel=tolerance, abs=20 * tolerance)
         for name, grad in grads.items():
             scale = np.abs(wanted[name]).max(initial=0)
             np.testing.assert_allclose(grad, wanted[name], rtol=0, atol=10 * tolerance * scale)
 
 
-def test_a_weight_is_a_caption_so_many_times(rng):
+def test_integer_weights_equal_repeated_captions(rng):
     model, twin, features, captions = draw_pair(SIZES["small"], "lstm", np.float64)
     times = np.array([0, 1, 3, 2, 1])
     rows = np.repeat(np.arange(5), times)
@@ -128,7 +128,7 @@ def test_weights_are_checked(weights, error, message, rng):
 def test_smoothing_is_that_of_the_definition(rng):
     model, twin, features, captions = draw_pair(SIZES["small"], "rnn", np.float64)
     captions = rng.integers(1, 11, captions.shape)
-    # With no weights on the way to the vocabulary every score is a bias.
+    # With W_vocab = 0, the scores are the biases.
     for network in (model, twin):
         network.params["W_vocab"][:] = 0
         network.params["b_vocab"][:] = np.linspace(-1, 2, 11)
@@ -147,7 +147,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
         mask = random.dropout_mask(random.stream_seed(5, random.EMBED), 40, 20, 100, rate)
         assert abs((mask == 0).mean() - rate) < 4 * (rate * (1 - rate) / mask.size) ** 0.5
         assert set(np.unique(mask)) == {0, 1 / (1 - rate)}
-    # neighbours in any direction, and other seeds, know nothing of one another
+    # neighbors along any axis, and draws with another seed, are not correlated
     n = 64
     draws = random.uniform(9, np.arange(n)[:, None], np.arange(n)[None], n)
     others = random.uniform(10, np.arange(n)[:, None], np.arange(n)[None], n)
@@ -206,7 +206,7 @@ def test_settings_are_checked_by_name(field, value, error):
         Regularisation(**{field: value})
 
 
-def test_a_seed_may_be_one_of_numpys():
+def test_settings_may_be_numpy_scalars():
     model, _, features, captions = draw_pair(SIZES["small"], "rnn", np.float64)
     losses = [
         model.loss(features, captions, regularisation=how)[0]
@@ -235,7 +235,7 @@ def some_gradients(rng, dtype):
 def test_clipping_is_the_twins(dtype, rng):
     grads = some_gradients(rng, dtype)
     mine, twins = ({name: g.copy() for name, g in grads.items()} for _ in range(2))
-    mine["strided"] = grads["strided"]  # in place, and not contiguous
+    mine["strided"] = grads["strided"]  # not a copy, so that it is not contiguous
     mine["unaligned"] = grads["unaligned"]
     optim.clip_by_value(mine, 0.5)
     reference.clip_by_value(twins, 0.5)
@@ -281,7 +281,7 @@ def test_averages_are_the_twins(dtype, rng):
 
 
 @pytest.mark.parametrize("module", [optim, reference])
-def test_what_cannot_be_clipped_or_averaged(module):
+def test_errors_of_clipping_and_averages(module):
     grads = {"W": np.ones(3)}
     with pytest.raises(ValueError, match="limit is 0"):
         module.clip_by_value(grads, 0)

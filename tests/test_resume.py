@@ -17,6 +17,7 @@ from coco_layout import write_layout
 from fastrnn.checkpoint import checkpoint_path, checkpoint_steps, load_model, read_checkpoint
 from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.files import read_sealed
+from fastrnn.runs import read_history
 from fastrnn.training import caption_images
 
 KILLS = 20
@@ -64,7 +65,7 @@ def result(run: Path, data: dict) -> dict:
     newest = checkpoint_path(run, checkpoint_steps(run)[-1])
     about = dict(read_checkpoint(newest).about)
     del about["seconds"]
-    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    history = read_history(run)
     assert about["history"] == history
     about["history"] = [*map(without_times, history)]
     metrics = without_times(json.loads((run / "metrics.json").read_text()))

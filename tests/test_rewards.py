@@ -1,4 +1,4 @@
-"""CIDEr-D of ids, against pycocoevalcap's of the same words."""
+"""CIDEr-D of word ids against pycocoevalcap's CIDEr-D of the same words."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ WORD_TO_IDX = {word: i for i, word in enumerate(WORDS)}
 
 
 def some_captions(rng, count, longest=9, start=True):
-    """Captions from <START>, some without <END>, some without a word."""
+    """Draw captions that start with <START>; some have no <END>, some have no words."""
     captions = np.zeros((count, longest + 2), np.int64)
     captions[:, 0] = 1
     for row in captions:
         words = rng.integers(0, longest + 1)
-        # small ids often, so that n-grams come up again
+        # draw small ids often, so that n-grams repeat
         row[1 : words + 1] = 3 + np.minimum(rng.geometric(0.35, words) - 1, len(WORDS) - 4)
         if rng.random() < 0.8:
             row[words + 1] = 2
@@ -29,9 +29,9 @@ def text(ids, unknown="<UNK>"):
 
 
 def package_scores(candidates, images, references, image_idxs, leave_out=None):
-    """The scores of pycocoevalcap for candidates of images, the frequencies those of all images.
+    """Return pycocoevalcap's CIDEr-D of candidates, with document frequencies over all images.
 
-    leave_out has, for each candidate, a reference that it is not compared with.
+    If given, leave_out has one reference per candidate that it is not compared with.
     """
     scorer_module = pytest.importorskip("pycocoevalcap.cider.cider_scorer")
     cooked = [scorer_module.precook(text(c, "?"), 4) for c in references]
@@ -45,7 +45,7 @@ def package_scores(candidates, images, references, image_idxs, leave_out=None):
         if leave_out is not None:
             against = np.setdiff1d(against, leave_out[number])
         scorer.ctest = [scorer_module.cook_test(text(candidate), 4)]
-        # the number of images is taken from the length of crefs
+        # the scorer takes the number of images from the length of crefs
         scorer.crefs = [[cooked[i] for i in against]] + [[]] * (len(known) - 1)
         scores += scorer.compute_cider()
     return np.array(scores)
@@ -66,7 +66,7 @@ def test_rewards_are_the_packages_cider(rng):
     np.testing.assert_array_equal(reward(ids[:2], np.array([7, 40])), 0)
 
 
-def test_a_reference_is_worth_most_and_what_breaks_off_is_worth_less():
+def test_unfinished_caption_scores_less_than_the_reference_itself():
     words = {word: i for i, word in enumerate(WORDS)}
     captions = np.array([[1, 4, 5, 6, 7, 2], [1, 8, 9, 10, 11, 2]])
     reward = CiderReward(captions, np.array([0, 1]), 2, words)
@@ -76,12 +76,12 @@ def test_a_reference_is_worth_most_and_what_breaks_off_is_worth_less():
     )
     assert whole == pytest.approx(10)
     assert 0 < broken < whole
-    # <END> is in every image's captions, so it says nothing
+    # every image has captions with <END>, so its idf is 0
     assert other == 0
     assert empty == 0
 
 
-def test_what_is_unknown_matches_nothing():
+def test_unknown_words_match_nothing():
     captions = np.array([[1, 3, 4, 2], [1, 5, 6, 2]])
     reward = CiderReward(captions, np.array([0, 1]), 2, WORD_TO_IDX)
     unknown, known = reward(np.array([[3, 3, 2], [5, 4, 2]]), np.zeros(2, int))
@@ -91,7 +91,7 @@ def test_what_is_unknown_matches_nothing():
 
 def test_agreement_leaves_the_caption_itself_out(rng):
     references, image_idxs = some_captions(rng, 60), np.arange(60) % 13
-    image_idxs[5] = 13  # alone
+    image_idxs[5] = 13  # the only caption of its image
     found = CiderReward(references, image_idxs, 14, WORD_TO_IDX).agreement()
     rest = np.setdiff1d(np.arange(60), 5)
     wanted = package_scores(references[rest], image_idxs[rest], references, image_idxs, rest)
@@ -99,7 +99,7 @@ def test_agreement_leaves_the_caption_itself_out(rng):
     assert found[5] == pytest.approx(wanted.mean())
 
 
-def test_agreement_goes_by_portions(rng, monkeypatch):
+def test_agreement_in_chunks(rng, monkeypatch):
     references, image_idxs = some_captions(rng, 60), np.arange(60) % 13
     whole = CiderReward(references, image_idxs, 13, WORD_TO_IDX).agreement()
     monkeypatch.setattr("fastrnn.rewards._ROWS", 7)

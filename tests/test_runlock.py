@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import json
 import os
 import pickle
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 from coco_layout import write_layout
 
-from fastrnn import cli
+from fastrnn import cli, runlock
 from fastrnn.checkpoint import checkpoint_steps, read_checkpoint
 from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.runlock import HOLDER_FILE, RunInUseError, RunLock
@@ -89,6 +90,46 @@ def test_lock_is_held_as_often_as_it_is_acquired(tmp_path):
     with other, pytest.raises(RunInUseError):
         lock.acquire()
     lock.release()  # one that is not held: nothing
+
+
+def test_lock_stays_where_it_is_when_the_working_directory_changes(tmp_path, monkeypatch):
+    """Of two runs with one relative name, each has its own."""
+    locks = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        locks.append(RunLock("run"))
+        locks[-1].acquire()
+    locks[0].release()
+    assert not (tmp_path / "a/run/.lock").exists()
+    with pytest.raises(RunInUseError, match=f"in use by process {os.getpid()} "):
+        RunLock(tmp_path / "b" / "run").acquire()
+    with copy.copy(locks[0]), pytest.raises(RunInUseError):
+        locks[0].acquire()
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["run"]
+    locks[1].release()
+
+
+def test_checkpoints_go_where_the_lock_is(data, tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    trainer = trainer_of(data, "run")
+    monkeypatch.chdir(tmp_path)
+    trainer.fit()
+    assert checkpoint_steps(tmp_path / "a" / "run") and not (tmp_path / "run").exists()
+
+
+def test_lock_whose_holder_cannot_be_written_is_given_up(tmp_path, monkeypatch):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    lock = RunLock(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(runlock, "write_text", full)
+        with pytest.raises(OSError, match="No space left"):
+            lock.acquire()
+    with RunLock(tmp_path):
+        pass
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork() here")
@@ -176,7 +217,22 @@ def test_run_that_went_on_meanwhile(data, tmp_path):
     kept = checkpoint_steps(run)
     with pytest.raises(ValueError, match=r"has gone on to step 12 since this trainer was made"):
         two.fit()
+    with pytest.raises(ValueError, match=r"has gone on to step 12 since this trainer was made"):
+        two.save()
     assert checkpoint_steps(run) == kept
+
+
+def test_lock_whose_holder_cannot_be_written(tmp_path, monkeypatch):
+    def fail(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fastrnn.runlock.write_text", fail)
+        refused = RunLock(tmp_path)
+        with pytest.raises(OSError, match="No space left"):
+            refused.acquire()
+    with RunLock(tmp_path):  # the one that was refused does not hold it
+        pass
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ pytest.importorskip("tensorboardX")
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from fastrnn import cli
+from fastrnn.runs import is_epoch_record
 from fastrnn.tensorboard import TensorBoardLogger
 
 HISTORY = [
@@ -36,7 +37,7 @@ def log(directory: Path, history: list[dict], **options: int) -> None:
     with TensorBoardLogger(directory, captions=3, **options) as logger:
         for record in history:
             trainer.history.append(record)
-            if "val_loss" in record:
+            if is_epoch_record(record):
                 logger.on_validation(trainer, record, CAPTIONS)
                 logger.on_epoch(trainer, record)
             else:

@@ -1,1 +1,1 @@
-# Only C functions, for the other modules of the core.
+# The module has C functions only.

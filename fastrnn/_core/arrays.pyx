@@ -1,4 +1,9 @@
-"""NumPy arrays as the core wants them: of one dtype, C-contiguous, aligned."""
+"""Conversion of arguments to arrays of one dtype that are C-contiguous and aligned, and allocation of results.
+
+Converting an argument may run code of the caller (``__array__``), which may change the shape or dtype of an array that
+was converted before. So a function must call floats() last, even if it has converted the arrays before to raise errors
+in the right order, and must not run such code afterwards. Ids are private views.
+"""
 
 import numpy as np
 
@@ -7,15 +12,18 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.stddef cimport ptrdiff_t
 from libc.string cimport memcpy, memset
 
-from .kernels cimport DEBUGGING, TOO_LARGE, area, block_alloc, block_free, poison, spoil, unpoison
+from .runtime cimport DEBUGGING, TOO_LARGE, area, block_alloc, block_free, poison, spoil, unpoison
 
-from ..reference import checks
+from .. import checks
+
+cdef extern from "numpy/arrayobject.h":
+    object PyArray_View(cnp.ndarray array, void* dtype, void* type)
 
 cnp.import_array()
 
 
 cdef tuple floats(tuple names, tuple arrays):
-    """The arrays as C-contiguous ones of one dtype, float32 or float64; themselves where they are that already."""
+    """Return the arrays as C-contiguous arrays of one dtype, float32 or float64, without copies if they are already."""
     cdef int first = -1
     cdef object array
     for array in arrays:
@@ -37,29 +45,32 @@ cdef tuple floats(tuple names, tuple arrays):
 
 
 cdef int refuse_large(str name, cnp.ndarray array) except -1:
+    """Raise MemoryError if an axis is so long that results cannot be allocated."""
     if has_large_axis(array):
-        raise MemoryError(f"{name} has shape {np.shape(array)}; no memory holds results of such a shape")
+        raise MemoryError(f"{name} has shape {np.shape(array)}; expected results that fit in memory")
     return 0
 
 
 cdef cnp.ndarray ids_of(str name, object ids):
-    """Word ids as a C-contiguous array of intp."""
+    """Return word ids as a C-contiguous array of intp, a view whose shape and dtype no other code can change."""
+    cdef cnp.ndarray found
     if (type(ids) is np.ndarray and cnp.PyArray_TYPE(<cnp.ndarray> ids) == cnp.NPY_INTP
             and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> ids) and not has_large_axis(<cnp.ndarray> ids)):
-        return ids
+        return PyArray_View(<cnp.ndarray> ids, NULL, NULL)
     found = checks.as_integers(**{name: ids})[0]
     refuse_large(name, found)
-    return np.require(found, requirements="CA")
+    found = np.require(found, requirements="CA")
+    return PyArray_View(found, NULL, NULL)
 
 
-cdef int refuse(object twin, tuple arguments) except -1:
-    """Raise what the reference raises for these arguments: shapes and ids are explained in one place, there."""
+cdef int raise_twin_error(object twin, tuple arguments) except -1:
+    """Raise the exception that the reference function raises for invalid arguments."""
     twin(*arguments)
-    raise AssertionError(f"{twin.__name__} of the reference took arguments that the core refused")
+    raise AssertionError(f"{twin.__name__} of the reference accepted arguments that the core refused")
 
 
 cdef bint wrap_ids(ptrdiff_t* wrapped, const cnp.npy_intp* ids, ptrdiff_t count, ptrdiff_t size) noexcept nogil:
-    """Ids with negative ones counted from the end; False where one lies outside [-size, size)."""
+    """Convert negative ids, which count from the end. Return False if an id is outside [-size, size)."""
     cdef ptrdiff_t i, id
     for i in range(count):
         id = ids[i]
@@ -73,9 +84,8 @@ cdef bint wrap_ids(ptrdiff_t* wrapped, const cnp.npy_intp* ids, ptrdiff_t count,
 
 # ---- New arrays ------------------------------------------------------------------------------------------------------
 #
-# Large results lie on blocks that are used again, so that a call made again and again does not fault their pages in
-# each time, which takes longer than many a call. The arrays own their data like any other: NumPy asks the handler that
-# was in force when an array was made to free it (NEP 49).
+# Results of 128 KiB and more use blocks of the pool in runtime.pyx, which avoids page faults. The arrays own their
+# data: NumPy frees an array with the allocator that created it (NEP 49).
 
 cdef extern from "numpy/arrayobject.h":
     ctypedef struct PyDataMemAllocator:
@@ -91,18 +101,18 @@ cdef extern from "numpy/arrayobject.h":
     object PyDataMem_SetHandler(object handler)
 
 cdef enum:
-    LARGE = 128 << 10  # bytes from which the system's allocator takes fresh pages
-    HEADER = 64        # bytes before the data, with the size of the block and that of the data
+    LARGE_BYTES = 128 << 10  # above this, the system allocator maps new pages
+    HEADER_BYTES = 64        # before the data: the size of the block and that of the data
 
 
 cdef void* data_malloc(void* ctx, size_t size) noexcept:
     cdef size_t got
-    cdef char* block = <char*> block_alloc(size + HEADER, &got) if size < <size_t> TOO_LARGE else NULL
+    cdef char* block = <char*> block_alloc(size + HEADER_BYTES, &got) if size < <size_t> TOO_LARGE else NULL
     if block == NULL:
         return NULL
     (<size_t*> block)[0], (<size_t*> block)[1] = got, size
-    poison(block, HEADER)
-    return block + HEADER
+    poison(block, HEADER_BYTES)
+    return block + HEADER_BYTES
 
 
 cdef void* data_calloc(void* ctx, size_t count, size_t size) noexcept:
@@ -113,17 +123,17 @@ cdef void* data_calloc(void* ctx, size_t count, size_t size) noexcept:
 
 
 cdef void data_free(void* ctx, void* memory, size_t size) noexcept:
-    cdef char* block = <char*> memory - HEADER
+    cdef char* block = <char*> memory - HEADER_BYTES
     if memory != NULL:
-        unpoison(block, HEADER)
+        unpoison(block, HEADER_BYTES)
         block_free(block, (<size_t*> block)[0])
 
 
 cdef void* data_realloc(void* ctx, void* memory, size_t size) noexcept:
     cdef void* grown = data_malloc(ctx, size)
-    cdef char* block = <char*> memory - HEADER
+    cdef char* block = <char*> memory - HEADER_BYTES
     if grown != NULL and memory != NULL:
-        unpoison(block, HEADER)
+        unpoison(block, HEADER_BYTES)
         memcpy(grown, memory, min(size, (<size_t*> block)[1]))
         data_free(ctx, memory, size)
     return grown
@@ -140,20 +150,20 @@ cdef object handler_capsule = PyCapsule_New(&handler, "mem_handler", NULL)
 
 
 cdef cnp.ndarray empty(int ndim, const cnp.npy_intp* shape, int typenum):
-    """An array that is not initialised, and owns its data."""
+    """Return an uninitialized array that owns its data."""
     cdef ptrdiff_t size = 8
     cdef int i
     cdef object before = None
     cdef cnp.ndarray array
     for i in range(ndim):
         size = area(size, shape[i])
-    if size >= LARGE or DEBUGGING:
+    if size >= LARGE_BYTES or DEBUGGING:
         before = PyDataMem_SetHandler(handler_capsule)
     try:
         array = cnp.PyArray_EMPTY(ndim, shape, typenum, 0)
         spoil(cnp.PyArray_DATA(array), cnp.PyArray_NBYTES(array))
         return array
-    except ValueError:  # more bytes than an integer counts, an empty array's other axes among them
+    except ValueError:  # NumPy multiplies the axes, even those of an empty array
         raise MemoryError(f"no memory for an array of shape {tuple([shape[i] for i in range(ndim)])}") from None
     finally:
         if before is not None:
@@ -161,12 +171,12 @@ cdef cnp.ndarray empty(int ndim, const cnp.npy_intp* shape, int typenum):
 
 
 cdef cnp.ndarray new(int typenum, int ndim, ptrdiff_t d0, ptrdiff_t d1=0, ptrdiff_t d2=0):
-    """An array that is not initialised, of up to three axes."""
+    """Return an uninitialized array of up to three axes."""
     cdef cnp.npy_intp[3] shape
     shape[0], shape[1], shape[2] = d0, d1, d2
     return empty(ndim, shape, typenum)
 
 
 cdef cnp.ndarray new_like(cnp.ndarray a):
-    """An array that is not initialised, of the shape and dtype of another, C-contiguous."""
+    """Return an uninitialized C-contiguous array with the shape and dtype of another."""
     return empty(cnp.PyArray_NDIM(a), cnp.PyArray_DIMS(a), cnp.PyArray_TYPE(a))

@@ -3,9 +3,8 @@ from collections.abc import Mapping
 from numpy import float64, ndarray
 from numpy.typing import ArrayLike
 
-from .kernels import Workspace
+from .runtime import Workspace
 
-NAMES: tuple[str, ...]
 PHASE_NAMES: tuple[str, ...]
 
 def profile(reset: bool = True) -> dict[str, float]: ...
@@ -14,7 +13,7 @@ def loss(
     features: ArrayLike,
     captions: ArrayLike,
     null: int,
-    lstm: bool,
+    cell_type: str,
     workspace: Workspace | None = None,
     grads: dict[str, ndarray] | None = None,
     weights: ndarray | None = None,
@@ -30,6 +29,6 @@ def word_log_probs(
     features: ArrayLike,
     captions: ArrayLike,
     null: int,
-    lstm: bool,
+    cell_type: str,
     workspace: Workspace | None = None,
 ) -> ndarray: ...

@@ -1,7 +1,7 @@
-"""The captioner's training step, fused: the same numbers as the layers one after the other.
+"""The training step of the captioner in one call, equivalent to the layers in sequence.
 
-What a captioner need not compute, it does not: steps after a caption's last word, scores of masked positions, and the
-input product of a word more than once a batch.
+It skips work that does not affect the result: time steps after the last word of a caption, scores of masked positions,
+and the input products of repeated words.
 """
 
 import numpy as np
@@ -14,512 +14,534 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
 from . cimport kernels
-from .arrays cimport data, dim, floats, has_shape, ids_of, new, new_like, overlap, wrap_ids
-from .kernels cimport (
-    Workspace, area, leading, multiply, pack, pack_tiles, packed_size, room, seconds, share, threads_for,
-    tile_height, tiles_size,
-)
+from .arrays cimport data, dim, has_shape, ids_of, new, new_like, overlap, wrap_ids
 from .layers cimport sort_by_word
-from .sequence cimport Batch, batch_size, batch_sort, before, steps_backward, steps_forward
+from .model cimport BLOCK_ROWS, Model, read_model
+from .products cimport (
+    Operands, gathered, gathered_transposed, matrix, multiply, multiply_rows, pack_panels, pack_rows, panels_size,
+    take_operands, tiles_size, transposed,
+)
+from .runtime cimport (
+    Slices, Workspace, area, denormals_flush, denormals_restore, lock, random_key, seconds, share, slice_of,
+    threads_for, unlock,
+)
+from .time_loop cimport Batch, batch_size, batch_sort, state_before, steps_backward, steps_forward
 
-from ..reference import checks
+from .. import checks
+from .model import PARAM_NAMES
 
 cnp.import_array()
 
-NAMES = ("W_embed", "W_proj", "b_proj", "Wx", "Wh", "b", "W_vocab", "b_vocab")
-
 cdef enum:
-    BLOCK_ROWS = 98  # rows whose scores are computed at a time: seven tiles, and the scores stay in the cache
+    PARAMS = 8
 
 
-# ---- Time in each phase ----------------------------------------------------------------------------------------------
+# ---- Time per phase --------------------------------------------------------------------------------------------------
 
 cdef enum:
     PREPARE, INPUTS, FORWARD, VOCABULARY, BACKWARD, RECURRENT_GRADIENTS, INPUT_GRADIENTS, VOCABULARY_GRADIENTS, PHASES
 
-cdef double[PHASES] spent  # changed under the GIL alone
+cdef double[PHASES] total_time  # read and changed under the lock only
 PHASE_NAMES = ("prepare", "input product", "time loop forward", "vocabulary and softmax", "time loop backward",
                "dWh", "dWx and dW_embed", "dW_vocab")
 
 
 def profile(bint reset=True):
-    """Return the seconds spent in each phase of the training step since the last reset, by name."""
-    found = {name: spent[phase] for phase, name in enumerate(PHASE_NAMES)}
+    """Return the seconds that training steps have spent in each phase since the last reset, by name."""
+    cdef double[PHASES] found
+    lock()
+    memcpy(found, total_time, sizeof(total_time))
     if reset:
-        memset(spent, 0, sizeof(spent))
-    return found
+        memset(total_time, 0, sizeof(total_time))
+    unlock()
+    return {name: found[phase] for phase, name in enumerate(PHASE_NAMES)}
 
 
-# ---- Parameters ------------------------------------------------------------------------------------------------------
+# ---- A training step -------------------------------------------------------------------------------------------------
 
-cdef tuple parameters(object params, object features, bint lstm):
-    """The features and the eight parameters as C-contiguous arrays of one dtype, of shapes that fit."""
-    cdef tuple arrays = floats(("features", *NAMES), (features, *[params[name] for name in NAMES]))
-    checks.match_model(dict(zip(("features", *NAMES), arrays)), lstm)
-    return arrays
-
-
-# ---- Training step ---------------------------------------------------------------------------------------------------
-
-cdef struct Task:
-    ptrdiff_t N, T, V, D, W, H, G, scored, words, ldv, ldw
-    # what regularises: rates of dropout on word vectors and on what the vocabulary reads, their seeds; smoothing
-    double embed_rate, vocab_rate, smoothing
-    double[PHASES] spent
-    uint64_t embed_seed, vocab_seed
-    const double* weight  # (N,) of the captions in the loss; NULL for ones
+cdef struct Step:
+    Model model
     Batch batch
-    # (tokens,) each: the word that goes in, by its place among the distinct words; where its input product, the
-    # gradient of its state and its previous state lie
-    ptrdiff_t* word
-    ptrdiff_t* product_at
-    ptrdiff_t* dh_at
-    ptrdiff_t* h_at
-    # (scored,) each: where the state of a token that counts lies, the word that should come out, and the place n T + t
-    ptrdiff_t* scored_at
-    ptrdiff_t* target
-    ptrdiff_t* place
-    # (words,): the distinct words, and where their vectors lie. Under dropout each token has a vector of its own, and
-    # counts as a word; then id (tokens,) has their words, and place_in (tokens,) their places n T + t.
-    ptrdiff_t* vector_at
-    ptrdiff_t* id
-    ptrdiff_t* place_in
-    ptrdiff_t* start      # (words + 1,) of the tokens by word
-    ptrdiff_t* by_word    # (tokens,) where their gates lie, or under dropout the gradients of their vectors
-    ptrdiff_t* feature_at  # (N,) where the features of each row of the batch lie
+    ptrdiff_t N, T
+    int threads
+    # regularization: dropout rates and seeds of the word vectors and of the vocabulary's input; label smoothing
+    double embed_rate, vocab_rate, smoothing
+    uint64_t embed_seed, vocab_seed
+    double[PHASES] time
+    # data of the batch
+    const ptrdiff_t* lengths   # (N,) steps up to the last scored one
+    const ptrdiff_t* inputs    # (N, input_stride) words
+    ptrdiff_t input_stride
+    const ptrdiff_t* targets   # (N, T + 1) words
+    const char* masked         # (N, T)
+    const double* weights      # (N,) weights of the captions in the loss, or NULL for ones
+
+    # Index arrays, filled in by prepare(). A distinct word is a word of the batch; with dropout each token has its own
+    # word vector and counts as a distinct word.
+    ptrdiff_t max_tokens, max_words, words, scored
+    void* batch_memory
+    ptrdiff_t* index_of_word  # (V,) index among the distinct words
+    ptrdiff_t* feature_at     # (N,) offset of the features of each row of the batch
+    # (tokens,)
+    ptrdiff_t* distinct       # index among the distinct words
+    ptrdiff_t* product_at     # offset of the input product
+    ptrdiff_t* dh_at          # offset of the gradient of h
+    ptrdiff_t* h_prev_at      # offset of the previous h
+    ptrdiff_t* word           # word
+    ptrdiff_t* place          # n * T + t
+    # (scored,) tokens in the loss
+    ptrdiff_t* scored_at      # offset of h
+    ptrdiff_t* target         # word
+    ptrdiff_t* scored_place   # n * T + t
+    # (words,) distinct words
+    ptrdiff_t* vector_at      # offset of the word vector
+    ptrdiff_t* start          # (words + 1,) where the tokens of each word start in by_word; (V + 1,) with dropout
+    ptrdiff_t* by_word        # (tokens,) offsets of gates, or of the gradients of word vectors with dropout
+
+    # Buffers. Gradients of the gates replace the gates.
+    double* losses            # (scored,)
+    void* h                   # (N + tokens, ldh)
+    void* c                   # (N + tokens, ldh)
+    void* dh                  # (scored + 1, ldh), the last row is zero
+    void* h_dropped           # (scored, ldh) the vocabulary's input under dropout, or NULL
+    void* vectors             # (tokens, ldw) word vectors under dropout, or NULL
+    void* gates               # (tokens, ldg)
+    void* products            # (words, ldg)
+    void* dproducts           # (words, ldg)
+    void* dvectors            # (words, ldw)
+    void* dscores             # (scored, ldv)
+    void* dstate              # (N, ldh)
+    void* dc                  # (N, ldh)
+    Slices block_tiles
+    # packed weights, and packed operands of the other products
+    void* Wh
+    void* Wh_transposed
+    void* W_vocab
+    void* W_vocab_transposed
+    Operands h0_operands, products_operands, dWh_operands, dWx_operands, dvectors_operands, dW_proj_operands
 
 
-cdef inline double charge(Task* task, int phase, double since) noexcept nogil:
+cdef void take_memory(Step* step, Workspace workspace, size_t size) noexcept:
+    """Take the index arrays and buffers from a workspace."""
+    cdef size_t index = sizeof(ptrdiff_t)
+    cdef ptrdiff_t N = step.N, D = step.model.D, W = step.model.W, H = step.model.H, G = step.model.G, V = step.model.V
+    cdef ptrdiff_t ldw = step.model.ldw, ldh = step.model.ldh, ldg = step.model.ldg
+    cdef ptrdiff_t tokens = step.max_tokens, words = step.max_words
+    step.batch_memory = workspace.take(batch_size(N, step.T), index)
+    step.index_of_word = <ptrdiff_t*> workspace.take(V, index)
+    step.feature_at = <ptrdiff_t*> workspace.take(N, index)
+    step.distinct = <ptrdiff_t*> workspace.take(tokens, index)
+    step.product_at = <ptrdiff_t*> workspace.take(tokens, index)
+    step.dh_at = <ptrdiff_t*> workspace.take(tokens, index)
+    step.h_prev_at = <ptrdiff_t*> workspace.take(tokens, index)
+    step.word = <ptrdiff_t*> workspace.take(tokens, index)
+    step.place = <ptrdiff_t*> workspace.take(tokens, index)
+    step.scored_at = <ptrdiff_t*> workspace.take(tokens, index)
+    step.target = <ptrdiff_t*> workspace.take(tokens, index)
+    step.scored_place = <ptrdiff_t*> workspace.take(tokens, index)
+    step.vector_at = <ptrdiff_t*> workspace.take(words, index)
+    step.start = <ptrdiff_t*> workspace.take(V + 1, index)
+    step.by_word = <ptrdiff_t*> workspace.take(tokens, index)
+
+    step.losses = <double*> workspace.take(tokens, sizeof(double))
+    step.h = workspace.take(area(N + tokens, ldh), size)
+    step.c = workspace.take(area(N + tokens, ldh), size)
+    step.dh = workspace.take(area(tokens + 1, ldh), size)
+    step.h_dropped = workspace.take(area(tokens, ldh), size) if step.vocab_rate > 0 else NULL
+    step.vectors = workspace.take(area(tokens, ldw), size) if step.embed_rate > 0 else NULL
+    step.gates = workspace.take(area(tokens, ldg), size)
+    step.products = workspace.take(area(words, ldg), size)
+    step.dproducts = workspace.take(area(words, ldg), size)
+    step.dvectors = workspace.take(area(words, ldw), size)
+    step.dscores = workspace.take(area(tokens, step.model.ldv), size)
+    step.dstate = workspace.take(area(N, ldh), size)
+    step.dc = workspace.take(area(N, ldh), size)
+    step.block_tiles = workspace.take_slices(step.threads, tiles_size(BLOCK_ROWS, H, size), size)
+
+    step.Wh = workspace.take(panels_size(H, G, size), size)
+    step.Wh_transposed = workspace.take(panels_size(G, H, size), size)
+    step.W_vocab = workspace.take(panels_size(H, V, size), size)
+    step.W_vocab_transposed = workspace.take(panels_size(V, H, size), size)
+    step.h0_operands = take_operands(workspace, N, H, D, size)
+    step.products_operands = take_operands(workspace, words, G, W, size)
+    # also the operands of dW_vocab
+    step.dWh_operands = take_operands(workspace, H, max(G, V), tokens, size)
+    step.dWx_operands = take_operands(workspace, W, G, words, size)
+    step.dvectors_operands = take_operands(workspace, words, W, G, size)
+    step.dW_proj_operands = take_operands(workspace, D, H, N, size)
+
+
+cdef inline double charge(Step* step, int phase, double since) noexcept nogil:
+    """Add the time since `since` to a phase. Return the present time."""
     cdef double now = seconds()
-    task.spent[phase] = now - since
+    step.time[phase] = now - since
     return now
 
 
-cdef void prepare(Task* task, ptrdiff_t* place, const ptrdiff_t* inputs, ptrdiff_t stride, const ptrdiff_t* targets,
-                  const char* masked) noexcept nogil:
-    """Fill in the index arrays. inputs and targets are rows of a stride, masked (N, T); place (V,) is scratch."""
-    cdef Batch* batch = &task.batch
+cdef void prepare(Step* step) noexcept nogil:
+    """Sort the batch and fill in the index arrays."""
+    cdef Batch* batch = &step.batch
+    cdef bint embed_dropout = step.embed_rate > 0
+    cdef ptrdiff_t* index = step.index_of_word
     cdef ptrdiff_t t, r, n, i, v, token, scored = 0, words = 0
-    if task.embed_rate > 0:
+    if embed_dropout:
         words = batch.tokens
         for token in range(words):
-            task.vector_at[token] = token * task.ldw
+            step.vector_at[token] = token * step.model.ldw
     else:
-        memset(place, 0, task.V * sizeof(ptrdiff_t))
-        for t in range(task.T):
+        memset(index, 0, step.model.V * sizeof(ptrdiff_t))
+        for t in range(step.T):
             for r in range(batch.active[t]):
-                place[inputs[batch.row[r] * stride + t]] = 1
-        # words in the order of their ids, so that nothing depends on where they stand
-        for v in range(task.V):
-            if place[v]:
-                task.vector_at[words] = v * task.W
-                place[v] = words
+                index[step.inputs[batch.row[r] * step.input_stride + t]] = 1
+        # in the order of the ids, so that sums do not depend on where the words occur
+        for v in range(step.model.V):
+            if index[v]:
+                step.vector_at[words] = v * step.model.W
+                index[v] = words
                 words += 1
-    task.words = words
-    for t in range(task.T):
+    step.words = words
+    for t in range(step.T):
         for r in range(batch.active[t]):
             n = batch.row[r]
             token = batch.offset[t] + r
-            v = inputs[n * stride + t]
-            i = token if task.embed_rate > 0 else place[v]
-            task.id[token] = v
-            task.place_in[token] = n * task.T + t
-            task.word[token] = i
-            task.product_at[token] = i * batch.ldg
-            task.h_at[token] = before(batch, t, r) * batch.ldh
-            if masked[n * task.T + t]:
-                task.dh_at[token] = -1
+            v = step.inputs[n * step.input_stride + t]
+            i = token if embed_dropout else index[v]
+            step.word[token] = v
+            step.place[token] = n * step.T + t
+            step.distinct[token] = i
+            step.product_at[token] = i * batch.ldg
+            step.h_prev_at[token] = state_before(batch, t, r) * batch.ldh
+            if step.masked[n * step.T + t]:
+                step.dh_at[token] = -1
             else:
-                task.dh_at[token] = scored * batch.ldh
-                task.scored_at[scored] = (batch.N + token) * batch.ldh
-                task.target[scored] = targets[n * (task.T + 1) + t]
-                task.place[scored] = n * task.T + t
+                step.dh_at[token] = scored * batch.ldh
+                step.scored_at[scored] = (batch.N + token) * batch.ldh
+                step.target[scored] = step.targets[n * (step.T + 1) + t]
+                step.scored_place[scored] = n * step.T + t
                 scored += 1
-    task.scored = scored
+    step.scored = scored
     for token in range(batch.tokens):
-        if task.dh_at[token] < 0:
-            task.dh_at[token] = scored * batch.ldh  # a row of zeros
-    for r in range(task.N):
-        task.feature_at[r] = batch.row[r] * task.D
-    if task.embed_rate > 0:
-        sort_by_word(task.start, task.by_word, task.id, batch.tokens, task.V, task.ldw)
+        if step.dh_at[token] < 0:
+            step.dh_at[token] = scored * batch.ldh
+    for r in range(step.N):
+        step.feature_at[r] = batch.row[r] * step.model.D
+    if embed_dropout:
+        sort_by_word(step.start, step.by_word, step.word, batch.tokens, step.model.V, step.model.ldw)
     else:
-        sort_by_word(task.start, task.by_word, task.word, batch.tokens, words, batch.ldg)
+        sort_by_word(step.start, step.by_word, step.distinct, batch.tokens, words, batch.ldg)
 
 
 cdef inline void drop(floating* y, const floating* x, ptrdiff_t n, uint64_t seed, ptrdiff_t place, ptrdiff_t T,
                       double rate) noexcept nogil:
-    kernels.dropout(y, x, n, kernels.random_key(seed, place // T, place % T), rate)
+    kernels.dropout(y, x, n, random_key(seed, place // T, place % T), rate)
 
 
-cdef ptrdiff_t vocabulary_tiles(const Task* task, size_t size) noexcept nogil:
-    """Elements of scratchpad of one thread for vocabulary_block()."""
-    return tiles_size(BLOCK_ROWS, max(task.H, task.V), size) + area(64, max(task.H, task.V))
+cdef void drop_vectors(const Step* step, floating* y, ptrdiff_t ldy, const floating* x, const ptrdiff_t* x_row,
+                       ptrdiff_t ldx) noexcept nogil:
+    """Apply dropout to word vectors: row q of y from row x_row[q] of x, or from row q if x_row is NULL."""
+    cdef ptrdiff_t q
+    for q in prange(step.words, num_threads=step.threads, schedule="static"):
+        drop(y + q * ldy, x + (q if x_row == NULL else x_row[q]) * ldx, step.model.W, step.embed_seed, step.place[q],
+             step.T, step.embed_rate)
 
 
-cdef void vocabulary_block(const Task* task, floating* dscores, double* losses, floating* dh, floating* h_read,
-                           const floating* h, const floating* W, const floating* W_transposed, const floating* b,
-                           floating* tiles, ptrdiff_t first, ptrdiff_t last) noexcept nogil:
-    """Scores, softmax, losses, their gradient, and dh, of scored tokens first to last.
-
-    h_read (scored, ldh) receives the states as the vocabulary reads them, under dropout; dh is not computed where
-    it is NULL.
-    """
-    cdef ptrdiff_t rows = last - first, i, ldh = task.batch.ldh
-    cdef ptrdiff_t height = tile_height(rows, sizeof(floating))
-    cdef ptrdiff_t count = (rows + height - 1) // height
+cdef void vocabulary_block(const Step* step, const floating* b_vocab, floating* tiles, ptrdiff_t first, ptrdiff_t last,
+                           bint gradients) noexcept nogil:
+    """Compute scores, losses and, if `gradients` is set, dscores and dh of scored tokens [first, last)."""
+    cdef ptrdiff_t rows = last - first, i, ldh = step.model.ldh, ldv = step.model.ldv, H = step.model.H
+    cdef ptrdiff_t V = step.model.V
+    cdef const floating* h = <const floating*> step.h
+    cdef floating* h_dropped = <floating*> step.h_dropped
+    cdef floating* dscores = <floating*> step.dscores
+    cdef floating* dh = <floating*> step.dh
     cdef double weight
-    cdef uint64_t mode = kernels.denormals_flush()
-    if task.vocab_rate > 0:
+    cdef uint64_t mode = denormals_flush()
+    if step.vocab_rate > 0:
         for i in range(first, last):
-            drop(h_read + i * ldh, h + task.scored_at[i], task.H, task.vocab_seed, task.place[i], task.T,
-                 task.vocab_rate)
-        kernels.gemm_pack_rows(tiles, height * task.H, <const floating*> h_read + first * ldh, NULL, ldh, NULL, 1, rows,
-                               task.H, height, 0, count)
+            drop(h_dropped + i * ldh, h + step.scored_at[i], H, step.vocab_seed, step.scored_place[i], step.T,
+                 step.vocab_rate)
+        pack_rows(tiles, matrix(h_dropped + first * ldh, ldh), rows, H)
     else:
-        kernels.gemm_pack_rows(tiles, height * task.H, h, task.scored_at + first, 0, NULL, 1, rows, task.H, height, 0,
-                               count)
-    kernels.gemm_tiles(dscores + first * task.ldv, task.ldv, tiles, height, W, b, rows, task.V, task.H, False)
+        pack_rows(tiles, gathered(h, step.scored_at + first), rows, H)
+    multiply_rows(dscores + first * ldv, ldv, <const floating*> tiles, <const floating*> step.W_vocab, b_vocab, rows, V,
+                  H, False)
     for i in range(first, last):
-        weight = 1 if task.weight == NULL else task.weight[task.place[i] // task.T]
-        losses[i] = weight * kernels.softmax_loss(dscores + i * task.ldv, dscores + i * task.ldv, task.V,
-                                                  task.target[i], <floating> (weight / task.N), task.smoothing)
-    if dh != NULL:
-        kernels.gemm(dh + first * ldh, ldh, <const floating*> dscores + first * task.ldv, task.ldv, 1, W_transposed,
-                     <const floating*> NULL, rows, task.H, task.V, False)
-        if task.vocab_rate > 0:
+        weight = 1 if step.weights == NULL else step.weights[step.scored_place[i] // step.T]
+        step.losses[i] = weight * kernels.softmax_loss(
+            dscores + i * ldv, <const floating*> dscores + i * ldv, V, step.target[i], <floating> (weight / step.N),
+            step.smoothing)
+    if gradients:
+        kernels.gemm(dh + first * ldh, ldh, <const floating*> dscores + first * ldv, ldv, 1,
+                     <const floating*> step.W_vocab_transposed, <const floating*> NULL, rows, H, V, False)
+        if step.vocab_rate > 0:
             for i in range(first, last):
-                drop(dh + i * ldh, <const floating*> dh + i * ldh, task.H, task.vocab_seed, task.place[i], task.T,
-                     task.vocab_rate)
-    kernels.denormals_restore(mode)
+                drop(dh + i * ldh, <const floating*> dh + i * ldh, H, step.vocab_seed, step.scored_place[i], step.T,
+                     step.vocab_rate)
+    denormals_restore(mode)
 
 
-cdef double train_step(Task* task, Workspace workspace, floating** grads, double* log_probs, const floating* features,
-                       const floating** params, const ptrdiff_t* inputs, ptrdiff_t stride, const ptrdiff_t* targets,
-                       const char* masked, const ptrdiff_t* lengths, bint lstm) except? -1:
-    """Loss and gradients; params and grads in the order of NAMES. Word n of row i of `inputs` is at i * stride + n.
-
-    With log_probs (N, T), of zeros, the log-probabilities of the words go there, and there are no gradients.
-    """
-    cdef int lap
-    cdef size_t size = sizeof(floating)
-    cdef ptrdiff_t N = task.N, T = task.T, V = task.V, D = task.D, W = task.W, H = task.H, G = task.G
-    cdef Batch* batch = &task.batch
-    cdef ptrdiff_t n, most = 0, words, blocks, q, i
-    for n in range(N):
-        most += lengths[n]
-    words = most if task.embed_rate > 0 else min(V, most)
-    cdef double work = 6.0 * most * H * (G + V) + 6.0 * words * W * G
-    cdef int threads = threads_for(work)
-    cdef int across = <int> max(<ptrdiff_t> 1, min(<ptrdiff_t> threads, N))
-    cdef ptrdiff_t ldh = leading(H, size), ldg = leading(G, size)
-    cdef size_t block_bytes
-    task.ldv = leading(V, size)
-    task.ldw = leading(W, size)
-    block_bytes = room(vocabulary_tiles(task, size), size)
-
-    cdef void* batch_memory
-    cdef ptrdiff_t* place
-    cdef double* losses
-    cdef floating* h
-    cdef floating* c
-    cdef floating* dh
-    cdef floating* h_read = NULL
-    cdef floating* vectors = NULL
-    cdef floating* gates
-    cdef floating* products
-    cdef floating* dproducts
-    cdef floating* dscores
-    cdef floating* dstate
-    cdef floating* dc
-    cdef floating* dvectors
-    cdef floating* feature_tiles
-    cdef floating* W_proj_packed
-    cdef floating* word_tiles
-    cdef floating* Wx_packed
-    cdef floating* Wh_packed
-    cdef floating* Wh_transposed
-    cdef floating* W_vocab_packed
-    cdef floating* W_vocab_transposed
-    cdef char* block_scratch
-    cdef floating* left
-    cdef floating* right
-    cdef floating* features_left
-    cdef floating* dstate_right
-    cdef floating* words_left
-    cdef floating* dproducts_right
-    cdef floating* dproducts_tiles
-    cdef floating* Wx_transposed
-    for lap in range(2):
-        workspace.begin(lap)
-        batch_memory = workspace.take(batch_size(N, T), sizeof(ptrdiff_t))
-        task.word = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
-        task.product_at = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
-        task.dh_at = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
-        task.h_at = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
-        task.scored_at = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
-        task.target = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
-        task.by_word = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
-        task.place = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
-        task.id = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
-        task.place_in = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
-        task.vector_at = <ptrdiff_t*> workspace.take(most, sizeof(ptrdiff_t))
-        task.start = <ptrdiff_t*> workspace.take(V + 1, sizeof(ptrdiff_t))
-        place = <ptrdiff_t*> workspace.take(V + 1, sizeof(ptrdiff_t))
-        task.feature_at = <ptrdiff_t*> workspace.take(N, sizeof(ptrdiff_t))
-        losses = <double*> workspace.take(most, sizeof(double))
-        h = <floating*> workspace.take(area(N + most, ldh), size)
-        c = <floating*> workspace.take(area(N + most, ldh), size)
-        dh = <floating*> workspace.take(area(most + 1, ldh), size)
-        if task.vocab_rate > 0:
-            h_read = <floating*> workspace.take(area(most, ldh), size)
-        if task.embed_rate > 0:
-            vectors = <floating*> workspace.take(area(most, task.ldw), size)
-        gates = <floating*> workspace.take(area(most, ldg), size)
-        products = <floating*> workspace.take(area(words, ldg), size)
-        dproducts = <floating*> workspace.take(area(words, ldg), size)
-        dscores = <floating*> workspace.take(area(most, task.ldv), size)
-        dstate = <floating*> workspace.take(area(N, ldh), size)
-        dc = <floating*> workspace.take(area(N, ldh), size)
-        dvectors = <floating*> workspace.take(area(words, task.ldw), size)
-        feature_tiles = <floating*> workspace.take(tiles_size(N, D, size), size)
-        W_proj_packed = <floating*> workspace.take(packed_size(D, H, size), size)
-        word_tiles = <floating*> workspace.take(tiles_size(words, W, size), size)
-        Wx_packed = <floating*> workspace.take(packed_size(W, G, size), size)
-        Wh_packed = <floating*> workspace.take(packed_size(H, G, size), size)
-        Wh_transposed = <floating*> workspace.take(packed_size(G, H, size), size)
-        W_vocab_packed = <floating*> workspace.take(packed_size(H, V, size), size)
-        W_vocab_transposed = <floating*> workspace.take(packed_size(V, H, size), size)
-        block_scratch = <char*> workspace.take_each(threads, vocabulary_tiles(task, size), size)
-        left = <floating*> workspace.take(tiles_size(H, most, size), size)
-        right = <floating*> workspace.take(packed_size(most, max(G, V), size), size)
-        features_left = <floating*> workspace.take(tiles_size(D, N, size), size)
-        dstate_right = <floating*> workspace.take(packed_size(N, H, size), size)
-        words_left = <floating*> workspace.take(tiles_size(W, words, size), size)
-        dproducts_right = <floating*> workspace.take(packed_size(words, G, size), size)
-        dproducts_tiles = <floating*> workspace.take(tiles_size(words, G, size), size)
-        Wx_transposed = <floating*> workspace.take(packed_size(G, W, size), size)
-    cdef const floating* nothing = NULL
+cdef void vocabulary(Step* step, const floating* W_vocab, const floating* b_vocab, bint gradients) noexcept nogil:
+    """Compute scores, losses and, if `gradients` is set, dscores and dh of all scored tokens."""
+    cdef ptrdiff_t H = step.model.H, V = step.model.V, scored = step.scored, q
+    cdef int threads = step.threads
+    # the same number of blocks for each thread
+    cdef ptrdiff_t blocks = (scored + BLOCK_ROWS * threads - 1) // (BLOCK_ROWS * threads) * threads
     cdef floating* nowhere = NULL
-    cdef const floating* embedding = params[0] if vectors == NULL else <const floating*> vectors
+    pack_panels(<floating*> step.W_vocab, 0, nowhere, matrix(W_vocab, V), H, V, threads)
+    if gradients:
+        pack_panels(<floating*> step.W_vocab_transposed, 0, nowhere, transposed(W_vocab, V), V, H, threads)
+    for q in prange(blocks, num_threads=threads, schedule="static", chunksize=1):
+        if share(scored, q + 1, blocks, 1) > share(scored, q, blocks, 1):
+            vocabulary_block(step, b_vocab, <floating*> slice_of(step.block_tiles, threadid()),
+                             share(scored, q, blocks, 1), share(scored, q + 1, blocks, 1), gradients)
+
+
+cdef void input_gradients(Step* step, floating* dW_embed, floating* dWx, const floating* Wx,
+                          const floating* embedding) noexcept nogil:
+    """Compute dWx and dW_embed: add up the gates of each word, then one product for all distinct words."""
+    cdef ptrdiff_t W = step.model.W, G = step.model.G, V = step.model.V, ldw = step.model.ldw, ldg = step.model.ldg
+    cdef ptrdiff_t words = step.words, q
+    cdef int threads = step.threads
+    cdef floating* dproducts = <floating*> step.dproducts
+    cdef floating* dvectors = <floating*> step.dvectors
+    cdef const floating* da = <const floating*> step.gates
+    cdef const floating* no_bias = NULL
+    cdef floating* nowhere = NULL
+    if step.embed_rate > 0:
+        dproducts = <floating*> step.gates
+    else:
+        for q in prange(words, num_threads=threads, schedule="dynamic", chunksize=8):
+            kernels.rows_sum(dproducts + q * ldg, da, step.by_word + step.start[q], step.start[q + 1] - step.start[q],
+                             G)
+    multiply(dWx, G, gathered_transposed(embedding, step.vector_at), matrix(dproducts, ldg), step.dWx_operands, no_bias,
+             nowhere, W, G, words, threads)
+    multiply(dvectors, ldw, matrix(dproducts, ldg), transposed(Wx, G), step.dvectors_operands, no_bias, nowhere, words,
+             W, G, threads)
+    if step.embed_rate > 0:
+        drop_vectors(step, dvectors, ldw, <const floating*> dvectors, NULL, ldw)
+        for q in prange(V, num_threads=threads, schedule="dynamic", chunksize=16):
+            kernels.rows_sum(dW_embed + q * W, <const floating*> dvectors, step.by_word + step.start[q],
+                             step.start[q + 1] - step.start[q], W)
+    else:
+        memset(dW_embed, 0, V * W * sizeof(floating))
+        for q in range(words):
+            memcpy(dW_embed + step.vector_at[q], dvectors + q * ldw, W * sizeof(floating))
+
+
+cdef double train_step(Step* step, Workspace workspace, floating** grads, double* log_probs, const floating* features,
+                       const floating** params) except? -1:
+    """Compute the loss and the gradients. params and grads are in the order of PARAM_NAMES.
+
+    If log_probs (N, T) is not NULL, it receives the log-probabilities of the words, and gradients are not computed.
+    """
+    cdef ptrdiff_t N = step.N, D = step.model.D, W = step.model.W, H = step.model.H, G = step.model.G, V = step.model.V
+    cdef ptrdiff_t ldh = step.model.ldh, ldg = step.model.ldg
+    cdef Batch* batch = &step.batch
+    cdef ptrdiff_t n, i, most = 0
+    cdef int pass_, threads, loop_threads
     cdef double loss = 0, since
+    for n in range(N):
+        most += step.lengths[n]
+    step.max_tokens = most
+    step.max_words = most if step.embed_rate > 0 else min(V, most)
+    threads = step.threads = threads_for(6.0 * most * H * (G + V) + 6.0 * step.max_words * W * G)
+    loop_threads = <int> max(<ptrdiff_t> 1, min(<ptrdiff_t> threads, N))
+    for pass_ in range(2):
+        workspace.begin(pass_)
+        take_memory(step, workspace, sizeof(floating))
+
+    cdef floating* h = <floating*> step.h
+    cdef floating* c = <floating*> step.c
+    cdef floating* gates = <floating*> step.gates
+    cdef floating* dh = <floating*> step.dh
+    cdef floating* dstate = <floating*> step.dstate
+    cdef floating* dc = <floating*> step.dc
+    cdef const floating* embedding = params[0] if step.vectors == NULL else <const floating*> step.vectors
+    cdef const floating* no_bias = NULL
+    cdef floating* nowhere = NULL
+    cdef Slices no_scratch
+    no_scratch.memory, no_scratch.step = NULL, 0
     with nogil:
         since = seconds()
-        batch_sort(batch, batch_memory, lengths, N, T, H, lstm, size)
-        prepare(task, place, inputs, stride, targets, masked)
-        words = task.words
-        if task.embed_rate > 0:
-            for q in prange(words, num_threads=threads, schedule="static"):
-                drop(vectors + q * task.ldw, params[0] + task.id[q] * W, W, task.embed_seed, task.place_in[q], T,
-                     task.embed_rate)
-        since = charge(task, PREPARE, since)
+        batch_sort(batch, step.batch_memory, step.lengths, N, step.T, H, step.model.cell, sizeof(floating))
+        prepare(step)
+        if step.embed_rate > 0:
+            drop_vectors(step, <floating*> step.vectors, step.model.ldw, params[0], step.word, W)
+        since = charge(step, PREPARE, since)
 
-        # h0, and the input product of each distinct word
-        pack(W_proj_packed, 0, nowhere, params[1], NULL, H, 1, D, H, threads)
-        pack_tiles(feature_tiles, features, task.feature_at, 0, NULL, 1, N, D, threads)
-        multiply(h, ldh, feature_tiles, W_proj_packed, params[2], N, H, D, False, threads)
-        memset(c, 0, N * ldh * size)
-        pack(Wx_packed, 0, nowhere, params[3], NULL, G, 1, W, G, threads)
-        pack_tiles(word_tiles, embedding, task.vector_at, 0, NULL, 1, words, W, threads)
-        multiply(products, ldg, word_tiles, Wx_packed, params[5], words, G, W, False, threads)
-        since = charge(task, INPUTS, since)
+        # initial states, and the input product of each distinct word
+        multiply(h, ldh, gathered(features, step.feature_at), matrix(params[1], H), step.h0_operands, params[2],
+                 nowhere, N, H, D, threads)
+        memset(c, 0, N * ldh * sizeof(floating))
+        multiply(<floating*> step.products, ldg, gathered(embedding, step.vector_at), matrix(params[3], G),
+                 step.products_operands, params[5], nowhere, step.words, G, W, threads)
+        since = charge(step, INPUTS, since)
 
-        pack(Wh_packed, 0, nowhere, params[4], NULL, G, 1, H, G, threads)
-        steps_forward(batch, gates, h, c, nowhere, NULL, <const floating*> products, task.product_at, 0, nothing,
-                      <const floating*> Wh_packed, nowhere, across)
-        since = charge(task, FORWARD, since)
+        pack_panels(<floating*> step.Wh, 0, nowhere, matrix(params[4], G), H, G, threads)
+        steps_forward(batch, gates, h, c, nowhere, NULL, <const floating*> step.products, step.product_at, 0, no_bias,
+                      <const floating*> step.Wh, no_scratch, loop_threads)
+        since = charge(step, FORWARD, since)
 
-        pack(W_vocab_packed, 0, nowhere, params[6], NULL, V, 1, H, V, threads)
-        if log_probs == NULL:
-            pack(W_vocab_transposed, 0, nowhere, params[6], NULL, 1, V, V, H, threads)
-        # as many blocks as give each thread the same number of them
-        blocks = (task.scored + BLOCK_ROWS * threads - 1) // (BLOCK_ROWS * threads) * threads
-        for q in prange(blocks, num_threads=threads, schedule="static", chunksize=1):
-            if share(task.scored, q + 1, blocks, 1) > share(task.scored, q, blocks, 1):
-                vocabulary_block(task, dscores, losses, dh if log_probs == NULL else nowhere, h_read,
-                                 <const floating*> h, <const floating*> W_vocab_packed,
-                                 <const floating*> W_vocab_transposed, params[7],
-                                 <floating*> (block_scratch + threadid() * block_bytes),
-                                 share(task.scored, q, blocks, 1), share(task.scored, q + 1, blocks, 1))
-        for i in range(task.scored):
-            loss += losses[i]
-        since = charge(task, VOCABULARY, since)
+        vocabulary(step, params[6], params[7], log_probs == NULL)
+        for i in range(step.scored):
+            loss += step.losses[i]
+        since = charge(step, VOCABULARY, since)
         if log_probs != NULL:
-            for i in range(task.scored):
-                log_probs[task.place[i]] = -losses[i]
+            for i in range(step.scored):
+                log_probs[step.scored_place[i]] = -step.losses[i]
             return loss
-        memset(dh + task.scored * ldh, 0, H * size)
+        memset(dh + step.scored * ldh, 0, H * sizeof(floating))
 
-        pack(Wh_transposed, 0, nowhere, params[4], NULL, 1, G, G, H, threads)
-        memset(dstate, 0, N * ldh * size)
-        memset(dc, 0, N * ldh * size)
-        # in place: the gradient of the gates takes the place of the gates
-        steps_backward(batch, gates, dstate, dc, nowhere, 0, 0, 0, <const floating*> dh, task.dh_at,
+        pack_panels(<floating*> step.Wh_transposed, 0, nowhere, transposed(params[4], G), G, H, threads)
+        memset(dstate, 0, N * ldh * sizeof(floating))
+        memset(dc, 0, N * ldh * sizeof(floating))
+        steps_backward(batch, gates, dstate, dc, nowhere, 0, 0, 0, <const floating*> dh, step.dh_at,
                        <const floating*> gates, <const floating*> h, <const floating*> c,
-                       <const floating*> Wh_transposed, nothing, nowhere, across)
-        since = charge(task, BACKWARD, since)
+                       <const floating*> step.Wh_transposed, no_bias, no_scratch, loop_threads)
+        since = charge(step, BACKWARD, since)
 
-        pack(right, 0, grads[5], <const floating*> gates, NULL, ldg, 1, batch.tokens, G, threads)
-        pack_tiles(left, <const floating*> h, NULL, 1, task.h_at, 0, H, batch.tokens, threads)
-        multiply(grads[4], G, left, right, nothing, H, G, batch.tokens, False, threads)
-        since = charge(task, RECURRENT_GRADIENTS, since)
+        multiply(grads[4], G, gathered_transposed(h, step.h_prev_at), matrix(gates, ldg), step.dWh_operands, no_bias,
+                 grads[5], H, G, batch.tokens, threads)
+        since = charge(step, RECURRENT_GRADIENTS, since)
 
-        # through the input product: first the tokens of each word are added up, then one product for all words
-        if task.embed_rate > 0:
-            dproducts = gates
-        else:
-            for q in prange(words, num_threads=threads, schedule="dynamic", chunksize=8):
-                kernels.rows_sum(dproducts + q * ldg, <const floating*> gates, task.by_word + task.start[q],
-                                 task.start[q + 1] - task.start[q], G)
-        pack(dproducts_right, 0, nowhere, <const floating*> dproducts, NULL, ldg, 1, words, G, threads)
-        pack_tiles(words_left, embedding, NULL, 1, task.vector_at, 0, W, words, threads)
-        multiply(grads[3], G, words_left, dproducts_right, nothing, W, G, words, False, threads)
-        pack(Wx_transposed, 0, nowhere, params[3], NULL, 1, G, G, W, threads)
-        pack_tiles(dproducts_tiles, <const floating*> dproducts, NULL, ldg, NULL, 1, words, G, threads)
-        multiply(dvectors, task.ldw, dproducts_tiles, Wx_transposed, nothing, words, W, G, False, threads)
-        if task.embed_rate > 0:
-            for q in prange(words, num_threads=threads, schedule="static"):
-                drop(dvectors + q * task.ldw, <const floating*> dvectors + q * task.ldw, W, task.embed_seed,
-                     task.place_in[q], T, task.embed_rate)
-            for q in prange(V, num_threads=threads, schedule="dynamic", chunksize=16):
-                kernels.rows_sum(grads[0] + q * W, <const floating*> dvectors, task.by_word + task.start[q],
-                                 task.start[q + 1] - task.start[q], W)
-        else:
-            memset(grads[0], 0, V * W * size)
-            for q in range(words):
-                memcpy(grads[0] + task.vector_at[q], dvectors + q * task.ldw, W * size)
-        pack(dstate_right, 0, grads[2], <const floating*> dstate, NULL, ldh, 1, N, H, threads)
-        pack_tiles(features_left, features, NULL, 1, task.feature_at, 0, D, N, threads)
-        multiply(grads[1], H, features_left, dstate_right, nothing, D, H, N, False, threads)
-        since = charge(task, INPUT_GRADIENTS, since)
+        input_gradients(step, grads[0], grads[3], params[3], embedding)
+        multiply(grads[1], H, gathered_transposed(features, step.feature_at), matrix(dstate, ldh),
+                 step.dW_proj_operands, no_bias, grads[2], D, H, N, threads)
+        since = charge(step, INPUT_GRADIENTS, since)
 
-        pack(right, 0, grads[7], <const floating*> dscores, NULL, task.ldv, 1, task.scored, V, threads)
-        if task.vocab_rate > 0:
-            pack_tiles(left, <const floating*> h_read, NULL, 1, NULL, ldh, H, task.scored, threads)
-        else:
-            pack_tiles(left, <const floating*> h, NULL, 1, task.scored_at, 0, H, task.scored, threads)
-        multiply(grads[6], V, left, right, nothing, H, V, task.scored, False, threads)
-        charge(task, VOCABULARY_GRADIENTS, since)
+        multiply(grads[6], V, transposed(step.h_dropped, ldh) if step.vocab_rate > 0
+                 else gathered_transposed(h, step.scored_at), matrix(step.dscores, step.model.ldv), step.dWh_operands,
+                 no_bias, grads[7], H, V, step.scored, threads)
+        charge(step, VOCABULARY_GRADIENTS, since)
     return loss / N if N > 0 else 0.0
 
 
-def loss(params, features, captions, null, bint lstm, Workspace workspace=None, grads=None, weights=None, inputs=None,
+# ---- Over NumPy arrays -----------------------------------------------------------------------------------------------
+
+def loss(params, features, captions, null, cell_type, Workspace workspace=None, grads=None, weights=None, inputs=None,
          double embed_dropout=0, uint64_t embed_seed=0, double vocab_dropout=0, uint64_t vocab_seed=0,
          double label_smoothing=0):
     """Return (loss, grads) of CaptioningRNN.loss.
 
-    `workspace` holds what the step needs meanwhile, `grads` the arrays of an earlier call of the same model, to be
-    written over; each is new where it is None or does not fit. `weights` (N,) are the captions' in the loss; one of
-    weight 0 takes no part. `inputs` (N, T), ids of words, go in in place of captions[:, :-1].
+    The step uses the memory of `workspace` and overwrites `grads`, the gradients of an earlier call for the same model;
+    each is allocated if it is None or does not fit. `weights` (N,) weight the captions in the loss; a caption of weight
+    0 is skipped. `inputs` (N, T) are the input words, captions[:, :-1] by default.
     """
-    return step(params, features, captions, null, lstm, workspace, grads, weights, inputs, embed_dropout, embed_seed,
-                vocab_dropout, vocab_seed, label_smoothing, None)
+    return run_step(params, features, captions, null, cell_type, workspace, grads, weights, inputs, embed_dropout,
+                    embed_seed, vocab_dropout, vocab_seed, label_smoothing, None)
 
 
-def word_log_probs(params, features, captions, null, bint lstm, Workspace workspace=None):
-    """Return the log-probabilities float64 (N, T) of captions[:, 1:], 0 where they are `null`."""
-    captions = np.asarray(captions)
+def word_log_probs(params, features, captions, null, cell_type, Workspace workspace=None):
+    """Return the log-probabilities of captions[:, 1:], float64 (N, T), with 0 for `null`."""
+    captions = ids_of("captions", captions)
     found = np.zeros((captions.shape[0], captions.shape[1] - 1))
-    step(params, features, captions, null, lstm, workspace, None, None, None, 0, 0, 0, 0, 0, found)
+    run_step(params, features, captions, null, cell_type, workspace, None, None, None, 0, 0, 0, 0, 0, found)
     return found
 
 
-cdef bint can_hold(object grads, tuple arrays):
-    """Whether gradients of features and parameters can be written over `grads`.
+cdef bint can_hold(tuple grads, tuple arrays):
+    """Return whether the gradients of features and parameters can be written to `grads`, in the order of PARAM_NAMES.
 
-    They are arrays of NumPy's own class with the dtypes and shapes of the parameters, lie as the core writes, and share
-    memory neither with one another nor with what is read.
+    They must be numpy.ndarray, writeable, C-contiguous, of the dtypes and shapes of the parameters, and share no memory
+    with each other or with the inputs.
     """
     cdef int k, other
     cdef cnp.ndarray grad, array
-    if type(grads) is not dict or any(type(grads.get(name)) is not np.ndarray for name in NAMES):
-        return False
-    for k in range(8):
-        grad, array = grads[NAMES[k]], arrays[1 + k]
+    for k in range(PARAMS):
+        if type(grads[k]) is not np.ndarray:
+            return False
+    for k in range(PARAMS):
+        grad, array = grads[k], arrays[1 + k]
         if (cnp.PyArray_TYPE(grad) != cnp.PyArray_TYPE(array) or not cnp.PyArray_ISCARRAY(grad)
                 or not cnp.PyArray_SAMESHAPE(grad, array)):
             return False
-        for other in range(9):
-            if overlap(grad, arrays[other]) or (1 + k < other and overlap(grad, grads[NAMES[other - 1]])):
+        for other in range(PARAMS + 1):
+            if overlap(grad, arrays[other]) or (1 + k < other and overlap(grad, grads[other - 1])):
                 return False
     return True
 
 
-cdef tuple step(object params, object features, object captions, object null, bint lstm, Workspace workspace,
-                object grads, object weights, object inputs, double embed_dropout, uint64_t embed_seed,
-                double vocab_dropout, uint64_t vocab_seed, double label_smoothing, cnp.ndarray log_probs):
-    cdef cnp.ndarray captions_ = ids_of("captions", captions), wrapped, lengths, masked, weights_, inputs_, fed_
-    cdef ptrdiff_t* fed
-    cdef ptrdiff_t stride
-    cdef tuple arrays = parameters(params, features, lstm)
-    cdef cnp.ndarray array, first = arrays[0], We = arrays[1], Wp = arrays[2]
-    cdef int kind = cnp.PyArray_TYPE(first), k
-    cdef Task task
-    cdef void* to[8]
-    cdef void* source[8]
+cdef tuple run_step(object params, object features, object captions, object null, object cell_type,
+                    Workspace workspace, object grads, object weights, object inputs, double embed_dropout,
+                    uint64_t embed_seed, double vocab_dropout, uint64_t vocab_seed, double label_smoothing,
+                    cnp.ndarray log_probs):
+    """Check the arguments and run a training step, or compute log_probs alone if it is not None."""
+    # convert the other arguments before the parameters, see arrays.pyx
+    cdef cnp.ndarray captions_ = ids_of("captions", captions), wrapped, lengths, masked, wrapped_inputs
+    cdef cnp.ndarray inputs_ = None if inputs is None else ids_of("inputs", inputs)
+    cdef cnp.ndarray weights_ = None if weights is None else np.array(weights)
+    cdef ptrdiff_t null_id = null
+    cdef Step step
+    cdef tuple arrays = read_model(&step.model, params, features, cell_type), written = ()
+    cdef cnp.ndarray array, features_ = arrays[0]
+    cdef void* to[PARAMS]
+    cdef void* source[PARAMS]
     cdef double value
-    cdef ptrdiff_t n, t, last, id, null_id = null
-    memset(task.spent, 0, sizeof(task.spent))
-    task.weight = NULL
-    task.N, task.D, task.H, task.V, task.W = dim(first, 0), dim(Wp, 0), dim(Wp, 1), dim(We, 0), dim(We, 1)
-    task.T = dim(captions_, 1) - 1
-    task.G = 4 * task.H if lstm else task.H
-    task.embed_rate, task.vocab_rate, task.smoothing = embed_dropout, vocab_dropout, label_smoothing
-    task.embed_seed, task.vocab_seed = embed_seed, vocab_seed
-    if not has_shape(captions_, 2, task.N, task.T + 1):
-        checks.match_shapes({"N": task.N}, captions=(captions_, "N L"))
-    wrapped = new(cnp.NPY_INTP, 2, task.N, task.T + 1)
-    if not wrap_ids(<ptrdiff_t*> data(wrapped), <cnp.npy_intp*> data(captions_), task.N * (task.T + 1), task.V):
-        checks.check_ids("captions", captions_, task.V)
-    fed, stride = <ptrdiff_t*> data(wrapped), task.T + 1
-    if weights is not None:
-        weights_ = np.require(checks.as_caption_weights(weights, task.N), requirements="CA")
-        task.weight = <double*> data(weights_)
-    if inputs is not None:
-        inputs_ = ids_of("inputs", inputs)
-        fed_ = new(cnp.NPY_INTP, 2, task.N, task.T)
-        if (not has_shape(inputs_, 2, task.N, task.T)
-                or not wrap_ids(<ptrdiff_t*> data(fed_), <cnp.npy_intp*> data(inputs_), task.N * task.T, task.V)):
-            raise ValueError("inputs are not (N, T) ids of words")
-        fed, stride = <ptrdiff_t*> data(fed_), task.T
-    if task.N == 0:
-        task.T = 0  # nothing to go through, however long captions are
-    lengths = new(cnp.NPY_INTP, 1, task.N)
-    masked = new(cnp.NPY_BOOL, 2, task.N, task.T)
+    cdef int k
+    cdef ptrdiff_t n, t, last, id, V = step.model.V
+    memset(step.time, 0, sizeof(step.time))
+    step.N, step.T = dim(features_, 0), dim(captions_, 1) - 1
+    step.weights = NULL
+    step.embed_rate, step.vocab_rate, step.smoothing = embed_dropout, vocab_dropout, label_smoothing
+    step.embed_seed, step.vocab_seed = embed_seed, vocab_seed
+    if not has_shape(captions_, 2, step.N, step.T + 1):
+        checks.match_shapes({"N": step.N}, captions=(captions_, "N L"))
+    wrapped = new(cnp.NPY_INTP, 2, step.N, step.T + 1)
+    if not wrap_ids(<ptrdiff_t*> data(wrapped), <cnp.npy_intp*> data(captions_), step.N * (step.T + 1), V):
+        checks.check_ids("captions", captions_, V)
+    step.targets = <ptrdiff_t*> data(wrapped) + 1
+    step.inputs, step.input_stride = <ptrdiff_t*> data(wrapped), step.T + 1
+    if weights_ is not None:
+        weights_ = np.require(checks.as_caption_weights(weights_, step.N), requirements="CA")
+        step.weights = <double*> data(weights_)
+    if inputs_ is not None:
+        if not has_shape(inputs_, 2, step.N, step.T):
+            checks.match_shapes({"N": step.N, "T": step.T}, inputs=(inputs_, "N T"))
+        wrapped_inputs = new(cnp.NPY_INTP, 2, step.N, step.T)
+        if not wrap_ids(<ptrdiff_t*> data(wrapped_inputs), <cnp.npy_intp*> data(inputs_), step.N * step.T, V):
+            checks.check_ids("inputs", inputs_, V)
+        step.inputs, step.input_stride = <ptrdiff_t*> data(wrapped_inputs), step.T
+    if step.N == 0:
+        step.T = 0  # nothing to compute, however long the captions are
+    lengths = new(cnp.NPY_INTP, 1, step.N)
+    masked = new(cnp.NPY_BOOL, 2, step.N, step.T)
     cdef const cnp.npy_intp* ids = <cnp.npy_intp*> data(captions_)
-    for n in range(task.N):
+    for n in range(step.N):
         last = 0
-        for t in range(task.T):
-            id = null_id if task.weight != NULL and task.weight[n] == 0 else ids[n * (task.T + 1) + t + 1]
-            (<char*> data(masked))[n * task.T + t] = id == null_id
+        for t in range(step.T):
+            id = null_id if step.weights != NULL and step.weights[n] == 0 else ids[n * (step.T + 1) + t + 1]
+            (<char*> data(masked))[n * step.T + t] = id == null_id
             if id != null_id:
                 last = t + 1
         (<ptrdiff_t*> data(lengths))[n] = last
+    step.lengths, step.masked = <ptrdiff_t*> data(lengths), <char*> data(masked)
     if workspace is None:
         workspace = Workspace()
-    if log_probs is not None:
-        grads = None
-    elif not can_hold(grads, arrays):
-        grads = {name: new_like(array) for name, array in zip(NAMES, arrays[1:])}
-    for k in range(8):
+    if log_probs is None:
+        # keep references: another thread may remove the arrays from the dict meanwhile
+        written = tuple([grads.get(name) for name in PARAM_NAMES]) if type(grads) is dict else (None,) * PARAMS
+        if not can_hold(written, arrays):
+            written = tuple([new_like(array) for array in arrays[1:]])
+    for k in range(PARAMS):
         array = arrays[1 + k]
         source[k] = data(array)
         to[k] = NULL
-        if grads is not None:
-            array = grads[NAMES[k]]
+        if log_probs is None:
+            array = written[k]
             to[k] = data(array)
-    cdef double* words = NULL if log_probs is None else <double*> data(log_probs)
-    cdef const ptrdiff_t* targets = <ptrdiff_t*> data(wrapped) + 1
+    cdef double* word_scores = NULL if log_probs is None else <double*> data(log_probs)
     workspace.hold()
     try:
-        if kind == cnp.NPY_FLOAT32:
-            value = train_step(&task, workspace, <float**> to, words, <float*> data(first), <const float**> source,
-                               fed, stride, targets, <char*> data(masked), <ptrdiff_t*> data(lengths), lstm)
+        if cnp.PyArray_TYPE(features_) == cnp.NPY_FLOAT32:
+            value = train_step(&step, workspace, <float**> to, word_scores, <const float*> data(features_),
+                               <const float**> source)
         else:
-            value = train_step(&task, workspace, <double**> to, words, <double*> data(first), <const double**> source,
-                               fed, stride, targets, <char*> data(masked), <ptrdiff_t*> data(lengths), lstm)
+            value = train_step(&step, workspace, <double**> to, word_scores, <const double*> data(features_),
+                               <const double**> source)
     finally:
         workspace.release()
+    lock()
     for k in range(PHASES):
-        spent[k] += task.spent[k]
-    return np.float64(value), grads
+        total_time[k] += step.time[k]
+    unlock()
+    return np.float64(value), dict(zip(PARAM_NAMES, written)) if log_probs is None else None

@@ -1,4 +1,4 @@
-"""Optimiser steps, clipping and averages over NumPy arrays: one pass over a parameter, its gradient and its state."""
+"""Optimizer steps, clipping and averages over NumPy arrays, each in one pass over its arrays."""
 
 import numpy as np
 
@@ -9,8 +9,8 @@ from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
 
 from . cimport kernels
-from .arrays cimport data, new_like, overlap
-from .kernels cimport share, threads_for
+from .arrays cimport data, new, new_like, overlap
+from .runtime cimport denormals_flush, denormals_restore, share, threads_for
 
 cnp.import_array()
 
@@ -19,21 +19,24 @@ cdef enum Rule:
 
 
 cdef enum:
-    SQUARES_RUN = 65536  # elements whose squares one thread adds up at a time
+    SQUARES_BLOCK = 65536  # elements of a partial sum of squares
 
 
 cdef struct Step:
     Rule rule
-    double rate, first, second, epsilon, keep  # of the rule: momentum; decay rate; beta1 and beta2; limit; factor
+    double rate           # learning rate, limit of clipping, factor of scaling, rate of averaging
+    double first, second  # momentum; decay rate; beta1 and beta2
+    double epsilon, keep
 
 
-cdef void part(const Step* step, floating* w, floating* new_a, floating* new_b, const floating* a, const floating* b,
-               const floating* dw, ptrdiff_t first, ptrdiff_t last) noexcept nogil:
+cdef void step_part(const Step* step, floating* w, floating* new_a, floating* new_b, const floating* a,
+                    const floating* b, const floating* dw, ptrdiff_t first, ptrdiff_t last) noexcept nogil:
+    """Apply a rule to elements [first, last)."""
     cdef ptrdiff_t n = last - first
     cdef uint64_t mode
     if n <= 0:
         return
-    mode = kernels.denormals_flush()
+    mode = denormals_flush()
     w, dw = w + first, dw + first
     if step.rule == CLIP:
         kernels.clip(w, n, step.rate)
@@ -50,24 +53,24 @@ cdef void part(const Step* step, floating* w, floating* new_a, floating* new_b, 
     else:
         kernels.adam(w, new_a + first, new_b + first, a + first, b + first, dw, n, step.rate, step.first, step.second,
                      step.epsilon, step.keep)
-    kernels.denormals_restore(mode)
+    denormals_restore(mode)
 
 
 cdef void run(const Step* step, floating* w, floating* new_a, floating* new_b, const floating* a, const floating* b,
               const floating* dw, ptrdiff_t n) noexcept:
-    # bound by memory: an element counts as ten operations
+    # bound by memory bandwidth: count each element as 10 operations
     cdef int threads = threads_for(10.0 * n)
     cdef ptrdiff_t q
     with nogil:
         if threads == 1:
-            part(step, w, new_a, new_b, a, b, dw, 0, n)
+            step_part(step, w, new_a, new_b, a, b, dw, 0, n)
         else:
             for q in prange(threads, num_threads=threads, schedule="static"):
-                part(step, w, new_a, new_b, a, b, dw, share(n, q, threads, 64), share(n, q + 1, threads, 64))
+                step_part(step, w, new_a, new_b, a, b, dw, share(n, q, threads, 64), share(n, q + 1, threads, 64))
 
 
 cdef inline bint alike(object array, cnp.ndarray w, bint writeable) noexcept:
-    """Whether an array is NumPy's own, of the shape and dtype of w, C-contiguous, and elsewhere in memory."""
+    """Return whether an array is a C-contiguous ndarray of the shape and dtype of w that shares no memory with it."""
     cdef cnp.ndarray a
     if type(array) is not np.ndarray:
         return False
@@ -77,10 +80,10 @@ cdef inline bint alike(object array, cnp.ndarray w, bint writeable) noexcept:
 
 
 def fits(w, tuple others=(), bint in_place=False):
-    """Whether the functions below take w, and `others` beside it: a gradient, and state that in_place is written over.
+    """Return whether the functions below accept w together with `others`, a gradient and state.
 
-    w is a writeable C-contiguous array of float32 or float64, the others are of its shape and dtype, and no two of them
-    share memory.
+    w must be a writeable C-contiguous array of float32 or float64. The others must have its shape and dtype, no two
+    arrays may share memory, and with in_place set the state, which is overwritten, must be writeable.
     """
     cdef Py_ssize_t k, earlier
     if type(w) is not np.ndarray or not cnp.PyArray_ISCARRAY(<cnp.ndarray> w):
@@ -98,7 +101,7 @@ def fits(w, tuple others=(), bint in_place=False):
 
 cdef int check(object w, tuple others, bint in_place) except -1:
     if not fits(w, others, in_place):
-        raise ValueError("arrays that fits() refuses")
+        raise ValueError("w is not supported with these arrays; expected arrays that fits() accepts")
     return 0
 
 
@@ -115,10 +118,10 @@ cdef int apply(const Step* step, cnp.ndarray w, cnp.ndarray new_a, cnp.ndarray n
     return 0
 
 
-# Each rule changes w and returns the new state, in arrays of its own unless in_place. What fits() refuses raises.
+# Each rule changes w and returns the new state, in new arrays unless in_place is set. Arrays must pass fits().
 
 def sgd(w, dw, double learning_rate):
-    """w -= learning_rate dw. Returns ()."""
+    """w -= learning_rate * dw. Return ()."""
     cdef Step step = Step(SGD, learning_rate, 0, 0, 0, 1)
     check(w, (dw,), False)
     apply(&step, w, None, None, None, None, dw)
@@ -126,7 +129,7 @@ def sgd(w, dw, double learning_rate):
 
 
 def sgd_momentum(w, dw, velocity, double learning_rate, double momentum, bint in_place):
-    """v = momentum velocity - learning_rate dw; w += v. Returns (v,)."""
+    """velocity = momentum * velocity - learning_rate * dw; w += velocity. Return (velocity,)."""
     cdef Step step = Step(MOMENTUM, learning_rate, momentum, 0, 0, 1)
     check(w, (dw, velocity), in_place)
     v = velocity if in_place else new_like(w)
@@ -135,7 +138,10 @@ def sgd_momentum(w, dw, velocity, double learning_rate, double momentum, bint in
 
 
 def rmsprop(w, dw, cache, double learning_rate, double decay_rate, double epsilon, bint in_place):
-    """c = decay_rate cache + (1 - decay_rate) dw^2; w -= learning_rate dw / (sqrt(c) + epsilon). Returns (c,)."""
+    """cache = decay_rate * cache + (1 - decay_rate) * dw**2; w -= learning_rate * dw / (sqrt(cache) + epsilon).
+
+    Return (cache,).
+    """
     cdef Step step = Step(RMSPROP, learning_rate, decay_rate, 0, epsilon, 1)
     check(w, (dw, cache), in_place)
     c = cache if in_place else new_like(w)
@@ -144,7 +150,7 @@ def rmsprop(w, dw, cache, double learning_rate, double decay_rate, double epsilo
 
 
 def adam(w, dw, m, v, double alpha, double beta1, double beta2, double epsilon, double keep, bint in_place):
-    """m, v = their moving averages after dw; w = keep w - alpha m / (sqrt(v) + epsilon). Returns (m, v)."""
+    """m, v = moving averages of dw and dw**2; w = keep * w - alpha * m / (sqrt(v) + epsilon). Return (m, v)."""
     cdef Step step = Step(ADAM, alpha, beta1, beta2, epsilon, keep)
     check(w, (dw, m, v), in_place)
     next_m, next_v = (m, v) if in_place else (new_like(w), new_like(w))
@@ -153,7 +159,7 @@ def adam(w, dw, m, v, double alpha, double beta1, double beta2, double epsilon, 
 
 
 # ---- Gradients and averages ------------------------------------------------------------------------------------------
-# Each changes its first argument. What fits() refuses raises.
+# Each changes its first argument, which must pass fits().
 
 def clip(x, double limit):
     """x = min(max(x, -limit), limit)."""
@@ -170,34 +176,35 @@ def scale(x, double factor):
 
 
 def average(mean, w, double rate):
-    """mean += rate (w - mean)."""
+    """mean += rate * (w - mean)."""
     cdef Step step = Step(AVERAGE, rate, 0, 0, 0, 1)
     check(mean, (w,), False)
     apply(&step, mean, None, None, None, None, w)
 
 
-cdef double squares(const floating* x, ptrdiff_t n, double[::1] sums) noexcept:
-    # The runs do not depend on the number of threads, so neither does the sum.
-    cdef ptrdiff_t q, runs = sums.shape[0]
+cdef double squares(const floating* x, ptrdiff_t n, double* sums, ptrdiff_t blocks) noexcept:
+    # the blocks do not depend on the number of threads, so neither does the sum
+    cdef ptrdiff_t q
     cdef int threads = threads_for(4.0 * n)
     cdef double total = 0
     with nogil:
-        for q in prange(runs, num_threads=threads, schedule="static"):
-            sums[q] = kernels.sum_of_squares(x + q * SQUARES_RUN, min(<ptrdiff_t> SQUARES_RUN, n - q * SQUARES_RUN))
-        for q in range(runs):
+        for q in prange(blocks, num_threads=threads, schedule="static"):
+            sums[q] = kernels.sum_of_squares(x + q * SQUARES_BLOCK,
+                                             min(<ptrdiff_t> SQUARES_BLOCK, n - q * SQUARES_BLOCK))
+        for q in range(blocks):
             total += sums[q]
     return total
 
 
 def sum_of_squares(cnp.ndarray x):
-    """The sum of x * x, added up in float64; x is contiguous, of float32 or float64."""
-    cdef ptrdiff_t n = cnp.PyArray_SIZE(x)
-    cdef double[::1] sums
+    """Return the sum of x * x, accumulated in float64. x must be contiguous, float32 or float64."""
+    cdef ptrdiff_t n = cnp.PyArray_SIZE(x), blocks = (n + SQUARES_BLOCK - 1) // SQUARES_BLOCK
+    cdef cnp.ndarray sums
     if not cnp.PyArray_ISCARRAY_RO(x):
-        raise ValueError("x is not contiguous and aligned; expected an array that is")
-    sums = np.empty((n + SQUARES_RUN - 1) // SQUARES_RUN)
+        raise ValueError("x is not contiguous or not aligned; expected a contiguous array")
+    sums = new(cnp.NPY_FLOAT64, 1, blocks)
     if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32:
-        return squares(<const float*> data(x), n, sums)
+        return squares(<const float*> data(x), n, <double*> data(sums), blocks)
     if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64:
-        return squares(<const double*> data(x), n, sums)
+        return squares(<const double*> data(x), n, <double*> data(sums), blocks)
     raise TypeError(f"x has dtype {x.dtype}; expected float32 or float64")

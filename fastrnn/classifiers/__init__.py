@@ -1,4 +1,4 @@
-"""The captioning model, where CS231n's notebooks look for it."""
+"""The captioning model, under the import path of CS231n's notebooks."""
 
 from .rnn import CaptioningRNN
 

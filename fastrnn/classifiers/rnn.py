@@ -1,8 +1,7 @@
-"""CaptioningRNN: image features in, captions out.
+"""CaptioningRNN: a recurrent network that captions images from their features.
 
-The loss with its gradients is one fused pass in the compiled core, and so is greedy decoding;
-both give what the layers of `fastrnn.rnn_layers` give one after the other
-(`fastrnn.reference.classifier` spells that out).
+The loss with its gradients runs as one fused pass in the compiled core, and so does greedy
+decoding. `fastrnn.reference.classifier` computes the same results layer by layer in NumPy.
 """
 
 from __future__ import annotations
@@ -17,45 +16,48 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from .._core import captioner as _core
-from .._core import decoder as _decoder
-from .._core.kernels import Workspace
+from .._core import greedy as _greedy
+from .._core import scheduled as _scheduled
+from .._core.runtime import Workspace
 from ..files import is_text, read_sealed, write_sealed
-from ..reference import checks
-from ..reference.random import EMBED, MIX, VOCAB, stream_seed
+from ..seeds import EMBED, MIX, VOCAB, stream_seed
+from ..words import END, NULL, START
 
 FORMAT = 2
-"""Version of the arrangement of a model's file."""
+"""Version of the model file format."""
 MODEL_FILE = "model.npz"
-"""The model in a run directory."""
+"""Name of the model file in a run directory."""
 
 
 @dataclass(frozen=True)
 class Regularisation:
-    """What keeps a captioner from learning its captions by heart; all of it is off by default.
+    """Settings that reduce overfitting to the training captions. All are off by default.
 
     Parameters
     ----------
     embed_dropout : float
-        Probability with which an element of a word vector is zero, each time the word goes in;
-        the others are divided by one minus it (Srivastava et al. 2014).
+        Dropout probability of each element of an input word vector, in [0, 1). Kept elements are
+        divided by 1 - `embed_dropout` (Srivastava et al. 2014).
     vocab_dropout : float
-        The same for the hidden states as the vocabulary reads them; the recurrence keeps them
-        whole (Zaremba, Sutskever and Vinyals 2014).
+        Dropout probability of the hidden states as input of the vocabulary layer, in [0, 1). There
+        is no dropout on the recurrent connections (Zaremba, Sutskever and Vinyals 2014).
     label_smoothing : float
-        Share of a target's probability that is spread evenly over all words (Szegedy et al. 2016).
+        Share of the target probability that is spread evenly over all words, in [0, 1) (Szegedy
+        et al. 2016).
     scheduled_sampling : float
-        Probability with which a word that goes in is drawn from the model, given the words that
-        went in before it and without dropout, instead of taken from the caption (Bengio, Vinyals,
-        Jaitly and Shazeer 2015).
+        Probability that an input word is drawn from the model instead of taken from the caption,
+        in [0, 1]. The model is conditioned on the earlier inputs and runs without dropout (Bengio,
+        Vinyals, Jaitly and Shazeer 2015).
     seed : int
-        Decides what is drawn, in [0, 2**64). A draw depends on the seed, the row of the batch, the
-        time step and the unit alone.
+        Random seed, in [0, 2**64). Each random number depends only on the seed, the row of the
+        batch, the time step and the unit.
 
     Raises
     ------
     TypeError, ValueError
-        A field has the wrong type or value; the message begins with its name.
+        If a field has the wrong type or value. The message begins with the name of the field.
     """
 
     embed_dropout: float = 0.0
@@ -78,16 +80,16 @@ class Regularisation:
                     raise ValueError(
                         f"{name} is {value}; expected a number in [0, 1{']' if whole else ')'}"
                     )
-            # Plain Python values: the seeds of the streams do not fit into NumPy's integers.
+            # Store plain Python numbers: computing stream seeds would overflow NumPy integers.
             object.__setattr__(self, name, value)
 
 
 class CaptioningWorkspace:
-    """Memory of `CaptioningRNN.loss` that grows to the largest batch and stays.
+    """Reusable memory for `CaptioningRNN.loss`. It grows to the size of the largest batch.
 
-    With one, a training step allocates nothing in its steady state. It serves one model, one
-    thread at a time: a second thread that uses it meanwhile gets a RuntimeError. A copy, and what
-    is read from a pickle, is a new and empty workspace.
+    With a workspace, training steps stop allocating memory once it has grown. A workspace belongs
+    to one model and may be used by one thread at a time; a second thread gets a RuntimeError. A
+    copied or unpickled workspace is new and empty.
     """
 
     def __init__(self) -> None:
@@ -99,57 +101,58 @@ class CaptioningWorkspace:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held at present, gradients included."""
+        """Number of bytes currently held, including the gradients."""
         return self.memory.nbytes + sum(grad.nbytes for grad in (self.grads or {}).values())
 
 
 class CaptioningRNN:
-    """A recurrent network that says what is in a picture.
+    """A recurrent network that generates image captions.
 
-    The picture's features are projected to the first hidden state; then each word goes in and the
-    next word is to come out.
+    The image features are projected to the initial hidden state. At each time step, the network
+    reads one word of the caption and scores every word of the vocabulary as the next word.
 
     Parameters
     ----------
     word_to_idx : mapping of str to int
-        The vocabulary, V entries, ``<NULL>`` among them. ``<START>`` is needed for sampling and
-        ``<END>`` for stopping there; both may be absent while only the loss is asked for.
+        Vocabulary of V words, including ``<NULL>``. ``<START>`` is required for sampling, and
+        ``<END>`` for sampling with `stop_at_end`; the loss needs neither.
     input_dim : int, optional
-        D, the width of the image features.
+        Size D of the image features. Default 512.
     wordvec_dim : int, optional
-        W, the width of the word vectors.
+        Size W of the word vectors. Default 128.
     hidden_dim : int, optional
-        H, the width of the hidden state.
+        Size H of the hidden state. Default 128.
     cell_type : {'rnn', 'lstm'}, optional
-        Plain tanh recurrence or LSTM.
+        Vanilla RNN with tanh (default), or LSTM.
     dtype : float32 or float64, optional
-        The dtype of the parameters; float64 is for gradient checks.
+        dtype of the parameters. Default float32; use float64 for gradient checks.
 
     Attributes
     ----------
     params : dict of str to ndarray
         ``W_embed (V, W)``, ``W_proj (D, H)``, ``b_proj (H,)``, ``Wx (W, kH)``, ``Wh (H, kH)``,
         ``b (kH,)``, ``W_vocab (H, V)``, ``b_vocab (V,)``, with k = 4 for the LSTM (gates i, f, o,
-        g) and 1 else. Entries may be replaced or changed in place between calls.
+        g) and k = 1 for the RNN. Entries may be replaced or changed in place between calls.
     word_to_idx, idx_to_word : dict
         The vocabulary and its inverse.
     cell_type, dtype
-        As given.
+        The arguments of the constructor.
 
     Raises
     ------
     ValueError
-        `cell_type` is neither name, or a dimension is less than 1.
+        If `cell_type` is unknown, or a dimension is less than 1.
     TypeError
-        `dtype` is neither float32 nor float64.
+        If `dtype` is neither float32 nor float64.
     KeyError
-        `word_to_idx` lacks ``<NULL>``.
+        If `word_to_idx` lacks ``<NULL>``.
 
     Notes
     -----
-    Weights are drawn from the global ``np.random`` in the order of `params`, in float64, scaled
-    by 1/100 (W_embed) or one over the root of their number of rows, and then cast: a seed gives
-    the weights that it gives with the course's class. Biases start at zero.
+    Weights are drawn by the global ``np.random`` in the order of `params`, in float64. They are
+    scaled by 1/100 (``W_embed``) or by one over the square root of their number of rows, and then
+    cast to `dtype`. With the same seed, they equal the weights of the course's class. Biases start
+    at zero.
     """
 
     def __init__(
@@ -169,19 +172,19 @@ class CaptioningRNN:
             ("hidden_dim", hidden_dim),
         ):
             if dim < 1:
-                raise ValueError(f"{name} must be at least 1, was {dim}")
+                raise ValueError(f"{name} is {dim}; expected at least 1")
         if np.dtype(dtype) not in (np.float32, np.float64):
-            raise TypeError(f"dtype must be float32 or float64, was {np.dtype(dtype)}")
-        if "<NULL>" not in word_to_idx:
-            raise KeyError("word_to_idx has no '<NULL>', the word that fills captions up")
+            raise TypeError(f"dtype is {np.dtype(dtype)}; expected float32 or float64")
+        if NULL not in word_to_idx:
+            raise KeyError(f"word_to_idx has no {NULL!r}; expected the word that pads captions")
 
         self.cell_type = cell_type
         self.dtype = dtype
         self.word_to_idx = word_to_idx
         self.idx_to_word = {idx: word for word, idx in word_to_idx.items()}
-        self._null = word_to_idx["<NULL>"]
-        self._start = word_to_idx.get("<START>")
-        self._end = word_to_idx.get("<END>")
+        self._null = word_to_idx[NULL]
+        self._start = word_to_idx.get(START)
+        self._end = word_to_idx.get(END)
 
         vocab_size = len(word_to_idx)
         gates = {"rnn": 1, "lstm": 4}[cell_type] * hidden_dim
@@ -213,38 +216,38 @@ class CaptioningRNN:
         features : float ndarray (N, D)
             Image features.
         captions : int ndarray (N, T + 1)
-            Their captions, from ``<START>``, filled up with ``<NULL>``.
+            Word ids of the captions. Each starts with ``<START>`` and is padded with ``<NULL>``.
         weights : float ndarray (N,), optional
-            By how much each caption counts, 1 by default. A negative weight makes a caption less
-            probable: with rewards less their baseline, the gradient is REINFORCE's (Williams 1992).
+            Weight of each caption in the loss. Default 1. A negative weight makes a caption less
+            probable: with weights equal to reward minus baseline, the gradient is that of
+            REINFORCE (Williams 1992).
         workspace : CaptioningWorkspace, optional
-            Memory to use again from call to call. The gradients that come back then belong to it:
-            the next call with it writes over them. Without one they are new arrays.
+            Memory to reuse between calls. The returned gradients then belong to the workspace,
+            and the next call overwrites them. Without a workspace, they are new arrays.
         regularisation : Regularisation, optional
-            Dropout, label smoothing, scheduled sampling; nothing by default.
+            Dropout, label smoothing and scheduled sampling. None by default.
 
         Returns
         -------
         loss : float64
-            Cross-entropy of captions[:, 1:] given captions[:, :-1], summed over all words that
-            are not ``<NULL>``, each times its caption's weight, divided by N; in nats. With label
-            smoothing, against the smoothed targets.
+            Cross-entropy in nats of ``captions[:, 1:]`` given ``captions[:, :-1]``. It is summed
+            over all words except ``<NULL>``, each multiplied by the weight of its caption, and
+            divided by N. With label smoothing, the targets are smoothed.
         grads : dict of str to ndarray
-            The gradient for each entry of `params`, in the common dtype of features and `params`.
+            Gradient of each entry of `params`, in the common dtype of features and `params`.
 
         Raises
         ------
         ValueError
-            Shapes that do not fit one another or `params`; weights that are not finite.
+            If shapes do not match each other or `params`, or weights are not finite.
         TypeError
-            Captions that are not integers, features or weights that are not real numbers.
+            If captions are not integers, or features or weights are not real numbers.
         IndexError
-            Word ids outside [-V, V).
+            If a word id is outside ``[-V, V)``.
         RuntimeError
-            Another thread uses `workspace` at this moment.
+            If another thread is using `workspace`.
         """
         features, captions = self._check_batch(features, captions)
-        lstm = self.cell_type == "lstm"
         given: dict[str, Any] = {}
         if weights is not None:
             given["weights"] = weights
@@ -257,17 +260,18 @@ class CaptioningRNN:
                 label_smoothing=regularisation.label_smoothing,
             )
             if regularisation.scheduled_sampling:
-                given["inputs"] = _decoder.mix(
+                given["inputs"] = _scheduled.mix(
                     self.params, features, captions, regularisation.scheduled_sampling,
-                    stream_seed(regularisation.seed, MIX), self._null, lstm,
+                    stream_seed(regularisation.seed, MIX), self._null, self.cell_type,
                 )  # fmt: skip
         if workspace is None:
-            return _core.loss(self.params, features, captions, self._null, lstm, **given)
-        loss, workspace.grads = _core.loss(
-            self.params, features, captions, self._null, lstm, workspace.memory, workspace.grads,
-            **given,
+            return _core.loss(self.params, features, captions, self._null, self.cell_type, **given)
+        loss, grads = _core.loss(
+            self.params, features, captions, self._null, self.cell_type, workspace.memory,
+            workspace.grads, **given,
         )  # fmt: skip
-        return loss, dict(workspace.grads)
+        workspace.grads = dict(grads)
+        return loss, grads
 
     def word_log_probs(
         self,
@@ -276,47 +280,48 @@ class CaptioningRNN:
         *,
         workspace: CaptioningWorkspace | None = None,
     ) -> np.ndarray:
-        """Compute how probable the model finds each word of captions: forward alone.
+        """Compute the log-probability of each word of captions (forward pass only).
 
         Parameters
         ----------
         features : float ndarray (N, D)
             Image features.
         captions : int ndarray (N, T + 1)
-            Their captions, from ``<START>``, filled up with ``<NULL>``.
+            Word ids of the captions. Each starts with ``<START>`` and is padded with ``<NULL>``.
         workspace : CaptioningWorkspace, optional
-            Memory to use again from call to call.
+            Memory to reuse between calls.
 
         Returns
         -------
         float64 ndarray (N, T)
-            The log-probability, in nats, of captions[:, 1:] given captions[:, :-1]; 0 for
-            ``<NULL>``. Summed and divided by -N, it is `loss`.
+            Log-probability in nats of ``captions[:, 1:]`` given ``captions[:, :-1]``; 0 for
+            ``<NULL>``. The sum divided by -N is the value of `loss`.
 
         Raises
         ------
-        ValueError, TypeError, IndexError
-            As `loss`.
+        ValueError, TypeError, IndexError, RuntimeError
+            See `loss`.
         """
         features, captions = self._check_batch(features, captions)
         memory = None if workspace is None else workspace.memory
-        lstm = self.cell_type == "lstm"
-        return _core.word_log_probs(self.params, features, captions, self._null, lstm, memory)
+        return _core.word_log_probs(
+            self.params, features, captions, self._null, self.cell_type, memory
+        )
 
     def sample(
         self, features: np.ndarray, max_length: int = 30, *, stop_at_end: bool = False
     ) -> np.ndarray:
-        """Caption pictures greedily: at each step the word with the highest score.
+        """Caption images greedily: take the word with the highest score at each step.
 
         Parameters
         ----------
         features : float ndarray (N, D)
             Image features.
         max_length : int, optional
-            The number of words.
+            Number of words to sample. Default 30.
         stop_at_end : bool, optional
-            True fills a row with ``<NULL>`` after its first ``<END>``, and returns as soon as every
-            row is finished. False, as the course has it, lets rows run on.
+            True fills a row with ``<NULL>`` after its first ``<END>``, and stops when all rows are
+            finished. False (default) continues after ``<END>``, as the course does.
 
         Returns
         -------
@@ -326,84 +331,94 @@ class CaptioningRNN:
         Raises
         ------
         ValueError
-            Features that do not fit, a negative `max_length`, or a vocabulary without ``<START>``
-            (or without ``<END>``, with `stop_at_end`).
+            If the shape of `features` does not match, `max_length` is negative, or the vocabulary
+            lacks ``<START>`` (or ``<END>``, with `stop_at_end`).
+        TypeError
+            If the dtype of `features` is not numeric.
         """
         features = self._check_features(features)
         if max_length < 0:
-            raise ValueError(f"max_length must be at least 0, was {max_length}")
+            raise ValueError(f"max_length is {max_length}; expected at least 0")
         checks.check_count("max_length", max_length)
         if self._start is None:
-            raise ValueError("word_to_idx has no '<START>', the word that sampling begins with")
+            raise ValueError(
+                f"word_to_idx has no {START!r}; expected the word that sampling starts from"
+            )
         if stop_at_end and self._end is None:
-            raise ValueError("word_to_idx has no '<END>', the word for stop_at_end to stop at")
+            raise ValueError(
+                f"word_to_idx has no {END!r}; expected the word that stop_at_end stops at"
+            )
 
-        captions = np.full((features.shape[0], max_length), self._null, dtype=np.int32)
         end = self._end if stop_at_end else None
-        lstm = self.cell_type == "lstm"
-        _decoder.sample(self.params, features, self._start, end, captions, lstm)
-        return captions
+        return _greedy.decode(
+            self.params, features, self.cell_type, self._start, end, self._null, max_length
+        )
 
     def _check_batch(
         self, features: np.ndarray, captions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        features, captions = self._check_features(features), np.asarray(captions)
+        features, captions = np.asarray(features), np.asarray(captions)
+        if captions.dtype.kind not in "iu":
+            raise TypeError(f"captions has dtype {captions.dtype}; expected integers")
+        features = self._check_features(features)
         if captions.ndim != 2 or captions.shape[1] < 1 or captions.shape[0] != features.shape[0]:
             raise ValueError(
-                f"captions must have shape (N, T + 1) with N = {features.shape[0]} as in features, "
-                f"was {captions.shape}"
+                f"captions has shape {captions.shape}; expected (N, T + 1) with "
+                f"N = {features.shape[0]} as in features"
             )
-        if captions.dtype.kind not in "iu":
-            raise TypeError(f"captions must be integers, dtype was {captions.dtype}")
         return features, captions
 
     def _check_features(self, features: np.ndarray) -> np.ndarray:
         features = np.asarray(features)
+        if features.dtype.kind not in "biuf":
+            raise TypeError(f"features must be real numbers, dtype was {features.dtype}")
         input_dim = self.params["W_proj"].shape[0]
         if features.ndim != 2 or features.shape[1] != input_dim:
             raise ValueError(
-                f"features must have shape (N, D) with D = {input_dim} as in params['W_proj'], "
-                f"was {features.shape}"
+                f"features has shape {features.shape}; expected (N, D) with D = {input_dim} as in "
+                "params['W_proj']"
             )
         return features
 
     # -- files
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model to an npz file, whole or not at all.
+        """Write the model to an npz file atomically.
 
         Parameters
         ----------
         path : path
-            The file; an old one is replaced.
+            File to write. An existing file is replaced.
 
         Raises
         ------
         OSError
-            The file cannot be written; an old one is then as it was.
+            If the file cannot be written. An existing file then stays unchanged.
+        ValueError
+            If a word of the vocabulary cannot be stored as text.
         """
         write_sealed(path, self.to_arrays())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CaptioningRNN:
-        """Read a model that `save` or ``fastrnn train`` wrote.
+        """Read a model that was written by `save` or ``fastrnn train``.
 
         Parameters
         ----------
         path : path
-            The npz file, a checkpoint's among them, or a run directory: its best model.
+            An npz file (a model or a checkpoint), or a run directory, whose best model is read.
 
         Returns
         -------
         CaptioningRNN
-            With ``params`` and vocabulary as saved.
+            The model with its saved `params` and vocabulary.
 
         Raises
         ------
         FileNotFoundError
-            There is no such file.
+            If the file does not exist.
         ValueError
-            The file is damaged or holds no model.
+            If the file is damaged or does not contain a model.
         """
         path = Path(path)
         if path.is_dir():
@@ -417,17 +432,22 @@ class CaptioningRNN:
             raise ValueError(f"{path}: {error}") from None
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Return all that makes up the model as arrays, none of them of Python objects.
+        """Return the complete model as a dictionary of arrays, without object arrays.
 
         Returns
         -------
         dict of str to ndarray
-            `params`, as they are and not copied; ``cell_type``, the vocabulary (``words`` and
-            ``word_ids``) and ``format``, the version of this arrangement.
+            The entries of `params` (not copied), ``cell_type``, the vocabulary (``words`` and
+            ``word_ids``), and ``format``, the version of this format.
+
+        Raises
+        ------
+        ValueError
+            If a word of the vocabulary cannot be stored as text.
         """
         words = sorted(self.word_to_idx, key=self.word_to_idx.__getitem__)
         for word in words:
-            # NumPy takes null characters at the end for nothing.
+            # NumPy strips null characters from the end of strings.
             if not isinstance(word, str) or "\0" in word or not is_text(word):
                 raise ValueError(f"word_to_idx has {word!r}; expected words that are text")
         return {
@@ -440,12 +460,21 @@ class CaptioningRNN:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> CaptioningRNN:
-        """Make a model of what `to_arrays` returned; arrays of other names are left alone.
+        """Create a model from the result of `to_arrays`. Arrays with other names are ignored.
+
+        Parameters
+        ----------
+        arrays : mapping of str to ndarray
+            Arrays with the names that `to_arrays` returns.
+
+        Returns
+        -------
+        CaptioningRNN
 
         Raises
         ------
         ValueError
-            Arrays are missing or do not fit one another, or `format` is of another time.
+            If arrays are missing or do not match, or ``format`` is another version.
         """
         model, wrong = None, None
         try:
@@ -458,18 +487,18 @@ class CaptioningRNN:
                     raise ValueError(f"its words are {words.ndim}-d, their ids {ids.ndim}-d")
                 known = dict(zip(words.tolist(), ids.tolist(), strict=True))
                 if not all(map(is_text, known)):
-                    raise ValueError("its words are no text")
+                    raise ValueError("its words are not valid Unicode text")
                 dtype, cell = arrays["W_embed"].dtype, str(arrays["cell_type"])
                 if dtype not in (np.float32, np.float64) or cell not in ("rnn", "lstm"):
                     raise ValueError(f"its cell is {cell!r:.20}, of {dtype}")
                 input_dim, hidden_dim = arrays["W_proj"].shape
                 wordvec_dim = arrays["W_embed"].shape[1]
-                # A model takes memory by these dimensions, so first they must be the arrays' own.
+                # Check the arrays before a model of these dimensions is allocated.
                 wrong = _describe_misfit(
                     arrays, len(known), input_dim, hidden_dim, wordvec_dim, cell, dtype
                 )
                 if wrong is None:
-                    model = blank_model(
+                    model = seeded_model(
                         known, input_dim, wordvec_dim, hidden_dim, cell, dtype, kind=cls
                     )
         except (KeyError, ValueError, IndexError, TypeError, OverflowError) as error:
@@ -486,7 +515,7 @@ def _describe_misfit(
     arrays: Mapping[str, np.ndarray], vocab_size: int, input_dim: int, hidden_dim: int,
     wordvec_dim: int, cell_type: str, dtype: np.dtype,
 ) -> str | None:  # fmt: skip
-    """Say which array is not what the parameters of a model with these dimensions are."""
+    """Return a message about the first array with a wrong shape or dtype, or None."""
     gates = hidden_dim if cell_type == "rnn" else 4 * hidden_dim
     shapes = {
         "W_embed": (vocab_size, wordvec_dim), "W_proj": (input_dim, hidden_dim),
@@ -501,10 +530,10 @@ def _describe_misfit(
     return None
 
 
-def blank_model(
+def seeded_model(
     *args: Any, seed: int = 0, kind: type[CaptioningRNN] = CaptioningRNN, **kwargs: Any
 ) -> CaptioningRNN:
-    """Make a `CaptioningRNN` whose weights a seed decides, and leave ``np.random`` as it was."""
+    """Create a `CaptioningRNN` with weights from a seed, without changing ``np.random``'s state."""
     state = np.random.get_state()
     try:
         np.random.seed(seed)

@@ -1,1 +1,5 @@
-"""Data sets: everything here ends in the h5 layout that `load_coco_data` reads."""
+"""Data sets in CS231n's layout, their reference captions, and drawn scenes to train on.
+
+``layout`` and ``references`` need nothing but ``fastrnn.files`` and ``fastrnn.words``, so that the
+modules of the course can be built on them.
+"""

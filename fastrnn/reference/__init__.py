@@ -1,9 +1,10 @@
-"""Every public op of fastrnn in plain NumPy: same names, same signatures, written to be read.
+"""Readable NumPy versions of fastrnn's public functions, with the same names and signatures.
 
-Numeric gradients in float64 prove these functions, and the compiled ones are compared with
-them. Start with ``rnn_layers``.
+These functions are tested against numerical gradients in float64, and the compiled functions are
+tested against them. To read the code, start with ``rnn_layers``.
 """
 
+from .. import checks
 from . import layers, optim, rnn_layers
 from .classifier import CaptioningRNN
 from .layers import (
@@ -50,6 +51,7 @@ __all__ = [
     "affine_backward",
     "affine_forward",
     "average",
+    "checks",
     "clip_by_norm",
     "clip_by_value",
     "layers",

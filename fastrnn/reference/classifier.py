@@ -1,10 +1,12 @@
-"""The captioning network over the NumPy layers: the twin of ``fastrnn.classifiers.rnn``."""
+"""The captioning model in plain NumPy: the reference for ``fastrnn.classifiers.rnn``."""
 
 from typing import Any
 
 import numpy as np
 
-from . import checks, random
+from .. import checks
+from ..words import END, NULL, START
+from . import random
 from .decoding import mix
 from .layers import affine_backward, affine_forward
 from .rnn_layers import (
@@ -23,16 +25,18 @@ from .rnn_layers import (
 
 
 class CaptioningRNN:
-    """A recurrent network that writes a caption for the features of an image.
+    """A recurrent network that generates image captions.
 
-    An affine map of the features is the initial hidden state; the words of the caption go
-    in through an embedding, one a step; an affine map of each hidden state scores the word
-    that comes next ("Show and Tell", Vinyals et al., 2015, with the image as initial state).
+    An affine layer maps the image features to the initial hidden state. The words of the caption
+    are embedded and fed in, one per time step. Another affine layer maps each hidden state to
+    scores for the next word ("Show and Tell", Vinyals et al., 2015, but with the image as initial
+    state).
 
     Parameters
     ----------
     word_to_idx : dict of str to int
-        The vocabulary. ``<NULL>`` pads captions; ``<START>`` and ``<END>`` may be missing.
+        The vocabulary. ``<NULL>`` pads captions. ``<START>`` and ``<END>`` may be missing if they
+        are not needed for sampling.
     input_dim : int, default 512
         Size D of the image features.
     wordvec_dim : int, default 128
@@ -42,26 +46,26 @@ class CaptioningRNN:
     cell_type : {'rnn', 'lstm'}, default 'rnn'
         The recurrent cell.
     dtype : dtype, default float32
-        dtype of the parameters as they are initialised.
+        dtype of the initial parameters.
 
     Attributes
     ----------
     params : dict of str to ndarray
         ``W_embed`` (V, W), ``W_proj`` (D, H), ``b_proj`` (H,), ``Wx`` (W, kH), ``Wh`` (H, kH),
-        ``b`` (kH,), ``W_vocab`` (H, V), ``b_vocab`` (V,); k is 4 for the LSTM, else 1, and
-        V is the number of words. Entries may be changed in place or replaced.
+        ``b`` (kH,), ``W_vocab`` (H, V), ``b_vocab`` (V,), where k is 4 for the LSTM and 1 for the
+        RNN, and V is the number of words. Entries may be changed in place or replaced.
 
     Raises
     ------
     ValueError
-        If `cell_type` is none of the two.
+        If `cell_type` is unknown.
     KeyError
         If the vocabulary lacks ``<NULL>``.
 
     Notes
     -----
-    The parameters are drawn from NumPy's global generator in the order in which they are
-    listed, in float64, and cast afterwards, so that a seed gives the same network everywhere.
+    The parameters are drawn by the global ``np.random`` in the order listed above, in float64, and
+    then cast to `dtype`. With the same seed, they equal those of the compiled model.
     """
 
     def __init__(
@@ -75,16 +79,16 @@ class CaptioningRNN:
     ) -> None:
         if cell_type not in {"rnn", "lstm"}:
             raise ValueError(f'Invalid cell_type "{cell_type}"')
-        if "<NULL>" not in word_to_idx:
-            raise KeyError("word_to_idx lacks the word <NULL>, which pads captions")
+        if NULL not in word_to_idx:
+            raise KeyError(f"word_to_idx has no {NULL!r}; expected the word that pads captions")
 
         self.cell_type = cell_type
         self.dtype = dtype
         self.word_to_idx = word_to_idx
         self.idx_to_word = {index: word for word, index in word_to_idx.items()}
-        self._null = word_to_idx["<NULL>"]
-        self._start = word_to_idx.get("<START>")
-        self._end = word_to_idx.get("<END>")
+        self._null = word_to_idx[NULL]
+        self._start = word_to_idx.get(START)
+        self._end = word_to_idx.get(END)
 
         V, D, W, H = len(word_to_idx), input_dim, wordvec_dim, hidden_dim
         gates = {"rnn": 1, "lstm": 4}[cell_type]
@@ -109,11 +113,11 @@ class CaptioningRNN:
         weights: np.ndarray | None = None,
         regularisation: Any = None,
     ) -> tuple[np.float64, dict[str, np.ndarray]]:
-        """Loss and gradients for a batch of images and their captions.
+        """Compute the loss and its gradients for a batch of images and captions.
 
-        Each word but the last is an input, each word but the first a target. Targets that are
-        ``<NULL>`` do not count, nor does a caption whose weight is 0: they add exactly nothing,
-        even where their scores are NaN, and what lies behind a caption's last word takes no part.
+        The inputs are all words but the last, the targets all words but the first. ``<NULL>``
+        targets and captions with weight 0 contribute exactly 0, even if their scores are NaN. The
+        network does not run past the last target of a caption.
 
         Parameters
         ----------
@@ -122,26 +126,26 @@ class CaptioningRNN:
         captions : ndarray of int, shape (N, T + 1)
             Word ids of the captions.
         weights : ndarray of float, shape (N,), optional
-            By how much each caption counts; 1 by default.
+            Weight of each caption in the loss. Default 1.
         regularisation : fastrnn.classifiers.rnn.Regularisation, optional
-            Dropout, label smoothing, scheduled sampling; nothing by default.
+            Dropout, label smoothing and scheduled sampling. None by default.
 
         Returns
         -------
         loss : float64
             Cross-entropy in nats, summed over time and averaged over the batch.
         grads : dict of str to ndarray
-            The gradient of every parameter.
+            Gradient of each entry of `params`.
 
         Raises
         ------
         TypeError
             If the common dtype of `features` and the parameters is neither float32 nor float64,
-            or `captions` is not integer.
+            or `captions` are not integers.
         ValueError
-            If the shapes do not fit each other or the parameters.
+            If the shapes do not match each other or the parameters.
         IndexError
-            If a word id lies outside ``[-V, V)``.
+            If a word id is outside ``[-V, V)``.
         """
         p = self.params
         features = checks.as_floats(features=features, **p)[0]
@@ -149,6 +153,8 @@ class CaptioningRNN:
         checks.match_shapes(
             {"D": len(p["W_proj"])}, features=(features, "N D"), captions=(captions, "N L")
         )
+        if captions.shape[1] < 1:
+            raise ValueError(f"captions has shape {captions.shape}; expected (N, T + 1)")
         checks.match_model({**p, "features": features}, self.cell_type == "lstm")
         checks.check_ids("captions", captions, len(p["W_embed"]))
         captions_in, captions_out = captions[:, :-1], captions[:, 1:]
@@ -190,7 +196,7 @@ class CaptioningRNN:
     def _dropout_masks(
         self, shape: tuple[int, int], words: np.ndarray, h0: np.ndarray, regularisation: Any
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The masks of the word vectors (N, T, W) and of the hidden states (N, T, H), or ones."""
+        """Return dropout masks of the word vectors (N, T, W) and hidden states (N, T, H), or 1."""
         masks = []
         for x, rate, stream in (
             (words, getattr(regularisation, "embed_dropout", 0), random.EMBED),
@@ -205,7 +211,7 @@ class CaptioningRNN:
         return masks[0], masks[1]
 
     def word_log_probs(self, features: np.ndarray, captions: np.ndarray) -> np.ndarray:
-        """Log-probability of each word of captions.
+        """Compute the log-probability of each word of captions.
 
         Parameters
         ----------
@@ -217,14 +223,15 @@ class CaptioningRNN:
         Returns
         -------
         ndarray of float64, shape (N, T)
-            In nats, of captions[:, 1:] given captions[:, :-1]; 0 for ``<NULL>``.
+            Log-probability in nats of ``captions[:, 1:]`` given ``captions[:, :-1]``; 0 for
+            ``<NULL>``.
         """
         N, T = captions.shape[0], captions.shape[1] - 1
         found = np.zeros((N, T))
         for n in range(N):
             for t in range(T):
                 if captions[n, t + 1] != self._null:
-                    # the loss of the caption's words up to this one, all others masked
+                    # the loss of the words up to this one; the words after it are masked
                     alone = np.full((1, T + 1), self._null)
                     alone[0, : t + 2] = captions[n, : t + 2]
                     found[n, t] = -self.loss(features[n : n + 1], alone)[0] - found[n, :t].sum()
@@ -233,7 +240,7 @@ class CaptioningRNN:
     def sample(
         self, features: np.ndarray, max_length: int = 30, *, stop_at_end: bool = False
     ) -> np.ndarray:
-        """Captions for a batch of images, the best-scored word at every step.
+        """Caption images greedily: take the word with the highest score at each step.
 
         Parameters
         ----------
@@ -242,8 +249,8 @@ class CaptioningRNN:
         max_length : int, default 30
             Number of words to sample.
         stop_at_end : bool, default False
-            Leave ``<NULL>`` in a caption behind its first ``<END>``. Else sampling goes on,
-            and whoever decodes the caption cuts it there.
+            True fills a row with ``<NULL>`` after its first ``<END>``. False continues after
+            ``<END>``, as the course does.
 
         Returns
         -------
@@ -253,16 +260,20 @@ class CaptioningRNN:
         Raises
         ------
         TypeError
-            If `features` is not floating.
+            If the dtype of `features` is not float32, float64 or integer.
         ValueError
-            If `features` does not fit the parameters, or the vocabulary lacks ``<START>``
-            (or ``<END>``, where it is to stop there).
+            If the shape of `features` does not match the parameters, or the vocabulary lacks
+            ``<START>`` (or ``<END>``, with `stop_at_end`).
         """
         p = self.params
         if self._start is None:
-            raise ValueError("sample needs the word <START>; word_to_idx lacks it")
+            raise ValueError(
+                f"word_to_idx has no {START!r}; expected the word that sampling starts from"
+            )
         if stop_at_end and self._end is None:
-            raise ValueError("stop_at_end needs the word <END>; word_to_idx lacks it")
+            raise ValueError(
+                f"word_to_idx has no {END!r}; expected the word that stop_at_end stops at"
+            )
         (features,) = checks.as_floats(features=features)
         N = checks.match_shapes({"D": len(p["W_proj"])}, features=(features, "N D"))["N"]
 
@@ -286,7 +297,7 @@ class CaptioningRNN:
 
 
 def _masked(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return ``x * mask``, with zero where the mask is zero and x is no number."""
+    """Return ``x * mask``, with zero where the mask is zero, even if x is NaN or Inf there."""
     return np.where(mask, x * mask, 0).astype(x.dtype)
 
 
@@ -298,16 +309,16 @@ def _smoothed(
     mask: np.ndarray,
     smoothing: float,
 ) -> tuple[np.float64, np.ndarray]:
-    """Turn a loss against words into one against (1 - smoothing) onehot(word) + smoothing / V.
+    """Add label smoothing: change the target to (1 - smoothing) onehot(word) + smoothing / V.
 
-    Cross-entropy is linear in the target, and its gradient is softmax minus target: only the
-    target's part changes (Szegedy et al. 2016, section 7).
+    Cross-entropy is linear in the target, and its gradient is softmax minus target. So both change
+    by a term that depends only on the change of the target (Szegedy et al. 2016, section 7).
     """
     N, _, V = scores.shape
     if N == 0:
         return loss, dscores
     target_scores = np.take_along_axis(scores, words[..., None] % V, axis=2)[..., 0]
-    # what the uniform target asks of the scores instead of the word's
+    # cross-entropy with the uniform target minus cross-entropy with the word, times smoothing
     change = smoothing * (target_scores - scores.mean(axis=2))
     loss = loss + (mask * np.where(mask, change, 0)).sum(dtype=np.float64) / N
     move = np.full_like(scores, -smoothing / V)

@@ -1,7 +1,7 @@
-"""Decoding in plain NumPy, one picture after the other: the twin of ``fastrnn.decoding``.
+"""Decoding in plain NumPy, one image at a time: the reference for ``fastrnn.decoding``.
 
-`Hypothesis`, `step` and `followers` are what the ways of decoding share; each of them is then a
-loop over time steps that is meant to be read.
+Beam search and sampling share `Hypothesis`, `step` and `followers`. Each is then a simple loop
+over time steps.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..words import END, START
 from . import random
 from .rnn_layers import lstm_step_forward, rnn_step_forward
 
@@ -19,31 +20,31 @@ State = tuple[np.ndarray, np.ndarray]
 
 
 class Hypothesis(NamedTuple):
-    """A caption, or its beginning."""
+    """A complete or partial caption."""
 
     words: tuple[int, ...]
-    """Word ids, without ``<START>``, with ``<END>`` where it is finished."""
+    """Word ids, without ``<START>``. A finished caption ends with ``<END>``."""
     word_log_probs: tuple[float, ...]
-    """The log-probability of each word given those before it, in nats."""
+    """Log-probability of each word given the words before it, in nats."""
     rank: float
-    """Their sum, less the penalties of diverse beam search: what a search goes by."""
+    """Sum of `word_log_probs` minus the penalties of diverse beam search; ranks hypotheses."""
     state: State
-    """h and c, each (1, H), before the last word has gone in."""
+    """Hidden and cell state h and c, each (1, H), before the last word is fed in."""
 
     @property
     def log_prob(self) -> float:
-        """The log-probability of all words."""
+        """Log-probability of the whole caption."""
         return sum(self.word_log_probs)
 
 
 def initial_state(params: Params, features: np.ndarray) -> State:
-    """Return the state before the first word, h and c (N, H), for features (N, D)."""
+    """Return the initial state, h and c (N, H), for image features (N, D)."""
     h = features @ params["W_proj"] + params["b_proj"]
     return h, np.zeros_like(h)
 
 
 def step(params: Params, words: np.ndarray, state: State, lstm: bool) -> tuple[np.ndarray, State]:
-    """Let words (N,) go in; return scores (N, V) of the words that may come next, and the state."""
+    """Feed in words (N,); return the scores of the next words (N, V) and the new state."""
     x, (h, c) = params["W_embed"][words], state
     if lstm:
         h, c, _ = lstm_step_forward(x, h, c, params["Wx"], params["Wh"], params["b"])
@@ -59,7 +60,7 @@ def log_softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def repeated(words: tuple[int, ...], n: int) -> set[int]:
-    """Return the words by which a caption would say a sequence of n words a second time."""
+    """Return the words that would repeat an n-gram if appended to a caption."""
     begun = words[len(words) - n + 1 :]
     places = range(len(words) - n + 1) if n > 0 else ()
     return {words[i + n - 1] for i in places if words[i : i + n - 1] == begun}
@@ -68,18 +69,18 @@ def repeated(words: tuple[int, ...], n: int) -> set[int]:
 def followers(
     model: Any, hypothesis: Hypothesis, no_repeat_ngram: int, suppress: Iterable[str]
 ) -> tuple[np.ndarray, np.ndarray, State]:
-    """What may come next.
+    """Score every word as the next word of a hypothesis.
 
     Returns
     -------
     scores : ndarray, shape (V,)
-        -inf for words that may not.
+        Scores of the words; -inf for words that are suppressed or would repeat an n-gram.
     log_probs : float64 ndarray, shape (V,)
-        Of the softmax over all words, those that may not come included.
+        Log-probabilities of all words, including those with a score of -inf.
     state : tuple of ndarray
-        h and c after the last word of the hypothesis has gone in.
+        h and c after the last word of the hypothesis is fed in.
     """
-    word = hypothesis.words[-1] if hypothesis.words else model.word_to_idx["<START>"]
+    word = hypothesis.words[-1] if hypothesis.words else model.word_to_idx[START]
     lstm = model.cell_type == "lstm"
     (scores,), state = step(model.params, np.array([word]), hypothesis.state, lstm)
     log_probs = log_softmax(scores)
@@ -95,8 +96,9 @@ def length_score(
     log_prob: float, length: int, length_penalty: float, length_rule: str, word_reward: float
 ) -> float:
     """Return the score of a finished caption (see `fastrnn.decoding.beam_search`)."""
-    base = (5 + length) / 6 if length_rule == "wu" else max(length, 1)
-    return log_prob / base**length_penalty + word_reward * length
+    base = np.float64((5 + length) / 6 if length_rule == "wu" else max(length, 1))
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        return float(log_prob / base**length_penalty + word_reward * length)
 
 
 def beam_search(
@@ -114,25 +116,25 @@ def beam_search(
     groups: int = 1,
     diversity: float = 0.5,
 ) -> list[list[tuple[Hypothesis, float]]]:
-    """Search for the best captions of each picture.
+    """Caption images by beam search.
 
     Parameters
     ----------
     model : CaptioningRNN
-        The twin or the compiled one.
+        The NumPy or the compiled model.
     features : float ndarray, shape (N, D)
         Image features.
     width, max_length, length_penalty, length_rule, word_reward, no_repeat_ngram
-        As of `fastrnn.decoding.beam_search`.
+        See `fastrnn.decoding.beam_search`.
     suppress, n_best, groups, diversity
-        As there.
+        See `fastrnn.decoding.beam_search`.
 
     Returns
     -------
     list of list of (Hypothesis, float)
-        For each picture its best captions and their scores, best first.
+        The best captions of each image and their scores, best first.
     """
-    end = model.word_to_idx["<END>"]
+    end = model.word_to_idx[END]
     share = width // groups
 
     def score(hypothesis: Hypothesis) -> float:
@@ -156,7 +158,7 @@ def beam_search(
         live = [[first] for _ in range(groups)]
         pools: list[list[Hypothesis]] = [[] for _ in range(groups)]
         for _ in range(max_length):
-            chosen: list[int] = []  # words with which earlier groups go on
+            chosen: list[int] = []  # words by which earlier groups were extended at this step
             for group, pool in enumerate(pools):
                 if not live[group]:
                     continue
@@ -183,7 +185,7 @@ def beam_search(
 
 
 def draw(weights: np.ndarray, uniform: float) -> int:
-    """Draw an id by its weight: the first at which the sum so far passes its share `uniform`."""
+    """Draw an id by weight: the first whose cumulative share of all weights exceeds `uniform`."""
     sums = np.cumsum(weights, dtype=np.float64)
     return int(np.argmax(sums > uniform * sums[-1]))
 
@@ -201,23 +203,23 @@ def sample(
     no_repeat_ngram: int = 0,
     suppress: Iterable[str] = (),
 ) -> list[list[Hypothesis]]:
-    """Draw captions.
+    """Draw captions at random from the model's softmax.
 
     Parameters
     ----------
     model : CaptioningRNN
-        The twin or the compiled one.
+        The NumPy or the compiled model.
     features : float ndarray, shape (N, D)
         Image features.
     max_length, count, temperature, top_k, top_p, seed, no_repeat_ngram, suppress
-        As of `fastrnn.decoding.sample`.
+        See `fastrnn.decoding.sample`.
 
     Returns
     -------
     list of list of Hypothesis
-        For each picture `count` captions in the order of their draws.
+        `count` captions for each image, in the order of the draws.
     """
-    end = model.word_to_idx["<END>"]
+    end = model.word_to_idx[END]
 
     def caption(row: int, number: int) -> Hypothesis:
         state = initial_state(model.params, features[row : row + 1])
@@ -257,34 +259,35 @@ def mix(
     null: int,
     lstm: bool,
 ) -> np.ndarray:
-    """Mix drawn words into captions: the inputs of scheduled sampling.
+    """Return the input words for scheduled sampling: captions with some words drawn by the model.
 
-    The first input of a row is the caption's. Each later one is, with a probability, drawn from
-    the model's softmax over the inputs so far; else it is the caption's. Behind the last target
-    that is not ``<NULL>`` the words stay the caption's, and so they do where scores are no numbers.
+    The first input of a row is that of the caption. Each later input is drawn from the model's
+    softmax, given the inputs before it, with the given probability; otherwise it is the word of
+    the caption. Words after the last target that is not ``<NULL>`` are not replaced, nor are words
+    for which the model's scores are not finite.
 
     Parameters
     ----------
     params : mapping of str to ndarray
-        Of a `CaptioningRNN`.
+        Parameters of a `CaptioningRNN`.
     features : float ndarray, shape (N, D)
         Image features.
     captions : int ndarray, shape (N, T + 1)
-        Captions from ``<START>``.
+        Word ids of the captions, starting with ``<START>``.
     probability : float
-        That an input is drawn.
+        Probability that an input is drawn.
     seed : int
-        64 bits. Of the uniform numbers of a row and a time step (`random.uniform`) the first
-        decides whether a word is drawn, the second which one.
+        64-bit seed of an RNG stream. For each row and time step, `random.uniform` gives two
+        numbers: the first decides whether a word is drawn, the second which one.
     null : int
-        The id of ``<NULL>``.
+        Id of ``<NULL>``.
     lstm : bool
-        An LSTM, else a plain RNN.
+        Whether the model is an LSTM; otherwise it is a vanilla RNN.
 
     Returns
     -------
     int32 ndarray, shape (N, T)
-        The word that goes in at each step.
+        Input word of each step.
 
     References
     ----------

@@ -1,24 +1,27 @@
-"""Layers of a feed-forward network and two losses, in NumPy: the twin of ``fastrnn.layers``.
+"""Affine and ReLU layers and two losses in plain NumPy: the reference for ``fastrnn.layers``.
 
-Every ``*_forward`` returns its output and a cache, every ``*_backward`` takes the gradient of
-the loss with respect to that output and the cache, and returns the gradients of the inputs.
+Each ``*_forward`` function returns its output and a cache. Each ``*_backward`` function takes the
+gradient of the loss with respect to that output, and the cache, and returns the gradients of the
+inputs.
 
-dtypes: float32 stays float32, float64 stays float64, a mix follows NumPy's promotion, and
-integers count as float64. Letters in shapes: N rows of a batch, D inputs, M outputs, C classes.
+dtypes: float32 inputs give float32 results, float64 inputs give float64. Mixed inputs follow
+NumPy's promotion rules, and integers are treated as float64.
+
+Shapes: N is the batch size, D the input size, M the output size, C the number of classes.
 """
 
 import numpy as np
 
-from . import checks as _checks
+from .. import checks as _checks
 
 
 def affine_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, tuple]:
-    """Affine map of each row: ``out = x w + b``.
+    """Affine (fully connected) layer: ``out = x w + b``.
 
     Parameters
     ----------
     x : ndarray, shape (N, d_1, ..., d_k)
-        Inputs; each row is read as a vector of D = d_1 * ... * d_k numbers.
+        Inputs. Each row is flattened to a vector of length D = d_1 * ... * d_k.
     w : ndarray, shape (D, M)
         Weights.
     b : ndarray, shape (M,)
@@ -27,7 +30,7 @@ def affine_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndar
     Returns
     -------
     out : ndarray, shape (N, M)
-        Outputs.
+        Outputs, in the common dtype of the arguments.
     cache : tuple
         ``(x, w, b)``, for `affine_backward`.
 
@@ -36,7 +39,7 @@ def affine_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndar
     TypeError
         If the common dtype of the arguments is neither float32 nor float64.
     ValueError
-        If the shapes do not fit each other.
+        If the shapes do not match.
     """
     x, w, b = _checks.as_floats(x=x, w=w, b=b)
     if x.ndim == 0:
@@ -47,14 +50,14 @@ def affine_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndar
 
 
 def affine_backward(dout: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gradients of `affine_forward`.
+    """Gradients of `affine_forward`: ``dx = dout w'``, ``dw = x' dout``, ``db = sum_n dout``.
 
     Parameters
     ----------
     dout : ndarray, shape (N, M)
         Gradient of the loss with respect to the output.
     cache : tuple
-        From `affine_forward`.
+        Cache returned by `affine_forward`.
 
     Returns
     -------
@@ -69,9 +72,9 @@ def affine_backward(dout: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndar
     ------
     TypeError
         If the common dtype of `dout` and the cache is neither float32 nor float64, or `cache` is
-        no tuple.
+        not a tuple.
     ValueError
-        If `dout` does not have the shape of the output, or `cache` is that of another function.
+        If `dout` does not have the shape of the output, or `cache` comes from another function.
     """
     x, w, _ = _checks.parts_of(cache, "x w b")
     dout, x, w = _checks.as_floats(dout=dout, x=x, w=w)
@@ -83,7 +86,7 @@ def affine_backward(dout: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndar
 
 
 def relu_forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rectifier ``out = max(0, x)``; NaN stays NaN.
+    """Rectified linear unit: ``out = max(0, x)``. NaN stays NaN.
 
     Parameters
     ----------
@@ -107,19 +110,19 @@ def relu_forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def relu_backward(dout: np.ndarray, cache: np.ndarray) -> np.ndarray:
-    """Gradient of `relu_forward`: `dout` where the input was above zero, else 0.
+    """Gradient of `relu_forward`: `dout` where the input was positive, else 0.
 
     Parameters
     ----------
     dout : ndarray, shape of x
         Gradient of the loss with respect to the output.
     cache : ndarray
-        From `relu_forward`.
+        Cache returned by `relu_forward`.
 
     Returns
     -------
     dx : ndarray, shape of x
-        Gradient of the inputs. Where the input was NaN, `dout` flows through.
+        Gradient of the inputs; equal to `dout` where the input was NaN.
 
     Raises
     ------
@@ -137,7 +140,7 @@ def relu_backward(dout: np.ndarray, cache: np.ndarray) -> np.ndarray:
 
 
 def softmax_loss(x: np.ndarray, y: np.ndarray) -> tuple[np.float64, np.ndarray]:
-    """Cross-entropy of the softmax of scores, averaged over the batch.
+    """Softmax cross-entropy loss, averaged over the batch.
 
     ``loss = -1/N sum_n log(exp(x[n, y_n]) / sum_c exp(x[n, c]))``
 
@@ -146,23 +149,23 @@ def softmax_loss(x: np.ndarray, y: np.ndarray) -> tuple[np.float64, np.ndarray]:
     x : ndarray, shape (N, C)
         Scores.
     y : ndarray of int, shape (N,)
-        The right class of each row; negative ids count from the end, as in NumPy.
+        Correct class of each row, in ``[-C, C)``; negative ids count from the end, as in NumPy.
 
     Returns
     -------
     loss : float64
         Loss in nats; 0.0 for an empty batch.
     dx : ndarray, shape (N, C)
-        Gradient of the scores.
+        Gradient of the scores, in the dtype of `x`.
 
     Raises
     ------
     TypeError
-        If `x` is not floating or `y` not integer.
+        If `x` does not have a float32, float64 or integer dtype, or `y` an integer dtype.
     ValueError
-        If the shapes do not fit each other.
+        If the shapes do not match.
     IndexError
-        If `y` holds an id outside ``[-C, C)``.
+        If `y` contains an id outside ``[-C, C)``.
     """
     (x,) = _checks.as_floats(x=x)
     (y,) = _checks.as_integers(y=y)
@@ -172,7 +175,7 @@ def softmax_loss(x: np.ndarray, y: np.ndarray) -> tuple[np.float64, np.ndarray]:
         return np.float64(0.0), np.zeros_like(x)
 
     row = np.arange(N)
-    # The largest score of a row is subtracted so that exp() cannot overflow.
+    # Subtract the largest score of each row so that exp() cannot overflow.
     shifted = x - x.max(axis=1, keepdims=True)
     log_probs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     loss = -log_probs[row, y].sum(dtype=np.float64) / N
@@ -193,23 +196,23 @@ def svm_loss(x: np.ndarray, y: np.ndarray) -> tuple[np.float64, np.ndarray]:
     x : ndarray, shape (N, C)
         Scores.
     y : ndarray of int, shape (N,)
-        The right class of each row; negative ids count from the end, as in NumPy.
+        Correct class of each row, in ``[-C, C)``; negative ids count from the end, as in NumPy.
 
     Returns
     -------
     loss : float64
         Loss; 0.0 for an empty batch.
     dx : ndarray, shape (N, C)
-        Gradient of the scores.
+        Gradient of the scores, in the dtype of `x`.
 
     Raises
     ------
     TypeError
-        If `x` is not floating or `y` not integer.
+        If `x` does not have a float32, float64 or integer dtype, or `y` an integer dtype.
     ValueError
-        If the shapes do not fit each other.
+        If the shapes do not match.
     IndexError
-        If `y` holds an id outside ``[-C, C)``.
+        If `y` contains an id outside ``[-C, C)``.
     """
     (x,) = _checks.as_floats(x=x)
     (y,) = _checks.as_integers(y=y)

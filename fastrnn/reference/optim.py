@@ -1,14 +1,14 @@
-"""Update rules in NumPy: the twin of ``fastrnn.optim``.
+"""Update rules in plain NumPy: the reference for ``fastrnn.optim``.
 
-Each rule is ``rule(w, dw, config=None) -> (w, config)``. The weights are changed in place and
-returned; what the rule has to remember (learning rate, moments, step count) lives in the
-dictionary `config`, which is filled with defaults where a key is missing. The arithmetic and
-the state have the dtype of `w`.
+Each update rule is ``rule(w, dw, config=None) -> (w, config)``. The weights `w` are updated in
+place and returned. The dictionary `config` holds the hyperparameters and the state (learning rate,
+moments, step count); missing keys are set to their defaults. The arithmetic and the state have the
+dtype of `w`.
 """
 
 import numpy as np
 
-from . import checks as _checks
+from .. import checks as _checks
 
 
 def sgd(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.ndarray, dict]:
@@ -17,7 +17,7 @@ def sgd(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.n
     Parameters
     ----------
     w : ndarray of float32 or float64, any shape
-        Weights, changed in place.
+        Weights, updated in place.
     dw : ndarray, shape of `w`
         Gradient of the loss with respect to `w`.
     config : dict, optional
@@ -26,14 +26,14 @@ def sgd(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.n
     Returns
     -------
     w : ndarray
-        The same array, after the step.
+        The same array, updated.
     config : dict
         The same dictionary (a new one if `config` was None).
 
     Raises
     ------
     TypeError
-        If `w` is no float32 or float64 array, or `dw` is not numeric.
+        If `w` is not a float32 or float64 array, or `dw` is not numeric.
     ValueError
         If the shapes differ, or `w` is read-only.
     """
@@ -53,7 +53,7 @@ def sgd_momentum(
     Parameters
     ----------
     w : ndarray of float32 or float64, any shape
-        Weights, changed in place.
+        Weights, updated in place.
     dw : ndarray, shape of `w`
         Gradient of the loss with respect to `w`.
     config : dict, optional
@@ -63,14 +63,14 @@ def sgd_momentum(
     Returns
     -------
     w : ndarray
-        The same array, after the step.
+        The same array, updated.
     config : dict
-        The same dictionary (a new one if `config` was None), with the new velocity.
+        The same dictionary (a new one if `config` was None), with the updated ``velocity``.
 
     Raises
     ------
     TypeError
-        If `w` is no float32 or float64 array, or `dw` is not numeric.
+        If `w` is not a float32 or float64 array, or `dw` is not numeric.
     ValueError
         If the shapes differ, or `w` is read-only.
 
@@ -92,14 +92,14 @@ def sgd_momentum(
 
 
 def rmsprop(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.ndarray, dict]:
-    """RMSProp: a step divided by the root of a running mean of squared gradients.
+    """RMSProp: divide each step by the root of a running mean of squared gradients.
 
     ``cache = rho cache + (1 - rho) dw^2; w -= learning_rate dw / (sqrt(cache) + epsilon)``
 
     Parameters
     ----------
     w : ndarray of float32 or float64, any shape
-        Weights, changed in place.
+        Weights, updated in place.
     dw : ndarray, shape of `w`
         Gradient of the loss with respect to `w`.
     config : dict, optional
@@ -109,14 +109,14 @@ def rmsprop(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[
     Returns
     -------
     w : ndarray
-        The same array, after the step.
+        The same array, updated.
     config : dict
-        The same dictionary (a new one if `config` was None), with the new cache.
+        The same dictionary (a new one if `config` was None), with the updated ``cache``.
 
     Raises
     ------
     TypeError
-        If `w` is no float32 or float64 array, or `dw` is not numeric.
+        If `w` is not a float32 or float64 array, or `dw` is not numeric.
     ValueError
         If the shapes differ, or `w` is read-only.
 
@@ -139,7 +139,7 @@ def rmsprop(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[
 
 
 def adam(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.ndarray, dict]:
-    """Adam, in the form in which the bias correction is folded into the step size.
+    """Adam, with the bias correction folded into the step size.
 
     ``t += 1; m = beta1 m + (1 - beta1) dw; v = beta2 v + (1 - beta2) dw^2``
     ``alpha = learning_rate sqrt(1 - beta2^t) / (1 - beta1^t); w -= alpha m / (sqrt(v) + epsilon)``
@@ -147,7 +147,7 @@ def adam(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.
     Parameters
     ----------
     w : ndarray of float32 or float64, any shape
-        Weights, changed in place.
+        Weights, updated in place.
     dw : ndarray, shape of `w`
         Gradient of the loss with respect to `w`.
     config : dict, optional
@@ -157,21 +157,22 @@ def adam(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.
     Returns
     -------
     w : ndarray
-        The same array, after the step.
+        The same array, updated.
     config : dict
-        The same dictionary (a new one if `config` was None), with the new ``m``, ``v``, ``t``.
+        The same dictionary (a new one if `config` was None), with the updated ``m``, ``v``, ``t``.
 
     Raises
     ------
     TypeError
-        If `w` is no float32 or float64 array, or `dw` is not numeric.
+        If `w` is not a float32 or float64 array, or `dw` is not numeric.
     ValueError
         If the shapes differ, or `w` is read-only.
 
     Notes
     -----
-    Epsilon is added to the root of the uncorrected `v`, as in the last paragraph of section 2
-    of the paper; with the corrected `v` of its algorithm 1 epsilon would act differently.
+    Epsilon is added to the square root of the uncorrected `v`, as in the last paragraph of
+    section 2 of the paper. Algorithm 1 of the paper adds it to the root of the bias-corrected `v`,
+    which gives slightly different steps.
 
     References
     ----------
@@ -211,30 +212,30 @@ def adamw(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np
     Parameters
     ----------
     w : ndarray of float32 or float64, any shape
-        Weights, changed in place.
+        Weights, updated in place.
     dw : ndarray, shape of `w`
         Gradient of the loss with respect to `w`.
     config : dict, optional
-        `adam`'s, and ``weight_decay`` (default 1e-2).
+        The keys of `adam`, and ``weight_decay`` (default 1e-2).
 
     Returns
     -------
     w : ndarray
-        The same array, after the step.
+        The same array, updated.
     config : dict
-        The same dictionary (a new one if `config` was None), with the new state.
+        The same dictionary (a new one if `config` was None), with the updated state.
 
     Raises
     ------
     TypeError
-        If `w` is no float32 or float64 array, or `dw` is not numeric.
+        If `w` is not a float32 or float64 array, or `dw` is not numeric.
     ValueError
         If the shapes differ, or `w` is read-only.
 
     References
     ----------
     Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, algorithm 2; the decay
-    is multiplied by the learning rate, as PyTorch's AdamW has it.
+    is multiplied by the learning rate, as in PyTorch's AdamW.
     """
     config = {} if config is None else config
     return _adam(w, dw, config, float(config.setdefault("weight_decay", 1e-2)))
@@ -245,15 +246,15 @@ def clip_by_value(grads: dict[str, np.ndarray], limit: float) -> None:
 
     Parameters
     ----------
-    grads : dict of str to ndarray of float32 or float64
-        Changed in place.
+    grads : mapping of str to ndarray of float32 or float64
+        Gradients, clipped in place.
     limit : float
-        Positive.
+        Largest absolute value of an element; must be positive.
 
     Raises
     ------
     TypeError
-        If a gradient is no array of float32 or float64.
+        If a gradient is not a float32 or float64 array.
     ValueError
         If `limit` is not positive, or a gradient is read-only.
     """
@@ -263,24 +264,24 @@ def clip_by_value(grads: dict[str, np.ndarray], limit: float) -> None:
 
 
 def clip_by_norm(grads: dict[str, np.ndarray], limit: float) -> float:
-    """Scale all gradients, in place, so that the norm over all of them is at most `limit`.
+    """Scale all gradients in place so that their joint L2 norm is at most `limit`.
 
     Parameters
     ----------
-    grads : dict of str to ndarray of float32 or float64
-        Changed in place, where the norm exceeds `limit`.
+    grads : mapping of str to ndarray of float32 or float64
+        Gradients, scaled in place if their norm exceeds `limit`.
     limit : float
-        Positive.
+        Largest norm; must be positive.
 
     Returns
     -------
     float
-        The norm before: the root of the sum of all squares, added up in float64.
+        The norm before scaling: the root of the sum of all squares, computed in float64.
 
     Raises
     ------
     TypeError
-        If a gradient is no array of float32 or float64.
+        If a gradient is not a float32 or float64 array.
     ValueError
         If `limit` is not positive, or a gradient is read-only.
 
@@ -299,26 +300,27 @@ def clip_by_norm(grads: dict[str, np.ndarray], limit: float) -> float:
 
 
 def average(mean: np.ndarray, w: np.ndarray, rate: float) -> np.ndarray:
-    """Move an average towards new weights, in place: ``mean += rate (w - mean)``.
+    """Update a running average of weights in place: ``mean += rate (w - mean)``.
 
     Parameters
     ----------
     mean : ndarray of float32 or float64, any shape
-        Changed in place.
+        Running average, updated in place.
     w : ndarray, shape of `mean`
-        The new weights.
+        New weights.
     rate : float
-        1 - decay of an exponential moving average; 1 / n for the mean of n.
+        Weight of `w` in the new average: 1 - decay for an exponential moving average, 1 / n at
+        the n-th update for the arithmetic mean.
 
     Returns
     -------
     ndarray
-        `mean`.
+        The same array as `mean`.
 
     Raises
     ------
     TypeError
-        If `mean` is no float32 or float64 array, or `w` is not numeric.
+        If `mean` is not a float32 or float64 array, or `w` is not numeric.
     ValueError
         If the shapes differ, or `mean` is read-only.
 

@@ -1,7 +1,7 @@
-"""Random numbers that depend on their place alone: the twin of ``src_c/random.h``.
+"""Counter-based random numbers in plain NumPy: the reference for ``src_c/random.h``.
 
-A draw is a hash of a seed, a row of the batch, a time step and a unit. Nothing is carried from
-one draw to the next, so the order in which rows are worked on changes nothing.
+A random number is a hash of a seed, the row of the batch, the time step and the unit. There is no
+state between draws, so results do not depend on the order in which rows are processed.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-EMBED, VOCAB, MIX = 1, 2, 3
-"""Streams: what is drawn for one purpose says nothing about what is drawn for another."""
+from ..seeds import EMBED, MIX, VOCAB, stream_seed
+
+__all__ = ["EMBED", "MIX", "VOCAB", "dropout_mask", "stream_seed", "uniform"]
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """Mix 32 bits so that each depends on all."""
+    """Hash 32-bit integers so that each output bit depends on all input bits."""
     x = x ^ (x >> np.uint32(16))
     x = x * np.uint32(0x21F0AAAD)
     x = x ^ (x >> np.uint32(15))
@@ -22,27 +23,22 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint32(15))
 
 
-def stream_seed(seed: int, stream: int) -> int:
-    """Return the 64-bit seed of a stream."""
-    return (seed + stream * 0x9E3779B97F4A7C15) % 2**64
-
-
 def uniform(seed: int, row: ArrayLike, t: ArrayLike, units: int) -> np.ndarray:
-    """Draw uniform numbers.
+    """Draw uniform random numbers.
 
     Parameters
     ----------
     seed : int
-        64 bits.
+        64-bit seed.
     row, t : int array_like
-        Rows of the batch and time steps; they are broadcast to a common shape.
+        Rows of the batch and time steps, broadcast against each other.
     units : int
-        How many numbers are drawn at each place.
+        Number of random numbers for each pair of row and time step.
 
     Returns
     -------
-    ndarray of float64, the common shape of `row` and `t`, then `units`
-        Multiples of 2**-24 in [0, 1).
+    ndarray of float64, shape (..., units)
+        Multiples of 2**-24 in [0, 1). The leading axes are the broadcast shape of `row` and `t`.
     """
     row, t = np.broadcast_arrays(np.asarray(row, np.uint32), np.asarray(t, np.uint32))
     key = _mix(np.full(row.shape, seed % 2**32, np.uint32))
@@ -53,20 +49,21 @@ def uniform(seed: int, row: ArrayLike, t: ArrayLike, units: int) -> np.ndarray:
 
 
 def dropout_mask(seed: int, N: int, T: int, units: int, rate: float) -> np.ndarray:
-    """Return the mask of inverted dropout: 0 with probability `rate`, else 1 / (1 - rate).
+    """Return an inverted dropout mask: 0 with probability `rate`, else 1 / (1 - rate).
 
     Parameters
     ----------
     seed : int
-        Of a stream.
+        64-bit seed of an RNG stream.
     N, T, units : int
-        Rows, time steps, and units of each.
+        Numbers of rows, time steps and units.
     rate : float
-        In [0, 1).
+        Dropout probability, in [0, 1).
 
     Returns
     -------
     ndarray of float64, shape (N, T, units)
+        The mask.
 
     References
     ----------

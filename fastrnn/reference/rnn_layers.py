@@ -1,39 +1,39 @@
-"""Layers of a recurrent captioning network, in NumPy: the twin of ``fastrnn.rnn_layers``.
+"""Layers of a recurrent captioning network in plain NumPy: the reference for `fastrnn.rnn_layers`.
 
-Every ``*_forward`` returns its output and a cache, every ``*_backward`` takes the gradient of
-the loss with respect to that output and the cache, and returns the gradients of the inputs.
-A cache holds the inputs themselves (not copies) beside what the op computed.
+Each ``*_forward`` function returns its output and a cache. Each ``*_backward`` function takes the
+gradient of the loss with respect to that output, and the cache, and returns the gradients of the
+inputs. A cache holds the intermediate results and the inputs themselves (not copies).
 
-Letters in shapes: N rows of a batch, T time steps, D inputs, H hidden units, V words of the
-vocabulary, M outputs. The 4H axis of an LSTM holds the blocks of the gates in the order
-**i, f, o, g** (input, forget, output, block input).
+Shapes: N is the batch size, T the number of time steps, D the input size, H the hidden size, V the
+vocabulary size, M the output size. The 4H axis of an LSTM holds one block of H per gate, in the
+order **i, f, o, g** (input gate, forget gate, output gate, candidate).
 
-dtypes: float32 stays float32 from the input to the gradients, float64 stays float64, a mix
-follows NumPy's promotion, and integers count as float64.
+dtypes: float32 inputs give float32 results and gradients, float64 inputs give float64. Mixed
+inputs follow NumPy's promotion rules, and integers are treated as float64.
 
-Errors, for every function here: TypeError if the common dtype of the arguments is neither
-float32 nor float64 (or ids are not integers), ValueError if a shape does not fit, IndexError
-for a word id outside ``[-V, V)``; the message names the argument. NaN and Inf flow through.
+Errors: every function raises TypeError if the common dtype of the arguments is neither float32 nor
+float64 or ids are not integers, ValueError if a shape does not match, and IndexError for a word id
+outside ``[-V, V)``. The message names the argument. NaN and Inf propagate.
 """
 
 import numpy as np
 
-from . import checks as _checks
+from .. import checks as _checks
 from .layers import affine_backward, affine_forward
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    """Logistic function ``1 / (1 + exp(-x))``, without overflow on either side.
+    """Logistic sigmoid ``1 / (1 + exp(-x))``, computed without overflow for any `x`.
 
     Parameters
     ----------
     x : array_like, any shape
-        Argument.
+        Input.
 
     Returns
     -------
     ndarray, shape of `x`
-        In 0..1; NaN stays NaN.
+        Values in [0, 1]; NaN stays NaN.
 
     Raises
     ------
@@ -69,21 +69,21 @@ def rnn_step_forward(
     next_h : ndarray, shape (N, H)
         Hidden state after the step.
     cache : tuple
-        For `rnn_step_backward`.
+        Values needed by `rnn_step_backward`.
 
     Raises
     ------
     TypeError
         If the common dtype is neither float32 nor float64.
     ValueError
-        If the shapes do not fit each other.
+        If the shapes do not match.
     """
     x, prev_h, Wx, Wh, b = _checks.as_floats(x=x, prev_h=prev_h, Wx=Wx, Wh=Wh, b=b)
     _checks.match_shapes(
         x=(x, "N D"), prev_h=(prev_h, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H")
     )
     next_h = np.tanh(x @ Wx + prev_h @ Wh + b)
-    # The cache keeps a copy, so that a caller may change the state that it was given.
+    # The cache holds a copy, so that the caller may change the returned state in place.
     return next_h, (x, prev_h, Wx, Wh, next_h.copy())
 
 
@@ -97,7 +97,7 @@ def rnn_step_backward(
     dnext_h : ndarray, shape (N, H)
         Gradient of the loss with respect to the next hidden state.
     cache : tuple
-        From `rnn_step_forward`.
+        Cache returned by `rnn_step_forward`.
 
     Returns
     -------
@@ -137,7 +137,7 @@ def rnn_forward(
     *,
     lengths: np.ndarray | None = None,
 ) -> tuple[np.ndarray, tuple]:
-    """A vanilla RNN over whole sequences: `rnn_step_forward`, T times.
+    """Run a vanilla RNN over whole sequences: T steps of `rnn_step_forward`.
 
     Parameters
     ----------
@@ -152,21 +152,21 @@ def rnn_forward(
     b : ndarray, shape (H,)
         Biases.
     lengths : ndarray of int, shape (N,), optional
-        Number of steps of each row, 0..T; all T if None.
+        Number of steps in each row, 0..T. By default, every row has T steps.
 
     Returns
     -------
     h : ndarray, shape (N, T, H)
-        Hidden states after each step; zero from step ``lengths[n]`` on.
+        Hidden state after each step; zero for steps ``t >= lengths[n]``.
     cache : tuple
-        For `rnn_backward`.
+        Values needed by `rnn_backward`.
 
     Raises
     ------
     TypeError
-        If the common dtype is neither float32 nor float64, or `lengths` is not integer.
+        If the common dtype is neither float32 nor float64, or `lengths` are not integers.
     ValueError
-        If the shapes do not fit each other, or a length lies outside 0..T.
+        If the shapes do not match, or a length is not in 0..T.
     """
     x, h0, Wx, Wh, b = _checks.as_floats(x=x, h0=h0, Wx=Wx, Wh=Wh, b=b)
     sizes = _checks.match_shapes(
@@ -179,7 +179,7 @@ def rnn_forward(
     state = h0.copy()
     steps = []
     for t in range(T):
-        rows = np.flatnonzero(lengths > t)  # a row that has ended takes no further part
+        rows = np.flatnonzero(lengths > t)  # rows that have not ended
         state[rows], step = rnn_step_forward(x[rows, t], state[rows], Wx, Wh, b)
         h[rows, t] = state[rows]
         steps.append((rows, step))
@@ -194,15 +194,15 @@ def rnn_backward(
     Parameters
     ----------
     dh : ndarray, shape (N, T, H)
-        Gradient of the loss with respect to all hidden states, as far as the loss depends on
-        each of them directly. Past the length of a row it is ignored.
+        Gradient of the loss with respect to each hidden state, not counting its effect through
+        later steps. Values at steps ``t >= lengths[n]`` are ignored.
     cache : tuple
-        From `rnn_forward`.
+        Cache returned by `rnn_forward`.
 
     Returns
     -------
     dx : ndarray, shape (N, T, D)
-        Gradient of the inputs; zero past the length of a row.
+        Gradient of the inputs; zero for steps ``t >= lengths[n]``.
     dh0 : ndarray, shape (N, H)
         Gradient of the initial hidden state.
     dWx : ndarray, shape (D, H)
@@ -229,7 +229,7 @@ def rnn_backward(
     dWx, dWh, db = np.zeros_like(Wx), np.zeros_like(Wh), np.zeros_like(Wh, shape=H)
     for t in reversed(range(T)):
         rows, step = steps[t]
-        # A state acts on the loss directly and through the step that follows.
+        # A state affects the loss directly and through the next step.
         dx[rows, t], dstate[rows], dWx_t, dWh_t, db_t = rnn_step_backward(
             dh[rows, t] + dstate[rows], step
         )
@@ -240,30 +240,30 @@ def rnn_backward(
 
 
 def word_embedding_forward(x: np.ndarray, W: np.ndarray) -> tuple[np.ndarray, tuple]:
-    """The vector of each word: ``out[n, t] = W[x[n, t]]``.
+    """Look up the vector of each word: ``out[n, t] = W[x[n, t]]``.
 
     Parameters
     ----------
     x : ndarray of int, shape (N, T)
         Word ids in ``[-V, V)``; negative ones count from the end, as in NumPy.
     W : ndarray, shape (V, D)
-        A vector per word.
+        Word vectors, one per row.
 
     Returns
     -------
     out : ndarray, shape (N, T, D)
-        The vectors.
+        Word vectors of `x`.
     cache : tuple
-        For `word_embedding_backward`.
+        Values needed by `word_embedding_backward`.
 
     Raises
     ------
     TypeError
-        If `x` is not integer, or the dtype of `W` is not float32, float64 or integer.
+        If `x` does not have an integer dtype, or `W` a float32, float64 or integer dtype.
     ValueError
-        If `x` or `W` does not have two axes.
+        If `x` or `W` is not two-dimensional.
     IndexError
-        If a word id lies outside ``[-V, V)``.
+        If a word id is outside ``[-V, V)``.
     """
     (x,) = _checks.as_integers(x=x)
     (W,) = _checks.as_floats(W=W)
@@ -273,29 +273,29 @@ def word_embedding_forward(x: np.ndarray, W: np.ndarray) -> tuple[np.ndarray, tu
 
 
 def word_embedding_backward(dout: np.ndarray, cache: tuple) -> np.ndarray:
-    """Gradient of `word_embedding_forward` with respect to the vectors.
+    """Gradient of `word_embedding_forward` with respect to the word vectors.
 
     Parameters
     ----------
     dout : ndarray, shape (N, T, D)
         Gradient of the loss with respect to the output.
     cache : tuple
-        From `word_embedding_forward`.
+        Cache returned by `word_embedding_forward`.
 
     Returns
     -------
     dW : ndarray, shape (V, D)
-        Gradient of the vectors: the sum of `dout` over all places where the word stands.
+        Gradient of the word vectors: row v is the sum of `dout` over all positions of word v.
 
     Raises
     ------
     TypeError
-        If the common dtype of `dout` and the vectors is neither float32 nor float64, the ids of the
-        cache are not integer, or `cache` is no tuple.
+        If the common dtype of `dout` and the word vectors is neither float32 nor float64, the ids
+        in the cache are not integers, or `cache` is not a tuple.
     ValueError
-        If `dout` does not have the shape of the output, or `cache` is that of another function.
+        If `dout` does not have the shape of the output, or `cache` comes from another function.
     IndexError
-        If an id of the cache lies outside ``[-V, V)``.
+        If an id in the cache is outside ``[-V, V)``.
     """
     x, W = _checks.parts_of(cache, "x W")
     dout, W = _checks.as_floats(dout=dout, W=W)
@@ -304,7 +304,7 @@ def word_embedding_backward(dout: np.ndarray, cache: tuple) -> np.ndarray:
     _checks.check_ids("x", x, sizes["V"])
 
     dW = np.zeros_like(W)
-    np.add.at(dW, x, dout)  # unlike dW[x] += dout, this adds up for words that repeat
+    np.add.at(dW, x, dout)  # unlike dW[x] += dout, this sums over repeated words
     return dW
 
 
@@ -318,7 +318,7 @@ def lstm_step_forward(
 ) -> tuple[np.ndarray, np.ndarray, tuple]:
     """One time step of an LSTM with forget gates and without peepholes.
 
-    ``a = x Wx + prev_h Wh + b``, cut into four blocks of H columns;
+    ``a = x Wx + prev_h Wh + b``, split into four blocks of H columns;
     ``i, f, o = sigmoid(a_i), sigmoid(a_f), sigmoid(a_o); g = tanh(a_g)``;
     ``next_c = f * prev_c + i * g; next_h = o * tanh(next_c)``
     (Hochreiter and Schmidhuber, 1997; Gers, Schmidhuber and Cummins, 2000).
@@ -345,14 +345,14 @@ def lstm_step_forward(
     next_c : ndarray, shape (N, H)
         Cell state after the step.
     cache : tuple
-        For `lstm_step_backward`.
+        Values needed by `lstm_step_backward`.
 
     Raises
     ------
     TypeError
         If the common dtype is neither float32 nor float64.
     ValueError
-        If the shapes do not fit each other.
+        If the shapes do not match.
     """
     x, prev_h, prev_c, Wx, Wh, b = _checks.as_floats(
         x=x, prev_h=prev_h, prev_c=prev_c, Wx=Wx, Wh=Wh, b=b
@@ -383,10 +383,10 @@ def lstm_step_backward(
     dnext_h : ndarray, shape (N, H)
         Gradient of the loss with respect to the next hidden state.
     dnext_c : ndarray, shape (N, H)
-        Gradient of the loss with respect to the next cell state, but for what reaches it
+        Gradient of the loss with respect to the next cell state, not counting its effect
         through the next hidden state.
     cache : tuple
-        From `lstm_step_forward`.
+        Cache returned by `lstm_step_forward`.
 
     Returns
     -------
@@ -433,7 +433,7 @@ def lstm_forward(
     *,
     lengths: np.ndarray | None = None,
 ) -> tuple[np.ndarray, tuple]:
-    """An LSTM over whole sequences: `lstm_step_forward`, T times, from a cell state of zero.
+    """Run an LSTM over whole sequences: T steps of `lstm_step_forward`, from a zero cell state.
 
     Parameters
     ----------
@@ -448,21 +448,21 @@ def lstm_forward(
     b : ndarray, shape (4H,)
         Biases; blocks i, f, o, g.
     lengths : ndarray of int, shape (N,), optional
-        Number of steps of each row, 0..T; all T if None.
+        Number of steps in each row, 0..T. By default, every row has T steps.
 
     Returns
     -------
     h : ndarray, shape (N, T, H)
-        Hidden states after each step; zero from step ``lengths[n]`` on.
+        Hidden state after each step; zero for steps ``t >= lengths[n]``.
     cache : tuple
-        For `lstm_backward`.
+        Values needed by `lstm_backward`.
 
     Raises
     ------
     TypeError
-        If the common dtype is neither float32 nor float64, or `lengths` is not integer.
+        If the common dtype is neither float32 nor float64, or `lengths` are not integers.
     ValueError
-        If the shapes do not fit each other, or a length lies outside 0..T.
+        If the shapes do not match, or a length is not in 0..T.
     """
     x, h0, Wx, Wh, b = _checks.as_floats(x=x, h0=h0, Wx=Wx, Wh=Wh, b=b)
     sizes = _checks.match_shapes(
@@ -475,7 +475,7 @@ def lstm_forward(
     state, cell = h0.copy(), np.zeros_like(h0)
     steps = []
     for t in range(T):
-        rows = np.flatnonzero(lengths > t)  # a row that has ended takes no further part
+        rows = np.flatnonzero(lengths > t)  # rows that have not ended
         state[rows], cell[rows], step = lstm_step_forward(
             x[rows, t], state[rows], cell[rows], Wx, Wh, b
         )
@@ -492,15 +492,15 @@ def lstm_backward(
     Parameters
     ----------
     dh : ndarray, shape (N, T, H)
-        Gradient of the loss with respect to all hidden states, as far as the loss depends on
-        each of them directly. Past the length of a row it is ignored.
+        Gradient of the loss with respect to each hidden state, not counting its effect through
+        later steps. Values at steps ``t >= lengths[n]`` are ignored.
     cache : tuple
-        From `lstm_forward`.
+        Cache returned by `lstm_forward`.
 
     Returns
     -------
     dx : ndarray, shape (N, T, D)
-        Gradient of the inputs; zero past the length of a row.
+        Gradient of the inputs; zero for steps ``t >= lengths[n]``.
     dh0 : ndarray, shape (N, H)
         Gradient of the initial hidden state.
     dWx : ndarray, shape (D, 4H)
@@ -527,7 +527,7 @@ def lstm_backward(
     dWx, dWh, db = np.zeros_like(Wx), np.zeros_like(Wh), np.zeros_like(Wh, shape=4 * H)
     for t in reversed(range(T)):
         rows, step = steps[t]
-        # A hidden state acts on the loss directly and through the step that follows.
+        # A hidden state affects the loss directly and through the next step.
         dx[rows, t], dstate[rows], dcell[rows], dWx_t, dWh_t, db_t = lstm_step_backward(
             dh[rows, t] + dstate[rows], dcell[rows], step
         )
@@ -540,7 +540,7 @@ def lstm_backward(
 def temporal_affine_forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray
 ) -> tuple[np.ndarray, tuple]:
-    """The same affine map at every time step: ``out[n, t] = x[n, t] w + b``.
+    """Apply the same affine layer at every time step: ``out[n, t] = x[n, t] w + b``.
 
     Parameters
     ----------
@@ -563,7 +563,7 @@ def temporal_affine_forward(
     TypeError
         If the common dtype is neither float32 nor float64.
     ValueError
-        If the shapes do not fit each other.
+        If the shapes do not match.
     """
     x, w, b = _checks.as_floats(x=x, w=w, b=b)
     N, T, D, M = _checks.match_shapes(x=(x, "N T D"), w=(w, "D M"), b=(b, "M")).values()
@@ -582,7 +582,7 @@ def temporal_affine_backward(
     dout : ndarray, shape (N, T, M)
         Gradient of the loss with respect to the output.
     cache : tuple
-        From `temporal_affine_forward`.
+        Cache returned by `temporal_affine_forward`.
 
     Returns
     -------
@@ -597,9 +597,9 @@ def temporal_affine_backward(
     ------
     TypeError
         If the common dtype of `dout` and the cache is neither float32 nor float64, or `cache` is
-        no tuple.
+        not a tuple.
     ValueError
-        If `dout` does not have the shape of the output, or `cache` is that of another function.
+        If `dout` does not have the shape of the output, or `cache` comes from another function.
     """
     x, w, b, _ = _checks.parts_of(cache, "x w b out")
     dout, x, w = _checks.as_floats(dout=dout, x=x, w=w)
@@ -612,38 +612,39 @@ def temporal_affine_backward(
 def temporal_softmax_loss(
     x: np.ndarray, y: np.ndarray, mask: np.ndarray, verbose: bool = False
 ) -> tuple[np.float64, np.ndarray]:
-    """Cross-entropy of word scores, summed over time and divided by the rows of the batch.
+    """Softmax cross-entropy of word scores, summed over time and averaged over the batch.
 
     ``loss = -1/N sum_{n,t} mask[n, t] log(exp(x[n, t, y_nt]) / sum_v exp(x[n, t, v]))``
 
     Parameters
     ----------
     x : ndarray, shape (N, T, V)
-        Scores of all words at every step.
+        Score of every word at every step.
     y : ndarray of int, shape (N, T)
-        The right word of each step, in ``[-V, V)`` where it is masked, too.
+        Correct word of each step. All ids must be in ``[-V, V)``, even masked ones.
     mask : ndarray of bool, int or float, shape (N, T)
-        Weight of each step. A step of weight 0 adds exactly nothing, whatever its scores.
-        The mask does not take part in the promotion of dtypes.
+        Weight of each step. A step with weight 0 contributes exactly 0, even if its scores are
+        NaN. The dtype of the mask does not affect the dtype of the result.
     verbose : bool, default False
-        Print the shape of the gradient as the course does.
+        Print the shape of the gradient, as the course does.
 
     Returns
     -------
     loss : float64
-        Loss in nats a row; 0.0 for an empty batch. Its terms have the dtype of `x`, their sum
-        is float64.
+        Loss in nats per row; 0.0 for an empty batch. Its terms are computed in the dtype of `x`
+        and summed in float64.
     dx : ndarray, shape (N, T, V)
         Gradient of the scores, in the dtype of `x`.
 
     Raises
     ------
     TypeError
-        If `x` is not floating, `y` not integer, or `mask` not a real number.
+        If `x` does not have a float32, float64 or integer dtype, `y` an integer dtype, or `mask`
+        a bool, integer or float dtype.
     ValueError
-        If the shapes do not fit each other.
+        If the shapes do not match.
     IndexError
-        If a word id lies outside ``[-V, V)``.
+        If a word id is outside ``[-V, V)``.
     """
     (x,) = _checks.as_floats(x=x)
     (y,) = _checks.as_integers(y=y)
@@ -660,7 +661,7 @@ def temporal_softmax_loss(
         scores, word = x[scored], y[scored]  # (S, V) and (S,) for the S steps that count
         weight = mask[scored].astype(x.dtype)
         step = np.arange(len(word))
-        # The largest score of a step is subtracted so that exp() cannot overflow.
+        # Subtract the largest score of each step so that exp() cannot overflow.
         shifted = scores - scores.max(axis=1, keepdims=True)
         log_probs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
         loss = -(weight * log_probs[step, word]).sum(dtype=np.float64) / N

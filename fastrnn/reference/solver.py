@@ -1,4 +1,4 @@
-"""The training loop over the NumPy network: the twin of ``fastrnn.captioning_solver``."""
+"""The course's training loop in plain NumPy: the reference for ``fastrnn.captioning_solver``."""
 
 import numpy as np
 
@@ -6,42 +6,42 @@ from . import optim
 
 
 class CaptioningSolver:
-    """Train a captioning model by stochastic gradient descent.
+    """Train a captioning model by stochastic gradient descent on random minibatches.
 
     Parameters
     ----------
     model : object
-        Anything with a dictionary ``params`` and a method
-        ``loss(features, captions) -> (loss, grads)``.
+        Any object with a dict ``params`` of arrays and a method
+        ``loss(features, captions) -> (loss, grads)``, where ``grads`` has the keys of ``params``.
     data : dict
-        ``train_captions`` (C, L) of int, ``train_image_idxs`` (C,) of int, the row of each
-        caption's image in ``train_features`` (I, D).
+        ``train_captions``, int (C, L); ``train_features``, float (I, D); and
+        ``train_image_idxs``, int (C,), the row of `train_features` for each caption.
     update_rule : str, default 'sgd'
-        Name of a rule of the module ``optim``.
+        Name of an update rule in the module ``optim``.
     optim_config : dict, default empty
-        Settings of the rule; every parameter gets a copy of its own.
+        Hyperparameters of the update rule. Each parameter gets its own copy.
     lr_decay : float, default 1.0
-        Factor of the learning rate at the end of an epoch.
+        Factor by which the learning rate is multiplied after each epoch.
     batch_size : int, default 100
-        Captions in a batch.
+        Number of captions in a minibatch.
     num_epochs : int, default 10
-        Number of epochs of ``max(C // batch_size, 1)`` steps.
+        Number of epochs, each of ``max(C // batch_size, 1)`` steps.
     print_every : int, default 10
-        Print the loss every so many steps.
+        Number of steps between printed losses.
     verbose : bool, default True
-        Whether to print at all.
+        Whether to print the losses.
 
     Attributes
     ----------
     loss_history : list of float
-        The loss of every step.
+        Loss of each step so far.
     optim_configs : dict of str to dict
-        The state of the rule for every parameter.
+        Hyperparameters and state of the update rule for each parameter.
 
     Raises
     ------
     ValueError
-        If there is no such rule, or for an argument that is not listed above.
+        If `update_rule` is not in ``optim``, or an argument is unknown.
     """
 
     def __init__(self, model, data: dict, **kwargs) -> None:
@@ -63,7 +63,7 @@ class CaptioningSolver:
         self._reset()
 
     def _reset(self) -> None:
-        """Forget all training so far, but for the parameters of the model."""
+        """Reset the training state, but not the parameters of the model."""
         self.epoch = 0
         self.best_val_acc = 0
         self.best_params: dict = {}
@@ -73,14 +73,14 @@ class CaptioningSolver:
         self.optim_configs = {name: dict(self.optim_config) for name in self.model.params}
 
     def _minibatch(self) -> tuple[np.ndarray, np.ndarray]:
-        """Captions and features of a batch, drawn with replacement from the global generator."""
+        """Draw captions and their features with replacement, from the global ``np.random``."""
         captions = self.data["train_captions"]
         chosen = np.random.choice(captions.shape[0], self.batch_size)
         images = self.data["train_image_idxs"][chosen]
         return captions[chosen], self.data["train_features"][images]
 
     def _step(self) -> None:
-        """Draw a batch and update every parameter once."""
+        """Draw a minibatch and update every parameter once."""
         captions, features = self._minibatch()
         loss, grads = self.model.loss(features, captions)
         self.loss_history.append(loss)
@@ -90,11 +90,11 @@ class CaptioningSolver:
             )
 
     def check_accuracy(self, X, y, num_samples=None, batch_size: int = 100) -> float:
-        """Always 0.0: captions have no accuracy. It is here because the course has it."""
+        """Return 0.0: captions have no accuracy. Exists for compatibility with the course."""
         return 0.0
 
     def train(self) -> None:
-        """Run all epochs; the losses are in `loss_history` afterwards."""
+        """Train for all epochs; the losses are appended to `loss_history`."""
         steps_per_epoch = max(self.data["train_captions"].shape[0] // self.batch_size, 1)
         steps = self.num_epochs * steps_per_epoch
         for t in range(steps):

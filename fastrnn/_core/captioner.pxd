@@ -1,3 +1,0 @@
-"""What decoding shares with the training step."""
-
-cdef tuple parameters(object params, object features, bint lstm)

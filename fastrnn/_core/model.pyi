@@ -1,0 +1,1 @@
+PARAM_NAMES: tuple[str, ...]

@@ -1,0 +1,14 @@
+from collections.abc import Mapping
+
+from numpy import ndarray
+from numpy.typing import ArrayLike
+
+def mix(
+    params: Mapping[str, ArrayLike],
+    features: ArrayLike,
+    captions: ArrayLike,
+    probability: float,
+    seed: int,
+    null: int,
+    cell_type: str,
+) -> ndarray: ...

@@ -1,0 +1,181 @@
+"""``fastrnn evaluate``: measure a model on a split of a data set."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import load_model
+from ..classifiers.rnn import CaptioningRNN
+from ..data.layout import SPLITS, VOCABULARY_FILE, read_captioning_directory
+from ..evaluation import Evaluator, find_references
+from ..files import write_json
+from ..metrics import METRIC_NAMES, diversity
+from ..training import read_run, seconds_since
+from .options import Choice, add_float, add_integer, add_threads, check_file, use_threads
+from .progress import model_size
+
+NO_WORDS = "(no words)"
+"""What is printed for an empty caption."""
+
+
+def add_parser(commands: Any) -> Any:
+    """Add the command; return its parser."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure a captioner: BLEU, ROUGE-L, CIDEr",
+        description="Caption the images of a split and compare the captions with references "
+        "written by people: BLEU, ROUGE-L and CIDEr as in COCO's evaluation, without Java.",
+        epilog="example: fastrnn evaluate runs/flickr8k --beam 3 --results captions.json",
+    )
+    what = parser.add_argument_group("what")
+    what.add_argument("model", metavar="RUN", help="a run directory, or a model file (npz)")
+    what.add_argument(
+        "--data", metavar="DIR", help="a data set in CS231n's h5 layout (default: the run's)"
+    )
+    what.add_argument(
+        "--raw-features", action="store_true", default=None,
+        help="read the features before PCA (default: as the run did)",
+    )  # fmt: skip
+    what.add_argument(
+        "--split", action=Choice, words=SPLITS, default="val",
+        help="the images to caption (default: %(default)s)",
+    )  # fmt: skip
+    add_integer(what, "--limit", help="only the first N images (default: all)")
+    what.add_argument(
+        "--references", metavar="FILE.json",
+        help="captions by people: {file name: [captions]}, COCO's annotations, or a list of lists "
+        "(default: <split>_references.json of the data, else the captions in its h5 file)",
+    )  # fmt: skip
+
+    how = parser.add_argument_group("decoding")
+    add_integer(how, "--beam", default=3, help="beam width; 1: greedy (default: %(default)s)")
+    add_integer(
+        how, "--max-length", default=30,
+        help="largest number of words in a caption (default: %(default)s)",
+    )  # fmt: skip
+    add_float(
+        how, "--length-penalty", at_least=0,
+        help="how much long captions are favoured (default: that of beam_search)",
+    )  # fmt: skip
+    add_integer(how, "--no-repeat-ngram", help="never repeat N words in a row (default: off)")
+    how.add_argument("--suppress-unk", action="store_true", help="never generate <UNK>")
+    add_threads(how)
+
+    where = parser.add_argument_group("results")
+    where.add_argument("--json", metavar="FILE", help="write the metrics to this file")
+    where.add_argument(
+        "--results", metavar="FILE.json",
+        help="write the captions to this file in COCO's result format; image_id is the image's "
+        "row in the data",
+    )  # fmt: skip
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command."""
+    check_file("--json", arguments.json)
+    check_file("--results", arguments.results)
+    use_threads(arguments)
+    model, directory, data = _read(arguments)
+    split = arguments.split
+    urls = data[f"{split}_urls"].tolist()
+    references, source = find_references(data, directory, split, arguments.references)
+    total = len(data[f"{split}_features"])
+    count = min(arguments.limit or total, total)
+    evaluator = Evaluator(data, split, images=range(count), references=references)
+    if not evaluator.judged:
+        raise ValueError(f"{source}: has no captions of the images that are to be evaluated")
+
+    began = time.perf_counter()
+    captions = evaluator.caption(
+        model, arguments.max_length, beam=arguments.beam, length_penalty=arguments.length_penalty,
+        no_repeat_ngram=arguments.no_repeat_ngram, suppress_unk=arguments.suppress_unk,
+    )  # fmt: skip
+    seconds = seconds_since(began)
+
+    metrics = evaluator.score(captions)
+    notes = [evaluator.missing] if evaluator.missing else []
+    try:
+        metrics["meteor"] = evaluator.meteor(captions)
+    except (ImportError, LookupError) as error:
+        metrics["meteor"] = None
+        notes.append(str(error.args[0]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        varied = diversity(captions)
+
+    judged = len(evaluator.judged)
+    decoding = "greedy" if arguments.beam == 1 else f"beam {arguments.beam}"
+    lines = {
+        "model": f"{arguments.model} ({model_size(model)})",
+        "data": f"{directory}, {split}: {count:,} images",
+        "references": f"{source}: {sum(map(len, evaluator.references)):,} captions"
+        + (f" of {judged:,} of the images" if judged < count else ""),
+        "decoding": f"{decoding}: {seconds:.2f} s, {count / seconds:,.0f} captions/s",
+    }
+    for name, line in lines.items():
+        print(f"{name:<12}{line}")
+    print()
+    for name, label in METRIC_NAMES.items():
+        value = metrics[name]
+        if value is not None:
+            print(f"{label:<12}{100 * value:5.1f}")
+    print()
+    print(f"{'distinct':<12}{varied['distinct_captions']:,} of {count:,} captions")
+    print(f"{'words used':<12}{varied['vocabulary_used']:,} of {len(model.word_to_idx):,}")
+    print(f"{'length':<12}{varied['mean_length']:.1f} words")
+    often = varied["most_common"] or NO_WORDS
+    print(f"{'most often':<12}{often} ({varied['most_common_share']:.1%})")
+    for note in notes:
+        print(f"note: {note}")
+    for warning in caught:
+        print(f"fastrnn: warning: {warning.message}", file=sys.stderr)
+
+    if arguments.json is not None:
+        about = {
+            "model": str(arguments.model), "data": str(directory), "split": split,
+            "references": source, "beam": arguments.beam, "max_length": arguments.max_length,
+            "length_penalty": arguments.length_penalty,
+            "no_repeat_ngram": arguments.no_repeat_ngram,
+            "suppress_unk": arguments.suppress_unk, "images_with_references": judged,
+            "seconds": seconds,
+        }  # fmt: skip
+        write_json(arguments.json, {**about, **metrics, **varied})
+    if arguments.results is not None:
+        rows = [
+            {"image_id": row, "caption": caption, "file_name": url}
+            for row, (caption, url) in enumerate(zip(captions, urls[:count], strict=True))
+        ]
+        write_json(arguments.results, rows)
+    return 0
+
+
+def _read(arguments: argparse.Namespace) -> tuple[CaptioningRNN, Path, dict[str, Any]]:
+    """Read the model and data that fit it."""
+    place = Path(arguments.model)
+    known = read_run(place) if place.is_dir() else None
+    model = load_model(place)
+    data_place = arguments.data or (known.data_directory if known else None)
+    if data_place is None:
+        raise ValueError(f"--data is needed: {place} does not say what it was trained on")
+    directory = Path(data_place)
+    raw = arguments.raw_features or bool(known and known.settings.get("raw_features"))
+    data = read_captioning_directory(directory, pca_features=not raw)
+    if dict(model.word_to_idx) != data["word_to_idx"]:
+        raise ValueError(
+            f"{directory / VOCABULARY_FILE}: is not the vocabulary of {place} "
+            f"({len(data['word_to_idx']):,} words, {len(model.word_to_idx):,} in the model)"
+        )
+    width, expected = data["val_features"].shape[1], model.params["W_proj"].shape[0]
+    if width != expected:
+        raise ValueError(
+            f"{directory}: has {width} features{'' if raw else ' after PCA'}; {place} expects "
+            f"{expected}" + ("" if raw else " (perhaps --raw-features)")
+        )
+    return model, directory, data

@@ -1,0 +1,201 @@
+"""Options: made from the fields that they set, with numbers that are checked."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import fastrnn
+
+from ..checks import ArgumentError
+from ..training.config import ModelConfig, TrainConfig, option_of
+
+_FIELDS = {
+    field.name: field
+    for config in (ModelConfig, TrainConfig)
+    for field in dataclasses.fields(config)
+}
+
+
+def flag_of(name: str) -> str:
+    """Return the option for an argument of a function or a field of a configuration."""
+    if name == "count":  # of set_num_threads
+        return "--threads"
+    about = option_of(_FIELDS[name]) if name in _FIELDS else None
+    return (about and about.flag) or "--" + name.replace("_", "-")
+
+
+def describe_error(error: BaseException) -> str:
+    """Return the message of an error in one line, with options instead of arguments."""
+    if isinstance(error, ArgumentError) and (error.name in _FIELDS or error.name == "count"):
+        message = f"{flag_of(error.name)} {error.problem}"
+    elif isinstance(error, OSError) and error.filename is not None:
+        message = f"{error.strerror}: {error.filename}"
+    elif isinstance(error, MemoryError):
+        message = f"out of memory: {error}" if str(error) else "out of memory"
+    else:
+        message = str(error)
+    return " ".join(message.split()) or type(error).__name__
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that reports an error in one line."""
+
+    def add_traceback(self, default: Any = argparse.SUPPRESS) -> None:
+        """Add ``--traceback``, which may stand before and after the command."""
+        self.add_argument(
+            "--traceback", action="store_true", default=default,
+            help="show the Python traceback of an error",
+        )  # fmt: skip
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Refuse unknown arguments here, where the options of the command are known."""
+        arguments, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            from difflib import get_close_matches
+
+            message = f"unrecognized arguments: {' '.join(unknown)}"
+            option = next((word for word in unknown if word.startswith("-")), "").partition("=")[0]
+            for meant in get_close_matches(option, self._option_string_actions, 1):
+                message += f"; did you mean {meant}?"
+            self.error(message)
+        return arguments, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2 after one line."""
+        self.exit(2, f"fastrnn: error: {message} (see {self.prog} --help)\n")
+
+
+class Number(argparse.Action):
+    """An option whose value is an integer or a float, and not too small."""
+
+    def __init__(self, *args: Any, number: type, at_least: float = -math.inf, **about: Any) -> None:
+        about.setdefault("metavar", "N" if number is int else "X")
+        super().__init__(*args, **about)
+        self._number, self._at_least = number, at_least
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Store the number, or exit with an error."""
+        most = 2.0**63 if self._number is int else math.inf
+        try:
+            value = self._number(values)
+        except ValueError:
+            value = None
+        if value is None or not abs(value) < most or value < self._at_least:
+            expected = "a 64-bit integer" if self._number is int else "a finite number"
+            if self._at_least > -math.inf:
+                expected += f" of at least {self._at_least:g}"
+            parser.error(f"{option_string} is {values!r}; expected {expected}")
+        setattr(namespace, self.dest, value)
+
+
+class Choice(argparse.Action):
+    """An option whose value is one of some words."""
+
+    def __init__(self, *args: Any, words: Sequence[str], **about: Any) -> None:
+        about.setdefault("metavar", "{" + ",".join(words) + "}")
+        super().__init__(*args, **about)
+        self._words = words
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Store the word, or exit with an error."""
+        if values not in self._words:
+            *first, last = self._words
+            expected = f"{', '.join(first)} or {last}" if first else last
+            parser.error(f"{option_string} is {values!r}; expected {expected}")
+        setattr(namespace, self.dest, values)
+
+
+def add_integer(group: Any, flag: str, *, at_least: int = 1, **about: Any) -> None:
+    """Add an option with an integer."""
+    group.add_argument(flag, action=Number, number=int, at_least=at_least, **about)
+
+
+def add_float(group: Any, flag: str, *, at_least: float = -math.inf, **about: Any) -> None:
+    """Add an option with a float."""
+    group.add_argument(flag, action=Number, number=float, at_least=at_least, **about)
+
+
+def add_fields(
+    group: Any,
+    config: type,
+    title: str,
+    defaults: Callable[[str, Any], str],
+    notes: Mapping[str, str],
+) -> None:
+    """Add an option for each field of a configuration that belongs to a group.
+
+    No option has a default, so that a command can tell which ones were given.
+
+    Parameters
+    ----------
+    group : argparse group
+    config : type
+        `TrainConfig` or `ModelConfig`.
+    title : str
+        The group of the fields.
+    defaults : callable
+        Called as ``defaults(name, default)``; returns the default in words.
+    notes : mapping
+        What else the help of some fields says.
+    """
+    for field in dataclasses.fields(config):
+        about = option_of(field)
+        if about.group != title:
+            continue
+        text = f"{about.help}{notes.get(field.name, '')} {defaults(field.name, field.default)}"
+        kind: dict[str, Any]
+        if field.type == "bool":
+            kind = {"action": argparse.BooleanOptionalAction}
+        elif field.type == "str":
+            kind = {"action": Choice, "words": about.choices}
+        else:
+            kind = {"action": Number, "number": int if field.type == "int" else float}
+        group.add_argument(flag_of(field.name), dest=field.name, help=text, **kind)
+
+
+def add_threads(group: Any) -> None:
+    """Add ``--threads``."""
+    add_integer(
+        group, "--threads",
+        help="number of threads (default: FASTRNN_NUM_THREADS, OMP_NUM_THREADS or all processors)",
+    )  # fmt: skip
+
+
+def use_threads(arguments: argparse.Namespace) -> None:
+    """Set the number of threads, if ``--threads`` was given."""
+    if arguments.threads is not None:
+        fastrnn.set_num_threads(arguments.threads)
+
+
+def check_file(option: str, file: str | None) -> None:
+    """Refuse a file that cannot be written because of its path, before any work is done for it."""
+    if file is None:
+        return
+    path = Path(file)
+    if file.endswith(os.sep) or path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"{option} is {file}; expected a file in a directory that exists")
+
+
+def shown(value: Any) -> str:
+    """Return a setting as the command line shows it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)

@@ -1,0 +1,405 @@
+"""``fastrnn train``: start or resume a run, and report on its best model."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import shlex
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fastrnn
+
+from .. import runs
+from .._core import runtime
+from ..checkpoint import load_model
+from ..evaluation import (
+    Evaluator,
+    evaluate,
+    longest_caption,
+    loss_per_word,
+    perplexity,
+    shorten,
+    truth_of,
+)
+from ..files import is_unfinished, write_aside
+from ..metrics import METRIC_NAMES
+from ..runlock import HOLDER_FILE, LOCK_FILE, RunLock
+from ..runs import SETTINGS_FILE, checkpoint_steps
+from ..training import (
+    CHANGEABLE_ON_RESUME,
+    RECIPES,
+    Interrupted,
+    ModelConfig,
+    Run,
+    TrainConfig,
+    Trainer,
+    read_run,
+    seconds_since,
+)
+from ..training.recipes import DATA_DEFAULTS, SCENE_DEFAULTS, SCENES
+from .evaluate import NO_WORDS
+from .options import (
+    Choice,
+    add_fields,
+    add_integer,
+    add_threads,
+    describe_error,
+    flag_of,
+    shown,
+    use_threads,
+)
+from .progress import Progress, duration, model_size
+
+PAGE_WORDS = 30
+"""The largest number of words in a caption on the page."""
+
+
+# -- options
+
+
+def add_parser(commands: Any) -> Any:
+    """Add the command; return its parser."""
+    parser = commands.add_parser(
+        "train",
+        help="train a captioner",
+        description="Train a captioner on images and their captions, and report how well it "
+        "captions images that it has not seen. Without --data it draws its own images: scenes of "
+        "coloured shapes. A training that was stopped can be resumed with --resume, with the same "
+        "results to the bit.",
+        epilog="example: fastrnn train --data flickr8k --recipe flickr8k --out runs/flickr8k",
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data", metavar="DIR", help="a data set in CS231n's h5 layout (default: drawn scenes)"
+    )
+    data.add_argument(
+        "--recipe", action=Choice, words=tuple(RECIPES),
+        help="settings that work well for this data set; other options override them "
+        "(default: none)",
+    )  # fmt: skip
+    data.add_argument(
+        "--raw-features", action="store_true", default=None,
+        help="read *_vgg16_fc7.h5, the features before PCA (default: *_vgg16_fc7_pca.h5)",
+    )  # fmt: skip
+    add_integer(
+        data, "--max-train",
+        help="use only N training captions, drawn at random (default: all)",
+    )  # fmt: skip
+
+    add_fields(parser.add_argument_group("model"), ModelConfig, "model", _default, {})
+    notes = {
+        "lr_decay": "; given alone, it selects step",
+        "seed": ": weights, order, noise, dropout and scenes",
+    }
+    for title in ("training", "regularisation", "self-critical training", "validation"):
+        group = parser.add_argument_group(title)
+        add_fields(group, TrainConfig, title, _default, notes)
+        if title == "training":
+            add_threads(group)
+
+    where = parser.add_argument_group("results")
+    where.add_argument(
+        "--out", metavar="DIR", help="the run directory (default: runs/<date>-<cell>)"
+    )
+    where.add_argument(
+        "--force", action="store_true", default=None,
+        help="replace the run in the --out directory (default: refuse)",
+    )  # fmt: skip
+    where.add_argument(
+        "--resume", metavar="RUN",
+        help="resume a run from its newest checkpoint; the other options are the run's, except "
+        "--data, --threads, " + ", ".join(map(flag_of, CHANGEABLE_ON_RESUME))
+        + ", --tensorboard and --no-report (default: start a new run)",
+    )  # fmt: skip
+    add_fields(where, TrainConfig, "results", _default, notes)
+    where.add_argument(
+        "--tensorboard", action="store_true", default=None,
+        help="also write TensorBoard logs to tensorboard/ in the run directory (default: no)",
+    )  # fmt: skip
+    where.add_argument(
+        "--no-report", action="store_true", default=None,
+        help="write no plot and no page at the end (default: write both)",
+    )  # fmt: skip
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _default(name: str, otherwise: Any) -> str:
+    scenes, data = (shown(table.get(name, otherwise)) for table in (SCENE_DEFAULTS, DATA_DEFAULTS))
+    return f"(default: {data})" if scenes == data else f"(default: {data}; drawn scenes: {scenes})"
+
+
+# -- a run from its start to its report
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command."""
+    began = time.perf_counter()
+    use_threads(arguments)
+    # The lock keeps others out of the run directory until the last file is written.
+    with contextlib.ExitStack() as locks:
+        if arguments.tensorboard:
+            from ..tensorboard import TensorBoardLogger  # an error, if it is not installed
+        trainer = _resume(arguments, locks) if arguments.resume else _begin(arguments, locks)
+        out = trainer.run
+        assert out is not None
+        directory = Path(trainer.settings["data"])
+        _introduce(None if trainer.settings["drawn"] else directory, trainer)
+        listeners: list[Any] = [Progress(trainer)]
+        if arguments.tensorboard:
+            events = out / runs.EVENT_DIRECTORY
+            listeners.append(TensorBoardLogger(events, first_step=trainer.step))
+        trainer.callbacks += listeners
+        # They were measured at the former end of a run that goes on now.
+        (out / runs.METRICS_FILE).unlink(missing_ok=True)
+        try:
+            _fit(trainer, out)
+        finally:
+            for listener in listeners:
+                listener.close()
+        _finish(trainer, directory, began, page=not arguments.no_report)
+    return 0
+
+
+def _fit(trainer: Trainer, out: Path) -> None:
+    """Train; errors say how to resume."""
+    resume = f"fastrnn train --resume {shlex.quote(str(out))}"
+    try:
+        trainer.fit()
+    except Interrupted as stop:
+        stop.args = (f"{stop}; go on with: {resume}",)
+        raise
+    except OSError as error:
+        if not checkpoint_steps(out):
+            raise
+        problem = describe_error(error)
+        raise OSError(f"{problem}; once this is fixed, go on with: {resume}") from error
+
+
+def _begin(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Trainer:
+    """Start a run: settings, data, and a model with its first weights."""
+    for name in ("raw_features", "recipe"):
+        if getattr(arguments, name) and arguments.data is None:
+            raise ValueError(f"{flag_of(name)} needs --data")
+    model, config = _choose(arguments)
+    out = _free_directory(arguments, model.cell)
+    directory = Path(arguments.data) if arguments.data else out / runs.SCENE_DIRECTORY
+    settings = {
+        "data": str(directory.resolve()),
+        "drawn": not arguments.data,
+        "raw_features": bool(arguments.raw_features),
+        "max_train": arguments.max_train,
+        "recipe": arguments.recipe,
+        **dataclasses.asdict(model),
+    }
+    if arguments.data:
+        # The run directory is made only if the data can be trained on.
+        trainer = _new_trainer(out, settings, config, directory)
+        lock = _make_directory(out, arguments, settings, config, locks)
+    else:
+        lock = _make_directory(out, arguments, settings, config, locks)
+        _draw_scenes(directory, config.seed)
+        trainer = _new_trainer(out, settings, config, directory)
+    trainer.use_lock(lock)
+    return trainer
+
+
+def _new_trainer(
+    out: Path, settings: dict[str, Any], config: TrainConfig, directory: Path
+) -> Trainer:
+    run = Run(out, settings, config, directory)
+    data = run.read_data()
+    return Trainer(run.start_model(data), data, config, settings=settings)
+
+
+def _choose(arguments: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
+    """Return the settings: what was given, else the recipe's, else the defaults."""
+    model_names, training_names = (
+        [field.name for field in dataclasses.fields(config)]
+        for config in (ModelConfig, TrainConfig)
+    )
+    # A recipe is complete: what it does not name has the default of the configuration.
+    chosen: dict[str, Any] = dict(DATA_DEFAULTS if arguments.data else SCENE_DEFAULTS)
+    if arguments.recipe:
+        chosen = dict(RECIPES[arguments.recipe])
+    given = {
+        name: v
+        for name in model_names + training_names
+        if (v := getattr(arguments, name)) is not None
+    }
+    chosen.update(given)
+    decays = chosen.get("schedule") in ("step", "exponential")
+    if not decays and "schedule" not in given and "lr_decay" in given:
+        chosen["schedule"] = "step"
+    elif not decays and "lr_decay" not in given:
+        chosen.pop("lr_decay", None)
+    return (
+        ModelConfig(**{name: chosen[name] for name in model_names if name in chosen}),
+        TrainConfig(**{name: chosen[name] for name in training_names if name in chosen}),
+    )
+
+
+def _resume(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Trainer:
+    """Resume a run; refuse options that would make it another run."""
+    run = read_run(arguments.resume)
+    lock = locks.enter_context(RunLock(run.directory))
+    allowed = {
+        "resume", "command", "run", "data", "threads", "tensorboard", "no_report", "traceback",
+        *CHANGEABLE_ON_RESUME,
+    }  # fmt: skip
+    for name, value in vars(arguments).items():
+        if name not in allowed and value is not None:
+            was = run.settings.get(name)
+            stays = "" if was is None else f"; the run has {shown(was)}"
+            raise ValueError(f"{flag_of(name)} cannot be given with --resume{stays}")
+    changes = {
+        name: v for name in CHANGEABLE_ON_RESUME if (v := getattr(arguments, name)) is not None
+    }
+    if run.settings.get("drawn") and not checkpoint_steps(run.directory):
+        # The run was stopped while its scenes were drawn.
+        _draw_scenes(run.directory / runs.SCENE_DIRECTORY, run.config.seed)
+    data = run.read_data(arguments.data)
+    trainer = Trainer.resume(run.directory, data, **changes)
+    directory = arguments.data or run.data_directory
+    if directory is not None:
+        trainer.settings["data"] = str(Path(directory).resolve())
+    trainer.settings.setdefault("drawn", False)
+    trainer.use_lock(lock)
+    done = trainer.step / trainer.steps_per_epoch
+    print(f"resumed  {run.directory} after {done:.4g} of {trainer.config.all_epochs} epochs")
+    return trainer
+
+
+# -- the run directory
+
+
+def _free_directory(arguments: argparse.Namespace, cell: str) -> Path:
+    """Choose the run directory; refuse one that must not be written to."""
+    if arguments.out is None:
+        name = f"{time.strftime('%Y-%m-%d')}-{cell}"
+        out, number = Path("runs", name), 1
+        while out.exists():
+            number += 1
+            out = Path("runs", f"{name}-{number}")
+        return out
+    out = Path(arguments.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out is {out}, a file; expected a directory")
+    locks = (LOCK_FILE, HOLDER_FILE)
+    if not out.is_dir() or all(is_unfinished(p) or p.name in locks for p in out.iterdir()):
+        return out
+    if not arguments.force:
+        raise ValueError(
+            f"--out is {out}, which exists; choose another, resume the run with --resume, or "
+            "replace it with --force"
+        )
+    if not runs.is_run(out):
+        raise ValueError(f"--out is {out}, which is not a run; --force replaces only runs")
+    return out
+
+
+def _make_directory(
+    out: Path,
+    arguments: argparse.Namespace,
+    settings: Mapping[str, Any],
+    config: TrainConfig,
+    locks: contextlib.ExitStack,
+) -> RunLock:
+    """Make the run directory, or remove the old run from it, when no other process uses it."""
+    lock = locks.enter_context(RunLock(out))
+    if not arguments.force and (out / SETTINGS_FILE).exists():
+        raise ValueError(f"--out is {out}, where another process has just started a run")
+    if arguments.force and runs.is_run(out):
+        runs.clear_run(out)
+    runs.write_settings(out, settings, dataclasses.asdict(config))
+    return lock
+
+
+def _draw_scenes(directory: Path, seed: int) -> None:
+    from ..data.scenes.dataset import write_scenes  # loads Pillow
+
+    print(f"drawing {SCENES['num_train'] + SCENES['num_val']} scenes", flush=True)
+    write_scenes(directory, **SCENES, seed=seed, threads=fastrnn.get_num_threads())
+
+
+# -- what is printed and written
+
+
+def _introduce(directory: Path | None, trainer: Trainer) -> None:
+    """Print the data, the model and what it runs on."""
+    data, model = trainer.data, trainer.model
+    width = model.params["W_proj"].shape[0]
+    images = "drawn scenes" if directory is None else str(directory)
+    captions = f"{len(data['train_captions']):,} captions of {len(data['train_features']):,} images"
+    facts = {
+        "data": f"{images}: {captions}, {width} features",
+        "words": f"{len(data['word_to_idx']):,}",
+        "model": model_size(model),
+        "runs on": f"{runtime.isa()}, threads: {fastrnn.get_num_threads()}",
+    }
+    for name, value in facts.items():
+        print(f"{name:<8} {value}", flush=True)
+
+
+def _finish(trainer: Trainer, directory: Path, began: float, *, page: bool) -> None:
+    """Caption the validation images with the best model, once; write and print the results."""
+    from ..report import draw_loss, write_report  # loads matplotlib, which takes its time
+
+    out, data, best = trainer.run, trainer.data, trainer.best
+    assert out is not None
+    newest = best is not None and best["step"] == trainer.step
+    model = trainer.model if newest else load_model(out)
+    evaluator, longest = Evaluator(data), longest_caption(data)
+    greedy = evaluator.decode(model, max(longest, PAGE_WORDS))
+    captions = [text for (text,) in shorten(greedy, longest).captions(model.idx_to_word)]
+    true = truth_of(directory, len(captions))
+    marks = None if true is None else [true(*each) for each in enumerate(captions)]
+    loss = loss_per_word(model, data)
+    epochs = runs.epoch_records(trainer.history)
+    metrics = {
+        **evaluate(captions, evaluator.references, marks),
+        "val_loss": loss,
+        "val_perplexity": perplexity(loss),
+        "epoch": best and best["epoch"],
+        "captions_per_second": float(
+            np.average(
+                [record["captions_per_second"] for record in epochs],
+                weights=[record["seconds"] for record in epochs],
+            )
+        ),
+    }
+    if page:
+        picture = draw_loss(trainer.history)
+        write_aside(out / runs.PLOT_FILE, lambda file: file.write(picture))
+    metrics["seconds"] = seconds_since(began)
+    runs.write_metrics(out, metrics)
+    if page:
+        write_report(
+            out, directory=directory, data=data, model=model, greedy=shorten(greedy, PAGE_WORDS)
+        )
+
+    figures = {}
+    for name in ("bleu_1", "bleu_4", "cider"):
+        if metrics[name] is not None:
+            figures[METRIC_NAMES[name]] = f"{100 * metrics[name]:.1f}"
+    if marks is not None:
+        figures["true captions"] = f"{metrics['true_share']:.1%}"
+    if loss is not None:
+        figures["perplexity"] = f"{metrics['val_perplexity']:.2f}"
+    figures["distinct captions"] = f"{metrics['distinct_captions']:,} of {metrics['images']:,}"
+    figures["captions/s in training"] = f"{metrics['captions_per_second']:,.0f}"
+    print(f"\non {metrics['images']:,} unseen images, after {duration(metrics['seconds'])}:")
+    for name, value in figures.items():
+        print(f"  {name:<24}{value}")
+    for row, caption in enumerate(captions[:3]):
+        false = "" if marks is None or marks[row] else "  (false)"
+        print(f"  says: {caption or NO_WORDS}{false}")
+    written = [name for name in runs.RUN_FILES if (out / name).exists()]
+    print(f"best of {len(epochs)} epochs: {metrics['epoch']}")
+    print(f"written to {out}: {', '.join(written)}, checkpoints")

@@ -1,0 +1,416 @@
+"""Caption images and measure the captions: one way for the trainer, the command line and the page.
+
+`Evaluator` captions images of a data set and measures the captions against their references.
+`loss_per_word` measures a model on captions that people wrote.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import metrics
+from .classifiers.rnn import CaptioningRNN, CaptioningWorkspace
+from .coco_utils import decode_captions
+from .data.layout import CAPTIONS_FILE
+from .data.references import read_references, references_file
+from .decoding import Decoded, beam_search
+from .metrics import METRIC_NAMES, CaptionScorer
+from .words import NULL, strip_end, strip_start_and_end
+
+__all__ = [
+    "Evaluator",
+    "caption_images",
+    "decode_images",
+    "evaluate",
+    "evenly_spread",
+    "find_references",
+    "longest_caption",
+    "loss_per_word",
+    "perplexity",
+    "references_of",
+    "shorten",
+    "truth_of",
+]
+
+_SCORES = tuple(name for name in METRIC_NAMES if name != "meteor")
+"""What `CaptionScorer` measures."""
+_AT_ONCE = 1000
+"""Images that `caption_images` decodes at a time."""
+
+
+def evenly_spread(count: int, limit: int | None) -> np.ndarray:
+    """Return at most `limit` of the numbers below `count`, evenly spread."""
+    chosen = count if limit is None else min(limit, count)
+    return np.linspace(0, max(count - 1, 0), chosen).round().astype(np.intp)
+
+
+# -- references
+
+
+def references_of(data: Mapping[str, Any], split: str = "val") -> list[list[str]]:
+    """Return the references of every image of a split.
+
+    Parameters
+    ----------
+    data : mapping
+        As `fastrnn.coco_utils.load_coco_data` returns it.
+    split : {'val', 'train'}, optional
+
+    Returns
+    -------
+    list of list of str
+        For each image its captions as text, without special words; an image may have none. They
+        are ``<split>_references`` of the data if it has them, else its captions decoded.
+    """
+    if data.get(f"{split}_references") is not None:
+        return [list(texts) for texts in data[f"{split}_references"]]
+    by_image: list[list[str]] = [[] for _ in data[f"{split}_features"]]
+    texts = decode_captions(data[f"{split}_captions"], data["idx_to_word"])
+    for image, text in zip(data[f"{split}_image_idxs"].tolist(), texts, strict=True):
+        by_image[image].append(strip_start_and_end(text))
+    return by_image
+
+
+def find_references(
+    data: Mapping[str, Any],
+    directory: str | os.PathLike[str],
+    split: str = "val",
+    file: str | os.PathLike[str] | None = None,
+) -> tuple[list[list[str]], str]:
+    """Find the references of every image of a split.
+
+    Parameters
+    ----------
+    data : mapping
+        As `fastrnn.coco_utils.load_coco_data` returns it.
+    directory : path
+        The data directory. Its ``<split>_references.json``, if there is one, is read unless `file`
+        is given.
+    split : {'val', 'train'}, optional
+    file : path, optional
+        A file of references, see `fastrnn.metrics.read_references`.
+
+    Returns
+    -------
+    references : list of list of str
+        As `references_of` returns them.
+    source : str
+        Where they come from, in words.
+    """
+    urls = data[f"{split}_urls"].tolist()[: len(data[f"{split}_features"])]
+    beside = Path(directory, references_file(split))
+    if file is not None or beside.is_file():
+        path = Path(file or beside)
+        return read_references(path, urls), str(path)
+    words = max(data[f"{split}_captions"].shape[1] - 2, 0)
+    source = f"{CAPTIONS_FILE} (cut at {words} words, rare words <UNK>)"
+    return references_of(data, split), source
+
+
+# -- captions
+
+
+def longest_caption(data: Mapping[str, Any]) -> int:
+    """Return how many words a model that is trained on some data should generate at most."""
+    return max(data["train_captions"].shape[1] - 1, 1)
+
+
+def caption_images(model: CaptioningRNN, features: np.ndarray, max_length: int = 30) -> list[str]:
+    """Caption images by greedy decoding.
+
+    Parameters
+    ----------
+    model : CaptioningRNN
+    features : float ndarray (N, D)
+    max_length : int, optional
+        The largest number of words in a caption.
+
+    Returns
+    -------
+    list of N str
+        Words separated by spaces, without ``<END>``.
+    """
+    captions: list[str] = []
+    for start in range(0, len(features), _AT_ONCE):
+        ids = model.sample(features[start : start + _AT_ONCE], max_length, stop_at_end=True)
+        captions += decode_captions(ids, model.idx_to_word)
+    return [strip_end(caption) for caption in captions]
+
+
+def decode_images(
+    model: CaptioningRNN,
+    features: np.ndarray,
+    max_length: int = 30,
+    *,
+    beam: int = 1,
+    **options: Any,
+) -> Decoded:
+    """Caption images by greedy decoding or beam search, with the log-probability of every word.
+
+    Parameters
+    ----------
+    model, features, max_length
+        As for `caption_images`.
+    beam : int, optional
+        The width of the beam; 1 is greedy decoding.
+    **options
+        As for `fastrnn.decoding.beam_search`; None or False leaves an option out.
+
+    Returns
+    -------
+    Decoded
+    """
+    chosen = {k: value for k, value in options.items() if value is not None and value is not False}
+    return beam_search(model, features, beam, max_length, **chosen)
+
+
+def shorten(decoded: Decoded, max_length: int) -> Decoded:
+    """Return greedy captions as they would be with a smaller `max_length`.
+
+    Their scores are their log-probabilities: a length rule cannot change the order of one caption.
+    """
+    ids, logs = decoded.ids[:, :, :max_length], decoded.word_log_probs[:, :, :max_length]
+    return dataclasses.replace(
+        decoded, ids=ids, word_log_probs=logs, log_probs=logs.sum(axis=2), scores=logs.sum(axis=2)
+    )
+
+
+def truth_of(directory: str | os.PathLike[str], images: int) -> Callable[[int, str], bool] | None:
+    """Return what tells whether a caption is true of a drawn scene.
+
+    Parameters
+    ----------
+    directory : path
+        The data directory.
+    images : int
+        The number of validation images.
+
+    Returns
+    -------
+    callable or None
+        Called as ``true(image, caption)`` with the index of a validation image; None if the
+        images of `directory` are not drawn scenes.
+
+    Raises
+    ------
+    ValueError
+        The file of the scenes is damaged.
+    """
+    # Loads Pillow, which runs without scenes do not need.
+    from .data.scenes.dataset import read_scenes
+    from .data.scenes.language import caption_is_true
+
+    scenes = read_scenes(directory)
+    if scenes is None or len(scenes) != images:
+        return None
+    return lambda image, caption: caption_is_true(caption, scenes[image])
+
+
+# -- measures
+
+
+def perplexity(loss: float | None) -> float | None:
+    """Return the perplexity of a loss per word in nats; at most e**700, None for None."""
+    return None if loss is None else math.exp(min(loss, 700.0))
+
+
+def loss_per_word(
+    model: CaptioningRNN,
+    data: Mapping[str, Any],
+    split: str = "val",
+    *,
+    limit: int | None = None,
+    batch_size: int = 250,
+    workspace: CaptioningWorkspace | None = None,
+) -> float | None:
+    """Return a model's loss per word over the captions of a split.
+
+    Parameters
+    ----------
+    model : CaptioningRNN
+    data : mapping
+        As `fastrnn.coco_utils.load_coco_data` returns it.
+    split : {'val', 'train'}, optional
+    limit : int, optional
+        Use this many captions, evenly spread; all of them by default.
+    batch_size : int, optional
+        Captions at a time.
+    workspace : CaptioningWorkspace, optional
+        Memory to use.
+
+    Returns
+    -------
+    float or None
+        In nats per word; None if there are no words.
+    """
+    captions = data.get(f"{split}_captions")
+    if captions is None or not len(captions):
+        return None
+    images = data[f"{split}_image_idxs"]
+    rows = evenly_spread(len(captions), limit)
+    words = int(np.count_nonzero(captions[rows, 1:] != model.word_to_idx[NULL]))
+    if not words:
+        return None
+    total = 0.0
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        features = data[f"{split}_features"][images[batch]]
+        log_probs = model.word_log_probs(features, captions[batch], workspace=workspace)
+        total -= float(log_probs.sum())
+    return total / words
+
+
+def evaluate(
+    captions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    true: Sequence[bool] | None = None,
+) -> dict[str, Any]:
+    """Measure captions.
+
+    Parameters
+    ----------
+    captions : sequence of str
+        One for each image.
+    references : sequence of sequences of str
+        As `references_of` returns them; images without any are left out.
+    true : sequence of bool, optional
+        Whether each caption is true of its image, where that is known.
+
+    Returns
+    -------
+    dict
+        ``images``, ``distinct_captions``, what `fastrnn.metrics.CaptionScorer.evaluate` returns
+        (None without references), and ``true_share`` with `true`.
+    """
+    found: dict[str, Any] = {"images": len(captions), "distinct_captions": len(set(captions))}
+    found.update(dict.fromkeys(_SCORES))
+    judged = [(c, known) for c, known in zip(captions, references, strict=True) if known]
+    if judged:
+        scorer = CaptionScorer([known for _, known in judged])
+        found.update(scorer.evaluate([c for c, _ in judged]))
+    if true is not None:
+        found["true_share"] = sum(true) / max(len(true), 1)
+    return found
+
+
+class Evaluator:
+    """Images of a split with their references: caption them, and measure the captions.
+
+    The references are read and counted once, so that measuring again is quick.
+
+    Parameters
+    ----------
+    data : mapping
+        As `fastrnn.coco_utils.load_coco_data` returns it.
+    split : {'val', 'train'}, optional
+    images : sequence of int, optional
+        The images to caption, as indices; all of the split by default.
+    references : sequence of sequences of str, optional
+        The references of every image of the split; by default those of `references_of`.
+
+    Attributes
+    ----------
+    images : intp ndarray (N,)
+    features : float ndarray (N, D)
+        The images' features.
+    references : list of N lists of str
+        The images' references; an image may have none.
+    judged : list of int
+        Which of the N images have references: those that captions are measured on.
+    scorer : CaptionScorer or None
+        What measures the captions of the judged images; None if there are none.
+    """
+
+    def __init__(
+        self,
+        data: Mapping[str, Any],
+        split: str = "val",
+        *,
+        images: Sequence[int] | np.ndarray | None = None,
+        references: Sequence[Sequence[str]] | None = None,
+    ) -> None:
+        known = references_of(data, split) if references is None else references
+        every = data[f"{split}_features"]
+        self.images = np.arange(len(every)) if images is None else np.asarray(images, np.intp)
+        whole = np.array_equal(self.images, np.arange(len(every)))
+        self.features = every if whole else every[self.images]
+        self.references = [list(known[image]) for image in self.images.tolist()]
+        self.judged = [row for row, texts in enumerate(self.references) if texts]
+        self.scorer: CaptionScorer | None = None
+        if self.judged:
+            self.scorer = CaptionScorer([self.references[row] for row in self.judged])
+
+    @property
+    def missing(self) -> str | None:
+        """Which metrics cannot be computed, and why; None if all can."""
+        return "no captions to compare with" if self.scorer is None else self.scorer.missing
+
+    def caption(
+        self, model: CaptioningRNN, max_length: int = 30, *, beam: int = 1, **options: Any
+    ) -> list[str]:
+        """Return the best caption of every image; the arguments are those of `decode_images`."""
+        if beam == 1 and not any(options.values()):  # without log-probabilities
+            return caption_images(model, self.features, max_length)
+        decoded = decode_images(model, self.features, max_length, beam=beam, **options)
+        return [best[0] for best in decoded.captions(model.idx_to_word)]
+
+    def decode(
+        self, model: CaptioningRNN, max_length: int = 30, *, beam: int = 1, **options: Any
+    ) -> Decoded:
+        """Caption every image as `decode_images` does."""
+        return decode_images(model, self.features, max_length, beam=beam, **options)
+
+    def score(self, captions: Sequence[str], *, rouge: bool = True) -> dict[str, float | None]:
+        """Measure a caption for each image.
+
+        Parameters
+        ----------
+        captions : sequence of N str
+        rouge : bool, optional
+            False leaves ROUGE-L out, a third of the time.
+
+        Returns
+        -------
+        dict
+            ``bleu_1`` to ``bleu_4``, ``rouge_l`` and ``cider`` over the images with references, as
+            fractions; None where they cannot be computed.
+        """
+        scores: dict[str, float | None] = dict.fromkeys(_SCORES)
+        if self.scorer is not None:
+            scores.update(self.scorer.evaluate(self._judged(captions), rouge=rouge))
+        return scores
+
+    def meteor(self, captions: Sequence[str]) -> float:
+        """Return the METEOR of a caption for each image; raises as `fastrnn.metrics.meteor`."""
+        references = [self.references[row] for row in self.judged]
+        return metrics.meteor(self._judged(captions), references)
+
+    def cider(self, captions: Sequence[str]) -> list[float | None]:
+        """Return the CIDEr of each caption; None for images without references.
+
+        Raises
+        ------
+        ImportError
+            The package for it is missing.
+        """
+        scores: list[float | None] = [None] * len(self.images)
+        if self.scorer is not None:
+            each = self.scorer.cider(self._judged(captions))[1]
+            for row, score in zip(self.judged, each.tolist(), strict=True):
+                scores[row] = score
+        return scores
+
+    def _judged(self, captions: Sequence[str]) -> list[str]:
+        if len(captions) != len(self.images):
+            raise ValueError(
+                f"captions has {len(captions)} entries; expected {len(self.images)}, one for each "
+                "image"
+            )
+        return [captions[row] for row in self.judged]

@@ -1,0 +1,81 @@
+"""The tables of the page: final metrics, history by epoch, settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..runs import epoch_records
+
+
+def table(
+    name: str,
+    title: str,
+    rows: Sequence[Sequence[str]],
+    *,
+    columns: Sequence[str] = (),
+    numbers: bool = True,
+    opened: bool = False,
+) -> dict[str, Any]:
+    """Return a table, as the script of the page shows it.
+
+    Parameters
+    ----------
+    name : str
+        Its HTML id.
+    title : str
+        Its title.
+    rows : sequence of sequences of str
+        The cells. The first of a row is its heading.
+    columns : sequence of str, optional
+        The headings of the columns. By default there are none.
+    numbers : bool, optional
+        Whether to align the cells as numbers. Default True.
+    opened : bool, optional
+        Whether the table is unfolded at first. Default False.
+
+    Returns
+    -------
+    dict
+    """
+    return {
+        "id": name, "title": title, "columns": list(columns), "rows": [list(row) for row in rows],
+        "numbers": numbers, "open": opened,
+    }  # fmt: skip
+
+
+def tables_of_run(
+    history: Sequence[Mapping[str, Any]],
+    metrics: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Return the tables of a run's history, metrics and settings."""
+    tables = []
+    if metrics:
+        rows = [[_spaced(name), _cell(value)] for name, value in metrics.items()]
+        tables.append(table("final-metrics", "Final metrics", rows))
+    epochs = epoch_records(history)
+    if epochs:
+        names = list(dict.fromkeys(name for record in epochs for name in record))
+        names.remove("epoch")
+        rows = [[_cell(r["epoch"]), *(_cell(r.get(name)) for name in names)] for r in epochs]
+        columns = ["epoch", *map(_spaced, names)]
+        tables.append(table("epochs", "History by epoch", rows, columns=columns))
+    rows = [[_spaced(name), _cell(value)] for name, value in settings.items()]
+    tables.append(table("settings", "Settings", rows, numbers=False))
+    return tables
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return value if isinstance(value, str) else json.dumps(value)

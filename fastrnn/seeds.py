@@ -1,0 +1,16 @@
+"""Seeds of the random streams of regularisation.
+
+Each purpose has its own stream, so that, for example, the dropout masks of the word vectors and
+those of the hidden states are independent although one seed decides both.
+"""
+
+from __future__ import annotations
+
+EMBED, VOCAB, MIX = 1, 2, 3
+"""RNG stream ids, one per purpose: the dropout of the word vectors, the dropout of the hidden
+states that the vocabulary layer reads, and scheduled sampling."""
+
+
+def stream_seed(seed: int, stream: int) -> int:
+    """Return the 64-bit seed of a stream."""
+    return (seed + stream * 0x9E3779B97F4A7C15) % 2**64

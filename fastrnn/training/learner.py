@@ -1,0 +1,103 @@
+"""The weights that are trained, Adam's moments, and the moving average of the weights."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+
+from .. import optim
+from ..checkpoint import Checkpoint
+from ..classifiers.rnn import CaptioningRNN
+from .config import TrainConfig
+from .start import fold, unfold
+
+
+class Learner:
+    """What is trained: a copy of a model that reads standardised features.
+
+    Parameters
+    ----------
+    model : CaptioningRNN
+        It reads features as they are; `derive` updates it.
+    mean : ndarray (D,)
+    deviation : float
+        The mean and the standard deviation of the training features.
+    config : TrainConfig
+
+    Attributes
+    ----------
+    network : CaptioningRNN
+        Shares everything with `model` but the parameters.
+    average : dict of str to ndarray or None
+        The moving average of the weights, if there is one.
+    moments : dict of str to dict
+        The state of Adam for each parameter.
+    """
+
+    def __init__(
+        self, model: CaptioningRNN, mean: np.ndarray, deviation: float, config: TrainConfig
+    ) -> None:
+        self._model, self._config = model, config
+        self._scale = mean, deviation
+        self.network = copy.copy(model)
+        self.network.params = {name: w.copy() for name, w in model.params.items()}
+        unfold(self.network.params, *self._scale)
+        self.average: dict[str, np.ndarray] | None = None
+        if config.weight_average:
+            self.average = {name: w.copy() for name, w in self.network.params.items()}
+        self.moments: dict[str, dict] = {name: {} for name in model.params}
+
+    def update(
+        self, grads: dict[str, np.ndarray], rate: float, step: int, *, weight_decay: float
+    ) -> None:
+        """Clip the gradients of a step, counted from 0, and update the weights and the average."""
+        config = self._config
+        if config.clip_value:
+            optim.clip_by_value(grads, config.clip_value)
+        if config.clip_norm:
+            optim.clip_by_norm(grads, config.clip_norm)
+        for name, w in self.network.params.items():
+            state = self.moments[name]
+            state["learning_rate"] = rate
+            if weight_decay and w.ndim > 1:
+                state["weight_decay"] = weight_decay
+                optim.adamw(w, grads[name], state, in_place=True)
+            else:
+                optim.adam(w, grads[name], state, in_place=True)
+        if self.average is not None:
+            # The bias-corrected average, (1 - d) sum_i d^(t-i) w_i / (1 - d^t), as an update.
+            decay = config.weight_average
+            share = (1 - decay) / (1 - decay ** (step + 1))
+            for name, w in self.network.params.items():
+                optim.average(self.average[name], w, share)
+
+    def restart(self) -> None:
+        """Go on from the average of the weights, if there is one, with a new Adam state."""
+        if self.average is not None:
+            self.network.params, self.average = self.average, None
+        self.moments = {name: {} for name in self.moments}
+
+    def derive(self) -> None:
+        """Copy the average, or else the weights, into the model that reads features as they are."""
+        source = self.network.params if self.average is None else self.average
+        for name, w in source.items():
+            np.copyto(self._model.params[name], w)
+        fold(self._model.params, *self._scale)
+
+    def to_checkpoint(self, about: dict) -> Checkpoint:
+        """Return a checkpoint that shares memory with the learner and with the model."""
+        self.derive()
+        moments = {
+            name: {m: state[m] for m in ("m", "v")}
+            for name, state in self.moments.items()
+            if "m" in state
+        }
+        return Checkpoint(self._model, self.network.params, self.average, moments, about)
+
+    def restore(self, checkpoint: Checkpoint, adam_steps: int) -> None:
+        """Take over the state in a checkpoint, after so many steps of Adam."""
+        self.network.params = checkpoint.weights
+        self.average = checkpoint.average
+        for name, moments in checkpoint.moments.items():
+            self.moments[name] = {**moments, "t": adam_steps}

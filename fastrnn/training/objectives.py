@@ -1,0 +1,272 @@
+"""What is trained on: the captions of the data set, or drawn captions and their rewards.
+
+An objective says which batches make up an epoch, and computes the gradients of a batch.
+`CaptionObjective` maximises the likelihood of the training captions; `RewardObjective` maximises
+the CIDEr-D of captions that the model draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..classifiers.rnn import CaptioningRNN, CaptioningWorkspace, Regularisation
+from ..decoding import sample
+from ..evaluation import longest_caption
+from ..rewards import CiderReward
+from ..words import NULL, START
+from .config import TrainConfig
+from .start import feature_scale
+
+_ORDER, _NOISE, _MASKS, _DRAWS = 1, 2, 3, 4
+"""RNG stream ids, one per purpose."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What an objective computes for a batch.
+
+    Attributes
+    ----------
+    grads : dict of str to ndarray
+        The gradients of the loss.
+    loss : float
+        The loss that was differentiated.
+    total : float
+        The sum of what is reported: nats, or rewards.
+    count : int
+        What it is a sum over: words, or drawn captions.
+    """
+
+    grads: dict[str, np.ndarray]
+    loss: float
+    total: float
+    count: int
+
+
+class Objective(Protocol):
+    """What the trainer asks of an objective."""
+
+    captions_per_row: int
+    """Captions that are trained on for each row of a batch."""
+    weight_decay: float
+    minimises_loss: bool
+    """Whether the validation loss is expected to fall."""
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """Return the batches of an epoch, counted from 0."""
+
+    def gradients(self, rows: np.ndarray, step: int) -> Gradients:
+        """Compute the gradients of a batch in a step, counted from 0."""
+
+    def summary(self, total: float, count: int) -> dict[str, float | None]:
+        """Return what a record says about some steps, from their sums."""
+
+
+class TrainingSet:
+    """The training part of a data set, with what is computed from it once.
+
+    Parameters
+    ----------
+    data : mapping
+        As `fastrnn.coco_utils.load_coco_data` returns it.
+    model : CaptioningRNN
+        The model to train.
+    batch_size : int
+        The largest number of captions in a batch.
+
+    Attributes
+    ----------
+    data : mapping
+        As given.
+    words : int ndarray (M,)
+        The number of words in each caption.
+    mean, deviation : ndarray (D,), float
+        The mean and the standard deviation of the features.
+    steps_per_epoch : int
+    """
+
+    def __init__(self, data: Mapping[str, Any], model: CaptioningRNN, batch_size: int) -> None:
+        self.data = data
+        self._word_to_idx, self._dtype = model.word_to_idx, model.dtype
+        captions = data["train_captions"]
+        self.words = np.count_nonzero(captions[:, 1:] != model.word_to_idx[NULL], axis=1)
+        self.steps_per_epoch = -(-len(captions) // batch_size)
+        self.mean, self.deviation = feature_scale(data["train_features"])
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Return the standardised features of some images."""
+        features = self.data["train_features"][images]
+        return ((features - self.mean) / self.deviation).astype(self._dtype)
+
+    @cached_property
+    def reward(self) -> CiderReward:
+        """The CIDEr-D of captions against the training captions."""
+        data = self.data
+        return CiderReward(
+            data["train_captions"], data["train_image_idxs"], len(data["train_features"]),
+            self._word_to_idx,
+        )  # fmt: skip
+
+
+class CaptionObjective:
+    """The likelihood of the training captions; the rows of a batch are captions.
+
+    Parameters
+    ----------
+    training : TrainingSet
+    network : CaptioningRNN
+        What is trained; it reads standardised features.
+    config : TrainConfig
+    workspace : CaptioningWorkspace
+        Memory to use.
+    """
+
+    captions_per_row = 1
+    minimises_loss = True
+
+    def __init__(
+        self,
+        training: TrainingSet,
+        network: CaptioningRNN,
+        config: TrainConfig,
+        workspace: CaptioningWorkspace,
+    ) -> None:
+        self._training, self._network = training, network
+        self._config, self._workspace = config, workspace
+        self.weight_decay = config.weight_decay
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """Return the rows of each batch: every caption once, in random order."""
+        rng = np.random.default_rng([self._config.seed, _ORDER, epoch])
+        words, steps = self._training.words, self._training.steps_per_epoch
+        order = rng.permutation(len(words))
+        if not self._config.bucket_by_length:
+            return np.array_split(order, steps)
+        # A stable sort, so that captions of one length stay in random order.
+        order = order[np.argsort(words[order], kind="stable")]
+        batches = np.array_split(order, steps)
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def gradients(self, rows: np.ndarray, step: int) -> Gradients:
+        """Compute the gradients of the captions' loss; its nats and words are counted."""
+        weights = self._weights
+        loss, grads = self._network.loss(
+            self._noisy_features(rows, step),
+            self._training.data["train_captions"][rows],
+            weights=None if weights is None else weights[rows],
+            workspace=self._workspace,
+            regularisation=self._regularisation(step),
+        )
+        nats = float(loss) * len(rows)
+        return Gradients(grads, float(loss), nats, int(self._training.words[rows].sum()))
+
+    def summary(self, total: float, count: int) -> dict[str, float | None]:
+        """Return the loss per word."""
+        return {"loss": total / max(count, 1)}
+
+    @cached_property
+    def _weights(self) -> np.ndarray | None:
+        """The weight of each caption, by its CIDEr-D against the image's other captions."""
+        if not self._config.consensus:
+            return None
+        agreement = self._training.reward.agreement() ** self._config.consensus
+        mean = agreement.mean()  # 0 if each image has one caption
+        return agreement / mean if mean > 0 else np.ones_like(agreement)
+
+    @np.errstate(invalid="ignore", over="ignore")
+    def _noisy_features(self, rows: np.ndarray, step: int) -> np.ndarray:
+        features = self._training.features(self._training.data["train_image_idxs"][rows])
+        if self._config.feature_noise:
+            rng = np.random.default_rng([self._config.seed, _NOISE, step])
+            noise = rng.standard_normal(features.shape, dtype=np.float32)
+            features += np.float32(self._config.feature_noise) * noise
+        return features
+
+    def _regularisation(self, step: int) -> Regularisation | None:
+        config = self._config
+        if not (
+            config.embed_dropout
+            or config.vocab_dropout
+            or config.label_smoothing
+            or config.scheduled_sampling
+        ):
+            return None
+        last = config.epochs * self._training.steps_per_epoch - 1
+        return Regularisation(
+            embed_dropout=config.embed_dropout,
+            vocab_dropout=config.vocab_dropout,
+            label_smoothing=config.label_smoothing,
+            scheduled_sampling=config.scheduled_sampling * step / max(last, 1),
+            seed=_step_seed(config.seed, _MASKS, step),
+        )
+
+
+class RewardObjective:
+    """The CIDEr-D of captions that the model draws; the rows of a batch are images.
+
+    This is self-critical training (Rennie et al. 2017). The reward of a caption is compared with
+    the mean reward of the image's other captions (Kool, van Hoof and Welling 2019).
+
+    Parameters
+    ----------
+    training, network, config, workspace
+        As for `CaptionObjective`.
+    """
+
+    weight_decay = 0.0
+    minimises_loss = False
+
+    def __init__(
+        self,
+        training: TrainingSet,
+        network: CaptioningRNN,
+        config: TrainConfig,
+        workspace: CaptioningWorkspace,
+    ) -> None:
+        self._training, self._network = training, network
+        self._config, self._workspace = config, workspace
+        self.captions_per_row = config.reward_captions
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """Return the images of each batch: every image that has captions, in random order.
+
+        There are as many batches as in other epochs, so images come more than once if they are
+        few.
+        """
+        rng = np.random.default_rng([self._config.seed, _ORDER, epoch])
+        images = np.unique(self._training.data["train_image_idxs"])
+        times = -(-self._training.steps_per_epoch // len(images))
+        order = np.concatenate([rng.permutation(images) for _ in range(times)])
+        return np.array_split(order, self._training.steps_per_epoch)
+
+    def gradients(self, rows: np.ndarray, step: int) -> Gradients:
+        """Draw captions of images and compute the gradients; their rewards are counted."""
+        count, network, training = self._config.reward_captions, self._network, self._training
+        features = training.features(rows)
+        seed = _step_seed(self._config.seed, _DRAWS, step)
+        drawn = sample(network, features, longest_caption(training.data), count=count, seed=seed)
+        ids = drawn.ids.reshape(len(rows) * count, -1)
+        rewards = training.reward(ids, np.repeat(rows, count)).reshape(-1, count)
+        others = (rewards.sum(axis=1, keepdims=True) - rewards) / (count - 1)
+        start = np.full((len(ids), 1), network.word_to_idx[START], ids.dtype)
+        loss, grads = network.loss(
+            np.repeat(features, count, axis=0),
+            np.concatenate([start, ids], axis=1),
+            weights=(rewards - others).ravel(),
+            workspace=self._workspace,
+        )
+        return Gradients(grads, float(loss), float(rewards.sum()), rewards.size)
+
+    def summary(self, total: float, count: int) -> dict[str, float | None]:
+        """Return the mean reward."""
+        return {"loss": None, "reward": total / max(count, 1)}
+
+
+def _step_seed(seed: int, purpose: int, step: int) -> int:
+    sequence = np.random.SeedSequence([seed, purpose, step])
+    return int(sequence.generate_state(1, np.uint64)[0])

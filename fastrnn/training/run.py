@@ -1,0 +1,181 @@
+"""What a run was made of: its settings as a configuration, and its data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import runs
+from ..classifiers.rnn import CaptioningRNN
+from ..data.layout import CAPTIONS_FILE, VOCABULARY_FILE, read_captioning_directory
+from ..data.references import read_references, references_file
+from ..files import one_line
+from ..words import END, NULL, START
+from .config import ModelConfig, TrainConfig
+from .start import start_model
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run was made of.
+
+    Attributes
+    ----------
+    directory : Path
+        The run directory.
+    settings : dict
+        All of its settings by name, see `fastrnn.runs.read_settings`.
+    config : TrainConfig
+    data_directory : Path or None
+        The data directory; None if the data did not come from a directory.
+    """
+
+    directory: Path
+    settings: dict[str, Any]
+    config: TrainConfig
+    data_directory: Path | None
+
+    def read_data(self, directory: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+        """Read the data of the run: the same captions in the same order.
+
+        Parameters
+        ----------
+        directory : path, optional
+            The data directory, if it has been moved.
+
+        Raises
+        ------
+        ValueError
+            The run has no data directory; or as `read_training_data`.
+        """
+        place = directory or self.data_directory
+        if place is None:
+            raise ValueError(f"{self.directory}: does not say where its data are")
+        max_train = self.settings.get("max_train")
+        if max_train is not None and (type(max_train) is not int or max_train < 0):
+            raise ValueError(
+                f"{self.directory / runs.SETTINGS_FILE}: max_train is {max_train!r:.60}; expected "
+                "an integer of at least 0"
+            )
+        return read_training_data(
+            place,
+            raw_features=bool(self.settings.get("raw_features")),
+            max_train=max_train,
+            seed=self.config.seed,
+        )
+
+    def start_model(self, data: Mapping[str, Any]) -> CaptioningRNN:
+        """Make the model that the run started from, if it was made by `start_model`."""
+        names = [each.name for each in fields(ModelConfig)]
+        try:
+            start = ModelConfig(**{name: self.settings[name] for name in names})
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            about = f"has no {error}" if isinstance(error, KeyError) else one_line(error)
+            raise ValueError(f"{self.directory / runs.SETTINGS_FILE}: {about}") from None
+        return start_model(
+            data, start.cell, start.wordvec_dim, start.hidden_dim, self.config.seed,
+            bias_start=start.bias_start, forget_bias=start.forget_bias,
+            embed_scale=start.embed_scale,
+        )  # fmt: skip
+
+
+def read_run(run: str | os.PathLike[str]) -> Run:
+    """Read the settings of a run.
+
+    Parameters
+    ----------
+    run : path
+        The run directory that ``fastrnn train`` or `Trainer` wrote.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such directory.
+    ValueError
+        It is not a run directory, or its settings cannot be read.
+    """
+    directory = Path(run)
+    settings = runs.read_settings(directory)
+    path = directory / runs.SETTINGS_FILE
+    known = {each.name for each in fields(TrainConfig)}
+    try:
+        config = TrainConfig(**{name: v for name, v in settings.items() if name in known})
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: {one_line(error)}") from None
+    data = settings.get("data")
+    if data is not None and (not isinstance(data, str) or "\0" in data):
+        raise ValueError(f"{path}: data is {data!r:.60}; expected a directory")
+    place = None if data is None else Path(data)
+    # Drawn scenes are in the run directory, which may have been moved.
+    drawn = directory / runs.SCENE_DIRECTORY
+    try:
+        lost = place is not None and not place.is_dir()
+    except OSError as error:  # the name is too long
+        raise ValueError(f"{path}: data is {data!r:.60} ({error.strerror})") from None
+    if lost and drawn.is_dir():
+        place = drawn
+    return Run(directory, settings, config, place)
+
+
+def read_training_data(
+    directory: str | os.PathLike[str],
+    *,
+    raw_features: bool = False,
+    max_train: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Read a captioning data set for training.
+
+    Parameters
+    ----------
+    directory : path
+        In CS231n's layout.
+    raw_features : bool, optional
+        Read the features before PCA.
+    max_train : int, optional
+        Keep this many training captions, drawn without replacement. (`load_coco_data` draws with
+        replacement.)
+    seed : int, optional
+        The seed of this draw.
+
+    Returns
+    -------
+    dict
+        As `fastrnn.coco_utils.load_coco_data` returns it. If there is a ``val_references.json`` in
+        the directory, its captions are under ``val_references``: they are complete, and have no
+        ``<UNK>``.
+
+    Raises
+    ------
+    FileNotFoundError, OSError
+        A file is missing or damaged.
+    ValueError
+        The files do not fit together, there are no training captions, or the vocabulary lacks
+        ``<NULL>``, ``<START>`` or ``<END>``.
+    """
+    directory = Path(directory)
+    data = read_captioning_directory(directory, pca_features=not raw_features)
+    for word in (NULL, START, END):
+        if word not in data["word_to_idx"]:
+            raise ValueError(f"{directory / VOCABULARY_FILE}: has no {word}")
+    captions = len(data["train_captions"])
+    if not captions:
+        raise ValueError(f"{directory / CAPTIONS_FILE}: 'train_captions' is empty")
+    if max_train is not None and max_train < captions:
+        rows = np.random.default_rng(seed).permutation(captions)[:max_train]
+        for name in ("train_captions", "train_image_idxs"):
+            data[name] = data[name][rows]
+    references = directory / references_file("val")
+    if references.is_file():
+        images = len(data["val_features"])
+        data["val_references"] = read_references(references, data["val_urls"][:images].tolist())
+    return data

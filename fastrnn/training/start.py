@@ -1,0 +1,108 @@
+"""The first weights of a model, and the standardisation of its features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from ..classifiers.rnn import CaptioningRNN, seeded_model
+from ..words import NULL
+from .config import ModelConfig, checked
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def feature_scale(features: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the mean (D,) of features (N, D), and one standard deviation, in float64.
+
+    The deviation is the square root of the mean variance. It is one number for all features, so
+    that they keep their proportions: among principal components the small ones are mostly noise.
+    It is 1 for constant features.
+    """
+    mean = features.mean(axis=0, dtype=np.float64)
+    deviation = float(np.sqrt(features.var(axis=0, dtype=np.float64).mean()))
+    return mean, deviation if deviation > 1e-12 else 1.0
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def fold(params: dict[str, np.ndarray], mean: np.ndarray, deviation: float) -> None:
+    """Turn a projection of (x - mean) / deviation into the same projection of x, in place."""
+    w = params["W_proj"].astype(np.float64) / deviation
+    params["b_proj"][:] = params["b_proj"] - mean @ w
+    params["W_proj"][:] = w
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def unfold(params: dict[str, np.ndarray], mean: np.ndarray, deviation: float) -> None:
+    """Undo `fold`."""
+    w = params["W_proj"].astype(np.float64)
+    params["b_proj"][:] = params["b_proj"] + mean @ w
+    params["W_proj"][:] = w * deviation
+
+
+def start_model(
+    data: Mapping[str, Any],
+    cell_type: str = "lstm",
+    wordvec_dim: int = 256,
+    hidden_dim: int = 512,
+    seed: int = 0,
+    dtype: Any = np.float32,
+    *,
+    bias_start: str = "frequencies",
+    forget_bias: float = 1.0,
+    embed_scale: float = 0.1,
+) -> CaptioningRNN:
+    """Make a model whose first weights suit the data.
+
+    They are `CaptioningRNN`'s, except for what the last three arguments set, and except for
+    `W_proj` and `b_proj`: they include the standardisation of the features.
+
+    Parameters
+    ----------
+    data : mapping
+        As `fastrnn.coco_utils.load_coco_data` returns it.
+    cell_type, wordvec_dim, hidden_dim, dtype
+        As for `CaptioningRNN`.
+    seed : int
+        The seed of the weights; the state of ``np.random`` does not change.
+    bias_start : {'frequencies', 'zero'}
+        The initial biases of the words' scores: the logarithms of the words' frequencies, so that
+        training need not learn them first, or zero.
+    forget_bias : float
+        The initial bias of an LSTM's forget gates: 1 lets cells remember (Jozefowicz, Zaremba and
+        Sutskever 2015), 0 is `CaptioningRNN`'s.
+    embed_scale : float
+        The initial standard deviation of the word vectors; `CaptioningRNN`'s is 0.01.
+
+    Returns
+    -------
+    CaptioningRNN
+
+    Raises
+    ------
+    ValueError
+        `bias_start` is neither name, `forget_bias` is not finite, or `embed_scale` is not positive.
+    """
+    start = {"bias_start": bias_start, "forget_bias": forget_bias, "embed_scale": embed_scale}
+    for each in fields(ModelConfig):
+        if each.name in start:
+            checked(each, start[each.name])
+    features = data["train_features"]
+    model = seeded_model(
+        data["word_to_idx"], features.shape[1], wordvec_dim, hidden_dim, cell_type, dtype, seed=seed
+    )
+    params = model.params
+    params["W_embed"] *= embed_scale / 0.01
+    if cell_type == "lstm":
+        params["b"][hidden_dim : 2 * hidden_dim] = forget_bias
+    if bias_start == "frequencies":
+        words = data["train_captions"][:, 1:]
+        counts = np.bincount(
+            words[words != data["word_to_idx"][NULL]], minlength=len(model.word_to_idx)
+        )
+        params["b_vocab"][:] = np.log((counts + 0.1) / (counts + 0.1).sum())
+    if len(features):
+        fold(params, *feature_scale(features))
+    return model

@@ -1,0 +1,556 @@
+"""The training loop: steps, records, validation and checkpoints, in that order."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import runs
+from .._core import runtime
+from ..checkpoint import Checkpoint, describe_mismatch, read_newest_checkpoint
+from ..classifiers.rnn import CaptioningRNN, CaptioningWorkspace
+from ..evaluation import loss_per_word
+from ..runlock import RunLock
+from .config import TrainConfig
+from .learner import Learner
+from .objectives import CaptionObjective, Gradients, Objective, RewardObjective, TrainingSet
+from .resuming import changed_config, check_lengths, check_same_run, fingerprint
+from .run import read_run
+from .saving import Saver
+from .signals import Interrupted, Signals
+from .validation import Monitor, Validation
+
+_OWN_PARTS = ("_learner", "_monitor", "_saver", "_sums")
+"""Parts with a state that a shallow copy of a trainer does not share."""
+OnStep = Callable[["Trainer", dict[str, Any]], None]
+OnValidation = Callable[["Trainer", dict[str, Any], list[str]], None]
+OnEpoch = Callable[["Trainer", dict[str, Any]], None]
+
+
+def seconds_since(began: float) -> float:
+    """Return the time since `began`, a value of `time.perf_counter`.
+
+    It is above 0, even if the clock is too coarse or has jumped, so that it can be divided by.
+    """
+    return max(time.perf_counter() - began, 1e-9)
+
+
+@dataclass
+class Sums:
+    """Sums for the records of the history: nats and words, or rewards and captions.
+
+    The first two are since the last record, the others over the epoch up to that record.
+    """
+
+    total: float = 0.0
+    count: int = 0
+    epoch_total: float = 0.0
+    epoch_count: int = 0
+
+    def add(self, total: float, count: int) -> None:
+        """Add a step."""
+        self.total += total
+        self.count += count
+
+    def end_record(self) -> None:
+        """Move the sums since the last record to those of the epoch."""
+        self.epoch_total += self.total
+        self.epoch_count += self.count
+        self.total, self.count = 0.0, 0
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """An epoch, counted from 0: its batches, and how many rows they have up to each of them."""
+
+    number: int
+    batches: list[np.ndarray]
+    rows: list[int]
+
+
+class Trainer:
+    """Train a captioning model with Adam.
+
+    Parameters
+    ----------
+    model : CaptioningRNN
+        Its ``params`` are changed in place.
+    data : mapping
+        As `fastrnn.coco_utils.load_coco_data` returns it. If it has ``val_references``, a list of
+        captions for each validation image, generated captions are compared with these instead of
+        the validation captions. Without ``val_...`` there is no validation.
+    config : TrainConfig, optional
+    run : path, optional
+        The run directory for settings, history, checkpoints and the best model (``model.npz``). It
+        is created if it does not exist. Without one nothing is written.
+    settings : mapping, optional
+        Other settings to write to the run directory. Other commands find the data by ``data``, the
+        data directory.
+    on_step : callable, optional
+        Called as ``on_step(trainer, record)`` after every step. The record has ``step``, ``epoch``,
+        ``captions`` (seen so far), ``learning_rate`` and ``loss`` in nats per word. In reward
+        epochs the loss is None and ``reward`` is the mean CIDEr-D of the captions drawn.
+    on_validation : callable, optional
+        Called as ``on_validation(trainer, metrics, captions)`` after every epoch's validation, with
+        all metrics and the generated captions.
+    on_epoch : callable, optional
+        Called as ``on_epoch(trainer, record)`` after every epoch, with its record of the history,
+        while its checkpoint is being written.
+    callbacks : iterable of objects, optional
+        Objects with any of the methods ``on_step``, ``on_validation`` and ``on_epoch``. They are
+        called after the functions above, in the given order.
+
+    Attributes
+    ----------
+    model : CaptioningRNN
+        The trained model, with the moving average of the weights if there is one. It is updated
+        before each validation, at each checkpoint, and when `fit` ends, also by an error.
+    history : list of dict
+        Every ``record_every`` steps: ``step``, ``epoch`` (a float), ``loss`` (nats per word over
+        those steps, including regularisation; None in reward epochs), ``reward`` (the mean CIDEr-D
+        of the captions drawn; only in reward epochs), ``learning_rate``. After every epoch:
+        ``step``, ``epoch`` (an int), ``loss`` and ``reward`` (over the epoch), ``learning_rate``,
+        ``val_loss``, ``val_perplexity``, ``val_bleu_4`` and ``val_cider`` (fractions; None if
+        unknown), ``captions_per_second`` and ``seconds`` (of training only),
+        ``validation_seconds``.
+    callbacks : list
+        As given; it may be changed.
+    best : dict or None
+        The best epoch so far: ``monitor``, ``value``, ``val_loss``, ``epoch``, ``step``.
+    step, steps_per_epoch : int
+    finished : bool
+
+    Raises
+    ------
+    ValueError
+        There is nothing to train on; data and model differ in their vocabulary or in the number of
+        features; or the run directory contains a run already.
+
+    Notes
+    -----
+    Training works on standardised features (mean 0, standard deviation 1), because Adam changes
+    every weight by the same amount whatever the scale of its input. `model` reads features as they
+    are: the standardisation is part of its ``W_proj`` and ``b_proj``.
+    """
+
+    def __init__(
+        self,
+        model: CaptioningRNN,
+        data: Mapping[str, Any],
+        config: TrainConfig | None = None,
+        *,
+        run: str | os.PathLike[str] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        on_step: OnStep | None = None,
+        on_validation: OnValidation | None = None,
+        on_epoch: OnEpoch | None = None,
+        callbacks: Iterable[Any] = (),
+    ) -> None:
+        self.model, self.data = model, data
+        self.config = config or TrainConfig()
+        self.settings = dict(settings or {})
+        self.history: list[dict[str, Any]] = []
+        self.step = 0
+        self.on_step, self.on_validation, self.on_epoch = on_step, on_validation, on_epoch
+        self.callbacks = [*callbacks]
+
+        captions = data["train_captions"]
+        if not len(captions):
+            raise ValueError(f"train_captions has shape {captions.shape}; expected at least one")
+        mismatch = describe_mismatch(model, data)
+        if mismatch:
+            raise ValueError(mismatch)
+        if run is not None and runs.checkpoint_steps(run):
+            raise ValueError(
+                f"run is {run}, which holds checkpoints; Trainer.resume goes on from them"
+            )
+        self._saver = Saver(None if run is None else Path(run).absolute())
+        self._training = TrainingSet(data, model, self.config.batch_size)
+        self.steps_per_epoch = self._training.steps_per_epoch
+        self._learner = Learner(model, self._training.mean, self._training.deviation, self.config)
+        self._workspace = CaptioningWorkspace()
+        shared = self._training, self._learner.network, self.config, self._workspace
+        self._captions, self._rewards = CaptionObjective(*shared), RewardObjective(*shared)
+        self._monitor = Monitor(self.config.monitor)
+        self._validation: Validation | None = None
+        self._epoch: Epoch | None = None
+        self._sums = Sums()
+        self._seconds = 0.0  # of training, in this epoch
+        self._resumed = False
+        self._stopping = False
+        self._checksums: dict[str, int] | None = None
+
+    # -- the loop
+
+    def fit(self) -> list[dict[str, Any]]:
+        """Train until all epochs are done or patience has run out.
+
+        After the first SIGINT or SIGTERM the step is finished, a checkpoint is written and
+        `Interrupted` is raised; the second signal raises it at once.
+
+        Returns
+        -------
+        list of dict
+            The history.
+
+        Raises
+        ------
+        FloatingPointError
+            The loss is not finite.
+        Interrupted
+            A signal came.
+        RunInUseError
+            Another process trains in the run directory.
+        OSError
+            The run directory cannot be written; the newest checkpoint in it is complete.
+        """
+        self._stopping = False
+        with self.lock(), Signals(lambda: self.step) as signals:
+            try:
+                if self.run is not None:
+                    self._open_run()
+                while not (self.finished or self._stopping or signals.caught):
+                    self._advance()
+                self._saver.settle()
+                stopped = signals.caught or self._stopping
+                if stopped and self.run is not None and self._saver.saved_step != self.step:
+                    self.save()
+                if signals.caught:
+                    raise Interrupted(signals.caught, self.step, self.run)
+            finally:
+                self._learner.derive()
+                self._saver.settle()
+        return self.history
+
+    def _advance(self) -> None:
+        """Take a step, and do what is due after it."""
+        self._saver.settle(wait=False)
+        began = time.perf_counter()
+        rate = self._take_step()
+        self._seconds += seconds_since(began)
+        ended = self.step % self.steps_per_epoch == 0
+        record = self._end_epoch(rate) if ended else None
+        every = self.config.save_every
+        if self.run is not None and (ended or (every and self.step % every == 0)):
+            self._saver.save_in_background(self._checkpoint(), self._all_settings())
+        if record is not None:
+            self._tell("on_epoch", record)
+
+    def _take_step(self) -> float:
+        """Take a step; return its learning rate."""
+        step = self.step
+        objective = self._objective(step)
+        rate = self.config.rate(step, self.steps_per_epoch)
+        if objective is self._rewards and self._objective(step - 1) is self._captions:
+            self._learner.restart()
+        rows = self._present_epoch(step).batches[step % self.steps_per_epoch]
+        found = objective.gradients(rows, step)
+        if not math.isfinite(found.loss):
+            raise FloatingPointError(
+                f"the loss is {found.loss} at step {step + 1}: either the features are not finite "
+                f"or the learning rate, {rate:.3g}, is too high"
+            )
+        self._learner.update(found.grads, rate, step, weight_decay=objective.weight_decay)
+        self.step += 1
+        self._record(objective, found, rate)
+        return rate
+
+    def _record(self, objective: Objective, found: Gradients, rate: float) -> None:
+        """Add a step to the sums and, when one is due, a record to the history."""
+        epoch = self._present_epoch(self.step - 1)
+        number = (self.step - 1) % self.steps_per_epoch
+        progress = self.step / self.steps_per_epoch
+        self._sums.add(found.total, found.count)
+        if self.step % self.config.record_every == 0 or number + 1 == self.steps_per_epoch:
+            self.history.append(
+                {
+                    "step": self.step,
+                    "epoch": progress,
+                    **objective.summary(self._sums.total, self._sums.count),
+                    "learning_rate": rate,
+                }
+            )
+            self._sums.end_record()
+        share = epoch.rows[number] / epoch.rows[-1]
+        self._tell(
+            "on_step",
+            {
+                "step": self.step,
+                "epoch": progress,
+                "captions": round((epoch.number + share) * len(self._training.words)),
+                "learning_rate": rate,
+                **objective.summary(found.total, found.count),
+            },
+        )
+
+    def _objective(self, step: int) -> Objective:
+        """Return the objective of a step, counted from 0."""
+        first = self.config.epochs * self.steps_per_epoch
+        return self._rewards if step >= first else self._captions
+
+    def _present_epoch(self, step: int) -> Epoch:
+        """Return the epoch of a step, counted from 0; its batches are drawn once."""
+        number = step // self.steps_per_epoch
+        if self._epoch is None or self._epoch.number != number:
+            batches = self._objective(step).batches(number)
+            self._epoch = Epoch(number, batches, list(accumulate(map(len, batches))))
+        return self._epoch
+
+    def _end_epoch(self, rate: float) -> dict[str, Any]:
+        """Validate; add the epoch's record to the history, and return it."""
+        self._learner.derive()
+        began = time.perf_counter()
+        if self._validation is None:
+            self._validation = Validation(self.data, self.config)
+        metrics, generated = self._validation.measure(self.model, self._workspace)
+        seconds = seconds_since(began)
+        self._tell("on_validation", metrics, generated)
+        objective = self._objective(self.step - 1)
+        captions = self._present_epoch(self.step - 1).rows[-1] * objective.captions_per_row
+        record = {
+            "step": self.step,
+            "epoch": self.step // self.steps_per_epoch,
+            **objective.summary(self._sums.epoch_total, self._sums.epoch_count),
+            "learning_rate": rate,
+            "val_loss": metrics["loss"],
+            "val_perplexity": metrics["perplexity"],
+            "val_bleu_4": metrics["bleu_4"],
+            "val_cider": metrics["cider"],
+            "captions_per_second": captions / self._seconds,
+            "seconds": self._seconds,
+            "validation_seconds": seconds,
+        }
+        self.history.append(record)
+        self._sums, self._seconds = Sums(), 0.0
+        self._monitor.compare(record, self._validation, minimises_loss=objective.minimises_loss)
+        return record
+
+    def _tell(self, event: str, *about: Any) -> None:
+        """Call back those who listen to an event."""
+        for callback in (getattr(self, event), *(getattr(c, event, None) for c in self.callbacks)):
+            if callback is not None:
+                callback(self, *about)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done, or patience has run out."""
+        if self.step >= self.config.all_epochs * self.steps_per_epoch:
+            return True
+        patience = self.config.patience
+        return bool(patience) and self._monitor.epochs_without_gain >= patience
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The best epoch so far."""
+        return self._monitor.best
+
+    def stop(self) -> None:
+        """Let `fit` return after this step and its checkpoint; callbacks may call it."""
+        self._stopping = True
+
+    def validate(self, limit: int | None = None) -> float | None:
+        """Return the loss per word of `model` over the validation captions.
+
+        Parameters
+        ----------
+        limit : int, optional
+            Use this many captions, evenly spread; all of them by default.
+
+        Returns
+        -------
+        float or None
+            In nats per word; None if there are no captions.
+        """
+        return loss_per_word(self.model, self.data, limit=limit, workspace=self._workspace)
+
+    # -- the run directory
+
+    @property
+    def run(self) -> Path | None:
+        """The run directory."""
+        return self._saver.run
+
+    @run.setter
+    def run(self, run: str | os.PathLike[str] | None) -> None:
+        self._saver.run = None if run is None else Path(run)
+
+    def lock(self) -> AbstractContextManager[Any]:
+        """Return a context manager that keeps other trainers out of the run directory.
+
+        `fit` and `save` use it themselves. Hold it around several calls to keep others out between
+        them, too.
+        """
+        return self._saver.lock()
+
+    def use_lock(self, lock: RunLock) -> None:
+        """Train in the run directory of a lock, which the caller may hold already."""
+        self._saver.use_lock(lock)
+
+    def save(self) -> Path:
+        """Write a checkpoint of this step, the history, and the model if it is the best.
+
+        Returns
+        -------
+        Path
+            The checkpoint.
+
+        Raises
+        ------
+        ValueError
+            The trainer has no run directory, or another trainer has saved a later step there.
+        OSError
+            The directory cannot be written; older checkpoints are as they were.
+        """
+        return self._saver.save(self._checkpoint(), self._all_settings())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what makes up a copy or a pickle: its validation data are prepared again."""
+        own = {name: copy.copy(self.__dict__[name]) for name in _OWN_PARTS}
+        return {**self.__dict__, **own, "_validation": None}
+
+    def _open_run(self) -> None:
+        run, saver = self.run, self._saver
+        assert run is not None
+        saver.open(self.step)
+        runs.write_settings(run, self._all_settings(), dataclasses.asdict(self.config))
+        saver.write_again()
+        saved = self._resumed and self.step in runs.checkpoint_steps(run)
+        saver.saved_step = self.step if saved else -1
+        if not saved:
+            self.save()
+        runs.write_history(run, self.history)
+        if self.best is not None:
+            saver.restore_best(self.best)
+
+    def _all_settings(self) -> dict[str, Any]:
+        """Return the settings of the run, except for the configuration of the training."""
+        params = self.model.params
+        return {
+            "data": None,
+            **self.settings,
+            "cell": self.model.cell_type,
+            "hidden_dim": params["W_proj"].shape[1],
+            "wordvec_dim": params["W_embed"].shape[1],
+            "threads": runtime.get_threads(),
+            "isa": runtime.isa(),
+        }
+
+    def _checkpoint(self) -> Checkpoint:
+        """Return the present state. It shares memory with the trainer."""
+        return self._learner.to_checkpoint(
+            {
+                "step": self.step,
+                "epoch": self.step / self.steps_per_epoch,
+                "history": self.history,
+                "sums": list(dataclasses.astuple(self._sums)),
+                "seconds": self._seconds,
+                "best": self.best,
+                "epochs_without_gain": self._monitor.epochs_without_gain,
+                "config": dataclasses.asdict(self.config),
+                "data": self._fingerprint(),
+            }
+        )
+
+    def _fingerprint(self) -> dict[str, int]:
+        if self._checksums is None:
+            self._checksums = fingerprint(self.data)
+        return self._checksums
+
+    # -- resuming
+
+    @classmethod
+    def resume(
+        cls,
+        run: str | os.PathLike[str],
+        data: Mapping[str, Any] | None = None,
+        *,
+        on_step: OnStep | None = None,
+        on_validation: OnValidation | None = None,
+        on_epoch: OnEpoch | None = None,
+        callbacks: Iterable[Any] = (),
+        **changes: Any,
+    ) -> Trainer:
+        """Resume a run from its newest complete checkpoint; results are the same to the bit.
+
+        Parameters
+        ----------
+        run : path
+            The run directory.
+        data : mapping, optional
+            The data that the run was started with; by default they are read from the data directory
+            in its settings.
+        on_step, on_validation, on_epoch, callbacks
+            As for `Trainer`.
+        **changes
+            New values of ``epochs``, ``reward_epochs``, ``patience``, ``save_every`` or
+            ``keep_last``.
+
+        Returns
+        -------
+        Trainer
+            Call its `fit`.
+
+        Warns
+        -----
+        UserWarning
+            A newer checkpoint is damaged; or a new number of epochs changes the schedule.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such directory.
+        ValueError
+            It is not a run directory, every checkpoint is damaged, `data` are not the run's, or a
+            change would make it another run.
+        """
+        found = read_run(run)
+        config = changed_config(found, changes)
+        newest = max(runs.checkpoint_steps(run), default=-1)
+        checkpoint, damaged = read_newest_checkpoint(run)
+        if data is None:
+            data = found.read_data()
+        if checkpoint is None and "bias_start" not in found.settings:
+            raise ValueError(f"{run}: has no checkpoint to go on from; begin it anew")
+        model = found.start_model(data) if checkpoint is None else checkpoint.model
+        for line in damaged:
+            step = checkpoint.about["step"] if checkpoint else 0
+            warnings.warn(f"{line}; going on from step {step}", stacklevel=2)
+        own = {field.name for field in dataclasses.fields(TrainConfig)}
+        trainer = cls(
+            model, data, config,
+            settings={name: v for name, v in found.settings.items() if name not in own},
+            on_step=on_step, on_validation=on_validation, on_epoch=on_epoch, callbacks=callbacks,
+        )  # fmt: skip
+        trainer.run = found.directory.absolute()
+        trainer._resumed = True
+        trainer._saver.newest_known = newest
+        if checkpoint is not None:
+            trainer._restore(checkpoint, found.directory)
+        check_lengths(config, found.config, trainer.step, trainer.steps_per_epoch)
+        return trainer
+
+    def _restore(self, checkpoint: Checkpoint, run: Path) -> None:
+        about = checkpoint.about
+        check_same_run(about, self.config, self._fingerprint(), self.steps_per_epoch, run)
+        first = self.config.epochs * self.steps_per_epoch
+        step = about["step"]
+        # Adam starts anew with the reward epochs.
+        self._learner.restore(checkpoint, step - first if step > first else step)
+        self.step = step
+        self.history = about["history"]
+        self._monitor.best = about["best"]
+        self._monitor.epochs_without_gain = about["epochs_without_gain"]
+        self._sums = Sums(*about["sums"])
+        self._seconds = about["seconds"]

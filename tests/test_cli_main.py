@@ -1,0 +1,190 @@
+"""The entry point: the commands, their help, and one line for every error."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import Mock
+
+import h5py
+import numpy as np
+import pytest
+from coco_layout import write_layout
+from commands import refused, run
+
+import fastrnn
+from fastrnn.checks import ArgumentError
+from fastrnn.cli import info
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    write_layout(tmp_path / "data")
+    return tmp_path / "data"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs land in the test's own directory, also those without --out."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_info(capsys):
+    assert run("info") == 0
+    lines = capsys.readouterr().out.splitlines()
+    facts = dict(re.split(r"  +| (?=\S+$)", line, maxsplit=1) for line in lines)
+    assert facts["fastrnn"] == fastrnn.__version__
+    assert facts["instruction set"] in ("baseline", "avx2", "avx512")
+    assert facts["threads"].startswith(f"{fastrnn.get_num_threads()} (")
+    assert facts["numpy"] == np.__version__
+    assert facts["h5py"] == h5py.__version__
+    assert "NumPy's BLAS" in facts
+
+
+def test_output_that_nobody_reads():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrnn", "info"], stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_out_of_memory(monkeypatch, capsys):
+    def fail(arguments: object) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(info, "run", fail)
+    assert refused(capsys, "info") == "fastrnn: error: out of memory\n"
+
+
+def test_module_and_caps_on_the_instruction_set():
+    environment = {**os.environ, "FASTRNN_MAX_ISA": "baseline", "FASTRNN_NUM_THREADS": "3"}
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrnn", "info"],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert re.search(r"^instruction set +baseline$", done.stdout, re.M)
+    assert re.search(r"^threads +[13] \(", done.stdout, re.M)
+
+
+def test_help_has_every_option_a_default_and_an_example(capsys):
+    assert run("train", "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for option in (
+        "data", "cell", "hidden-dim", "wordvec-dim", "batch-size", "epochs", "lr", "lr-decay",
+        "max-train", "seed", "threads", "out",
+    ):  # fmt: skip
+        described = re.search(rf"--{option} [^(]*?\(default: [^)]*\)", text)
+        assert described, option
+    assert "example: fastrnn train --data" in text
+    assert run("--help") == 0
+    assert run("info", "--help") == 0
+    assert run("--version") == 0
+    assert capsys.readouterr().out.endswith(f"fastrnn {fastrnn.__version__}\n")
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ([], "COMMAND"),
+        (["drive"], "drive"),
+        (["train", "--speed", "9"], "--speed"),
+        (["train", "--hiden-dim=9"], "--hiden-dim=9; did you mean --hidden-dim? (see fastrnn tr"),
+        (["report", "r", "again"], "again (see fastrnn report --help)"),
+        (["train", "--cell", "gru"], "--cell is 'gru'; expected rnn or lstm"),
+        (["train", "--hidden-dim", "0"], "--hidden-dim"),
+        (["train", "--wordvec-dim", "1.5"], "--wordvec-dim"),
+        (["train", "--batch-size", "many"], "--batch-size is 'many'; expected a 64-bit integer"),
+        (["train", "--epochs", "-1"], "--epochs"),
+        (["train", "--epochs", "9" * 400], "9'; expected a 64-bit integer"),
+        (
+            ["evaluate", "r", "--beam", "9" * 20],
+            "--beam is '99999999999999999999'; expected a 64-bit integer of at least 1",
+        ),
+        (["train", "--lr", "0"], "--lr is 0.0; expected a positive number"),
+        (["train", "--lr", "nan"], "--lr"),
+        (["train", "--lr-decay", "-0.5"], "--lr-decay"),
+        (["train", "--lr-decay", "linear"], "--lr-decay"),
+        (["train", "--max-train", "0"], "--max-train"),
+        (["train", "--seed", "-1"], "--seed"),
+        (["train", "--threads", "0"], "--threads"),
+        (["train", "--clip-norm", "-1"], "--clip-norm"),
+        (["train", "--clip-value", "-1"], "--clip-value"),
+        (["train", "--schedule", "linear"], "--schedule"),
+        (["train", "--decay-every", "0"], "--decay-every"),
+        (["train", "--warmup-steps", "1.5"], "--warmup-steps"),
+        (["train", "--vocab-dropout", "1"], "--vocab-dropout"),
+        (["train", "--label-smoothing", "-0.1"], "--label-smoothing"),
+        (["train", "--scheduled-sampling", "2"], "--scheduled-sampling"),
+        (["train", "--weight-average", "1"], "--weight-average"),
+        (["train", "--monitor", "meteor"], "--monitor"),
+        (["train", "--patience", "-1"], "--patience"),
+        (["train", "--keep-last", "0"], "--keep-last"),
+        (["train", "--bias-start", "ones"], "--bias-start"),
+        (["train", "--recipe", "coco"], "--recipe"),
+        (["train", "--recipe", "imagenet"], "--recipe"),
+        (["train", "--raw-features"], "--raw-features"),
+        (["train", "--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_arguments(arguments, wanted, tmp_path, capsys):
+    assert wanted in refused(capsys, *arguments)
+    assert not list(tmp_path.iterdir()), "what is refused leaves nothing behind"
+
+
+# -- bugs
+
+
+def test_a_bug_says_that_it_is_one(monkeypatch, capsys):
+    def fail(arguments: object) -> int:
+        raise KeyError("x")
+
+    monkeypatch.setattr(info, "run", fail)
+    assert run("info") == 70
+    said = capsys.readouterr()
+    assert said.err == (
+        "fastrnn: internal error: KeyError: 'x' (this is a bug in fastrnn; --traceback shows "
+        "where)\n"
+    )
+    for arguments in (["--traceback", "info"], ["info", "--traceback"]):
+        assert run(*arguments) == 70
+        said = capsys.readouterr().err
+        assert said.startswith("Traceback (most recent call last):\n")
+        assert 'raise KeyError("x")' in said
+        assert said.endswith("fastrnn: internal error: KeyError: 'x' (this is a bug in fastrnn)\n")
+
+
+@pytest.mark.parametrize("error", [TypeError, IndexError, AttributeError, RuntimeError])
+def test_what_is_not_known_is_a_bug(monkeypatch, capsys, error):
+    def fail(arguments: object) -> int:
+        raise error("lost")
+
+    monkeypatch.setattr(info, "run", fail)
+    assert run("info") == 70
+    assert f"internal error: {error.__name__}: lost (" in capsys.readouterr().err
+
+
+def test_traceback_of_an_error_in_the_input(capsys):
+    assert run("evaluate", "nowhere", "--traceback") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback (most recent call last):\n")
+    assert said.endswith("fastrnn: error: no such model file: nowhere\n")
+
+
+def test_an_error_about_a_field_names_its_option(monkeypatch, capsys):
+    for error, wanted in (
+        (ArgumentError("learning_rate", "is 0; expected more"), "--lr is 0; expected more"),
+        (ArgumentError("count", "is 0; expected more"), "--threads is 0; expected more"),
+        (ArgumentError("words", "is 0; expected more"), "words is 0; expected more"),
+        (ValueError("epochs is not what is meant"), "epochs is not what is meant"),
+    ):
+        monkeypatch.setattr(info, "run", Mock(side_effect=error))
+        assert refused(capsys, "info") == f"fastrnn: error: {wanted}\n"

@@ -1,0 +1,195 @@
+"""Data sets in CS231n's layout: what is read, what is refused, and what is written."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import h5py
+import numpy as np
+import pytest
+from coco_layout import FULL_DIM, PCA_DIM, WORDS, write_layout
+
+from fastrnn.data.layout import (
+    CAPTIONS_FILE,
+    VOCABULARY_FILE,
+    encode_captions,
+    features_file,
+    read_captioning_directory,
+    urls_file,
+    write_captioning_directory,
+)
+from fastrnn.words import SPECIAL_WORDS
+
+FEATURES = features_file("train")
+
+
+@pytest.fixture
+def layout(tmp_path):
+    """A directory in the layout, and the arrays in it."""
+    return tmp_path, write_layout(tmp_path)
+
+
+def rewrite(path, name, values):
+    """Put other values in the place of one dataset; None removes it."""
+    with h5py.File(path, "r+") as file:
+        del file[name]
+        if values is not None:
+            file[name] = values
+
+
+def test_full_features_and_extra_datasets(layout):
+    base_dir, arrays = layout
+    with h5py.File(base_dir / "coco2014_captions.h5", "r+") as file:
+        file["val_scores"] = np.arange(4.0)
+    data = read_captioning_directory(base_dir, pca_features=False)
+    assert data["train_features"].shape[1] == FULL_DIM != PCA_DIM
+    np.testing.assert_array_equal(data["val_features"], arrays["val_features"])
+    np.testing.assert_array_equal(data["val_scores"], np.arange(4.0))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "coco2014_captions.h5",
+        "coco2014_vocab.json",
+        "train2014_vgg16_fc7_pca.h5",
+        "val2014_vgg16_fc7_pca.h5",
+        "train2014_urls.txt",
+        "val2014_urls.txt",
+    ],
+)
+def test_missing_file_is_named(layout, name):
+    base_dir, _ = layout
+    (base_dir / name).unlink()
+    with pytest.raises(FileNotFoundError) as caught:
+        read_captioning_directory(base_dir)
+    assert str(base_dir / name) in str(caught.value)
+    assert caught.value.filename == str(base_dir / name)
+
+
+def test_missing_directory_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"directory.*nowhere"):
+        read_captioning_directory(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("file", "dataset", "change", "says"),
+    [
+        (CAPTIONS_FILE, "train_captions", lambda a: None, "missing"),
+        (CAPTIONS_FILE, "val_image_idxs", lambda a: None, "missing"),
+        (FEATURES, "features", lambda a: None, "missing"),
+        (CAPTIONS_FILE, "train_captions", lambda a: a[:, 0], "expected 2 axes"),
+        (CAPTIONS_FILE, "val_image_idxs", lambda a: a[:, None], "expected 1 axis"),
+        (FEATURES, "features", lambda a: a[..., None], "expected 2 axes"),
+        (CAPTIONS_FILE, "train_captions", lambda a: a.astype(float), "float64; expected integers"),
+        (
+            CAPTIONS_FILE,
+            "train_image_idxs",
+            lambda a: a.astype(float),
+            "float64; expected integers",
+        ),
+        (FEATURES, "features", lambda a: a.astype(np.int64), "int64; expected floats"),
+        (CAPTIONS_FILE, "train_captions", lambda a: np.where(a == 4, len(WORDS), a), "word id 11"),
+        (CAPTIONS_FILE, "val_captions", lambda a: np.where(a == 4, -1, a), "word id -1"),
+        (CAPTIONS_FILE, "train_image_idxs", lambda a: a + 1, "image index 12"),
+        (CAPTIONS_FILE, "val_image_idxs", lambda a: a - 1, "image index -1"),
+        (CAPTIONS_FILE, "val_image_idxs", lambda a: a[:-1], "14 entries; expected 15"),
+        ("val2014_vgg16_fc7_pca.h5", "features", lambda a: a[:, :-1], "expected 7 columns"),
+    ],
+)
+def test_bad_dataset_is_named_with_its_file(layout, file, dataset, change, says):
+    base_dir, _ = layout
+    with h5py.File(base_dir / file) as opened:
+        values = opened[dataset][()]
+    rewrite(base_dir / file, dataset, change(values))
+    with pytest.raises(ValueError) as caught:
+        read_captioning_directory(base_dir)
+    message = str(caught.value)
+    assert str(base_dir / file) in message and f"'{dataset}'" in message
+    assert re.search(says, message)
+
+
+def test_fewer_urls_than_images(layout):
+    base_dir, _ = layout
+    (base_dir / "val2014_urls.txt").write_text("a.png\n")
+    with pytest.raises(ValueError, match=r"'val_image_idxs' contains the image index 4.*\[0, 1\)"):
+        read_captioning_directory(base_dir)
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
+@pytest.mark.parametrize("file", [CAPTIONS_FILE, FEATURES])
+def test_truncated_h5_is_an_oserror_that_names_the_file(layout, file, keep):
+    base_dir, _ = layout
+    path = base_dir / file
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
+    with pytest.raises(OSError) as caught:
+        read_captioning_directory(base_dir)
+    assert str(path) in str(caught.value)
+
+
+def test_file_that_is_no_h5(layout):
+    base_dir, _ = layout
+    (base_dir / CAPTIONS_FILE).write_text("captions")
+    with pytest.raises(OSError, match=CAPTIONS_FILE):
+        read_captioning_directory(base_dir)
+
+
+@pytest.mark.parametrize(
+    ("vocab", "says"),
+    [
+        ("{", "not a JSON file"),
+        ("[]", "JSON object"),
+        (json.dumps({"idx_to_word": WORDS}), "'word_to_idx'"),
+        (json.dumps({"word_to_idx": {}, "idx_to_word": {}}), "'idx_to_word'"),
+        (json.dumps({"idx_to_word": WORDS, "word_to_idx": {"a": 0}}), "1 words; expected 11"),
+        (
+            json.dumps({"idx_to_word": ["a", "b"], "word_to_idx": {"a": 1, "b": 0}}),
+            "'a' at 0",
+        ),
+    ],
+)
+def test_bad_vocabulary_is_named(layout, vocab, says):
+    base_dir, _ = layout
+    path = base_dir / "coco2014_vocab.json"
+    path.write_text(vocab)
+    with pytest.raises(ValueError, match=says) as caught:
+        read_captioning_directory(base_dir)
+    assert str(path) in str(caught.value)
+
+
+def test_the_genuine_coco_vocabulary_is_accepted(layout, shared_data):
+    base_dir, _ = layout
+    genuine = (shared_data / "coco" / "coco2014_vocab.json").read_bytes()
+    (base_dir / "coco2014_vocab.json").write_bytes(genuine)
+    data = read_captioning_directory(base_dir)
+    assert len(data["idx_to_word"]) == 1004
+
+
+def test_captions_become_ids():
+    words = {word: i for i, word in enumerate([*SPECIAL_WORDS, "a", "red", "circle"])}
+    ids = encode_captions(["a red circle", "a dog", "a red red red circle"], words, 3)
+    assert ids.dtype == np.int32
+    np.testing.assert_array_equal(ids, [[1, 4, 5, 6, 2], [1, 4, 3, 2, 0], [1, 4, 5, 5, 2]])
+
+
+def test_what_is_written_is_read(tmp_path, rng):
+    words, captions = ["a", "dog", "runs"], {"train": [["a dog", "a dog runs"], []], "val": [["a"]]}
+    full = {s: rng.standard_normal((len(c), 9)).astype(np.float32) for s, c in captions.items()}
+    pca = {split: x[:, :4] for split, x in full.items()}
+    urls = {"train": ["a.png", "b.png"], "val": ["c.png"]}
+    write_captioning_directory(tmp_path, words, captions, full, pca, urls)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        CAPTIONS_FILE, VOCABULARY_FILE, *(urls_file(split) for split in captions),
+        *(features_file(split, pca) for split in captions for pca in (True, False)),
+    }  # fmt: skip
+    for found, wanted in ((False, full), (True, pca)):
+        data = read_captioning_directory(tmp_path, pca_features=found)
+        for split in captions:
+            np.testing.assert_array_equal(data[f"{split}_features"], wanted[split])
+            assert data[f"{split}_urls"].tolist() == urls[split]
+    assert data["idx_to_word"] == [*SPECIAL_WORDS, *words]
+    np.testing.assert_array_equal(data["train_captions"], [[1, 4, 5, 2, 0], [1, 4, 5, 6, 2]])
+    np.testing.assert_array_equal(data["train_image_idxs"], [0, 0])
+    np.testing.assert_array_equal(data["val_captions"], [[1, 4, 2, 0, 0]])

@@ -1,0 +1,133 @@
+"""Captions and their measures: one way for every caller."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from coco_layout import write_layout
+
+from fastrnn.classifiers.rnn import CaptioningRNN
+from fastrnn.coco_utils import read_captioning_directory
+from fastrnn.data.scenes.dataset import write_scenes
+from fastrnn.decoding import beam_search
+from fastrnn.evaluation import (
+    Evaluator,
+    caption_images,
+    decode_images,
+    evaluate,
+    find_references,
+    perplexity,
+    references_of,
+    shorten,
+    truth_of,
+)
+from fastrnn.metrics import CaptionScorer
+from fastrnn.training import TrainConfig, Trainer, start_model
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> dict:
+    write_layout(tmp_path)
+    return read_captioning_directory(tmp_path)
+
+
+def test_references_and_evaluation(data):
+    unknown, dog = (data["word_to_idx"][word] for word in ("<UNK>", "dog"))
+    data["val_captions"][data["val_captions"] == unknown] = dog
+    references = references_of(data)
+    assert [len(texts) for texts in references] == [3] * 5
+    row = int(np.flatnonzero(data["val_image_idxs"] == 2)[0])
+    ids = data["val_captions"][row]
+    words = [data["idx_to_word"][i] for i in ids if i > 2]
+    assert references[2][0] == " ".join(words)
+
+    said = [texts[0] for texts in references]
+    metrics = evaluate(said, references, [True, True, False, True])
+    assert metrics["bleu_1"] == pytest.approx(1.0)
+    assert metrics["true_share"] == 0.75
+    assert metrics["images"] == 5
+    assert "true_share" not in evaluate(said, references)
+    assert evaluate(["a"], [[]])["bleu_1"] is None
+
+
+def trained(data: dict) -> CaptioningRNN:
+    model = start_model(data, "lstm", 8, 16)
+    Trainer(model, data, TrainConfig(epochs=20, learning_rate=0.02, val_images=0)).fit()
+    return model
+
+
+def test_evaluator(data):
+    """Some of the images, one of them without references."""
+    model = trained(data)
+    references = references_of(data)
+    references[3] = []
+    evaluator = Evaluator(data, images=[4, 3, 0], references=references)
+    assert (evaluator.judged, evaluator.missing) == ([0, 2], None)
+    captions = evaluator.caption(model, 8)
+    assert captions == caption_images(model, data["val_features"][[4, 3, 0]], 8)
+    scorer = CaptionScorer([references[4], references[0]])
+    judged = [captions[0], captions[2]]
+    assert evaluator.score(captions) == scorer.evaluate(judged)
+    assert evaluator.score(captions, rouge=False)["rouge_l"] is None
+    first, none, last = evaluator.cider(captions)
+    assert none is None
+    assert [first, last] == scorer.cider(judged)[1].tolist()
+    with pytest.raises(ValueError, match="captions has 2 entries; expected 3"):
+        evaluator.score(judged)
+    empty = Evaluator(data, images=[3], references=references)
+    assert empty.score(["a"]) == dict.fromkeys(evaluator.score(captions))
+    assert empty.missing == "no captions to compare with"
+
+
+def test_options_of_decoding(data):
+    model, evaluator = trained(data), Evaluator(data)
+    beam = evaluator.decode(model, 8, beam=3, length_penalty=0.0, no_repeat_ngram=None)
+    wanted = beam_search(model, data["val_features"], 3, 8, length_penalty=0.0)
+    np.testing.assert_array_equal(beam.ids, wanted.ids)
+    default = beam_search(model, data["val_features"], 3, 8)
+    assert not np.array_equal(wanted.scores, default.scores), "0 is not the default"
+    captions = evaluator.caption(model, 8, beam=3, suppress_unk=True)
+    decoded = beam_search(model, data["val_features"], 3, 8, suppress_unk=True)
+    assert captions == [best[0] for best in decoded.captions(model.idx_to_word)]
+
+
+def test_shorten(data):
+    model = trained(data)
+    long = decode_images(model, data["val_features"], 12)
+    short, wanted = shorten(long, 3), decode_images(model, data["val_features"], 3)
+    np.testing.assert_array_equal(short.ids, wanted.ids)
+    for name in ("word_log_probs", "log_probs"):
+        np.testing.assert_allclose(getattr(short, name), getattr(wanted, name), rtol=1e-5)
+    assert np.count_nonzero(long.ids[:, :, 3:]) > 0
+
+
+def test_perplexity():
+    assert perplexity(None) is None
+    assert perplexity(math.log(7)) == pytest.approx(7)
+    assert math.isfinite(perplexity(1e6))
+
+
+def test_truth_of_scenes(tmp_path):
+    assert truth_of(tmp_path, 3) is None
+    write_scenes(tmp_path, 2, 3, seed=0)
+    assert truth_of(tmp_path, 4) is None, "of other images"
+    true = truth_of(tmp_path, 3)
+    for image, known in enumerate(references_of(read_captioning_directory(tmp_path))):
+        assert all(true(image, caption) for caption in known)
+        assert not true(image, "a purple tree")
+
+
+def test_where_references_come_from(data, tmp_path):
+    known, source = find_references(data, tmp_path)
+    assert (known, source) == (
+        references_of(data), "coco2014_captions.h5 (cut at 7 words, rare words <UNK>)",
+    )  # fmt: skip
+    beside, other = [["a"]] * 5, [["b"]] * 5
+    (tmp_path / "val_references.json").write_text(json.dumps(beside))
+    assert find_references(data, tmp_path) == (beside, str(tmp_path / "val_references.json"))
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    assert find_references(data, tmp_path, "val", tmp_path / "other.json")[0] == other

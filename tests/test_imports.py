@@ -1,0 +1,83 @@
+"""Imports between the modules of the package: they go down the floors, and there is no circle."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "fastrnn"
+FLOORS = [
+    ("checks", "words", "seeds", "files"),
+    ("decoding", "metrics", "rewards", "runlock"),
+    ("runs", "checkpoint"),
+    ("evaluation",),
+    ("training",),
+    ("report", "export"),
+    ("cli",),
+]
+"""From below. Modules and packages that are not named here may be imported from anywhere."""
+
+
+def imports_of(path: Path) -> dict[str, bool]:
+    """Return the modules of the package that a file imports, and whether at once."""
+    parts = ("fastrnn", *path.relative_to(PACKAGE).with_suffix("").parts)
+    found: dict[str, bool] = {}
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    at_once = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            base = ".".join(parts[: len(parts) - node.level]) if node.level else ""
+            base = ".".join(filter(None, (base, node.module or "")))
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            place = PACKAGE.parent / name.replace(".", "/")
+            if name.startswith("fastrnn.") and (
+                place.is_dir() or place.with_suffix(".py").exists()
+            ):
+                found[name] = found.get(name, False) or id(node) in at_once
+    return found
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+IMPORTS = {
+    ".".join(("fastrnn", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    ): imports_of(path)
+    for path in FILES
+}
+
+
+def floor_of(module: str) -> int | None:
+    name = module.split(".")[1] if "." in module else ""
+    return next((k for k, names in enumerate(FLOORS) if name in names), None)
+
+
+@pytest.mark.parametrize("module", IMPORTS)
+def test_imports_go_down(module):
+    floor = floor_of(module)
+    for name in IMPORTS[module]:
+        other = floor_of(name)
+        if floor is not None and other is not None:
+            assert other <= floor, f"{module} imports {name}"
+        if other == len(FLOORS) - 1:
+            assert module in ("fastrnn.__main__", "fastrnn.cli") or floor == other, name
+
+
+def test_there_is_no_circle():
+    graph = {
+        module: [name for name, at_once in names.items() if at_once and name != module]
+        for module, names in IMPORTS.items()
+    }
+    # A package imports its modules, and they import one another: not the package.
+    for package in [name for name in graph if (PACKAGE.parent / name.replace(".", "/")).is_dir()]:
+        for module in graph:
+            if module.startswith(f"{package}."):
+                graph[module] = [name for name in graph[module] if name != package]
+    assert len([*TopologicalSorter(graph).static_order()]) >= len(graph) > 50

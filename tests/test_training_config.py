@@ -1,0 +1,133 @@
+"""The configuration: what is refused, the learning rates, the recipes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pickle
+import re
+
+import pytest
+
+from fastrnn.checks import ArgumentError
+from fastrnn.cli.options import Parser, add_fields
+from fastrnn.training import CHANGEABLE_ON_RESUME, HARMLESS, RECIPES, ModelConfig, TrainConfig
+from fastrnn.training.config import checked, document, option, option_of
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [
+        ("epochs", 0, ValueError),
+        ("epochs", 1.5, TypeError),
+        ("epochs", True, TypeError),
+        ("batch_size", -1, ValueError),
+        ("learning_rate", 0, ValueError),
+        ("learning_rate", math.nan, ValueError),
+        ("learning_rate", "fast", TypeError),
+        ("schedule", "linear", ValueError),
+        ("schedule", 3, TypeError),
+        ("lr_decay", 0.0, ValueError),
+        ("lr_decay", 0.5, ValueError),  # nothing for it to act on
+        ("lr_decay", "cosine", TypeError),
+        ("decay_every", 0, ValueError),
+        ("warmup_steps", -1, ValueError),
+        ("weight_decay", -0.1, ValueError),
+        ("clip_value", -1.0, ValueError),
+        ("clip_norm", -1.0, ValueError),
+        ("embed_dropout", 1.0, ValueError),
+        ("vocab_dropout", -0.1, ValueError),
+        ("label_smoothing", 1, ValueError),
+        ("scheduled_sampling", 1.1, ValueError),
+        ("feature_noise", math.inf, ValueError),
+        ("weight_average", 1.0, ValueError),
+        ("consensus", -1.0, ValueError),
+        ("reward_epochs", -1, ValueError),
+        ("reward_captions", 1, ValueError),
+        ("reward_rate", 0.0, ValueError),
+        ("bucket_by_length", 1, TypeError),
+        ("patience", -1, ValueError),
+        ("monitor", "meteor", ValueError),
+        ("val_images", 1.0, TypeError),
+        ("keep_last", 0, ValueError),
+        ("save_every", -1, ValueError),
+        ("val_captions", -1, ValueError),
+        ("record_every", 0, ValueError),
+        ("seed", -1, ValueError),
+        ("seed", 2**32, ValueError),
+    ],
+)
+def test_config_names_the_field(field, value, error):
+    with pytest.raises(error, match=f"^{field} is "):
+        TrainConfig(**{field: value})
+
+
+def test_learning_rates():
+    def rates(steps: list[int], **fields: object) -> list[float]:
+        config = TrainConfig(epochs=4, learning_rate=0.1, **fields)
+        return [config.rate(step, 10) for step in steps]
+
+    assert rates([0, 15, 40]) == [0.1, 0.1, 0.1]
+    assert rates([0, 20, 40], schedule="cosine") == pytest.approx([0.1, 0.05, 0.0])
+    step = {"schedule": "step", "lr_decay": 0.5}
+    assert rates([0, 9, 10, 35], **step) == pytest.approx([0.1, 0.1, 0.05, 0.0125])
+    assert rates([0, 19, 20], **step, decay_every=2) == pytest.approx([0.1, 0.1, 0.05])
+    smooth = {"schedule": "exponential", "lr_decay": 0.25}
+    assert rates([0, 5, 10, 20], **smooth) == pytest.approx([0.1, 0.05, 0.025, 0.00625])
+    assert rates([5, 10], **smooth, decay_every=2) == pytest.approx([0.1 / 2**0.5, 0.05])
+    rewarded = {**step, "reward_epochs": 2, "reward_rate": 0.01}
+    assert rates([0, 39, 40, 50, 59], **rewarded) == pytest.approx(
+        [0.1, 0.0125, 0.01, 0.005, 0.005 * (1 - math.cos(math.pi / 20))]
+    )
+    assert rates([0, 1, 3, 4], warmup_steps=4) == pytest.approx([0.025, 0.05, 0.1, 0.1])
+
+
+def test_recipes_are_configurations():
+    for recipe in RECIPES.values():
+        fields = {k: v for k, v in recipe.items() if k not in ("hidden_dim", "wordvec_dim")}
+        TrainConfig(**fields)
+
+
+def test_an_error_names_the_field_in_an_attribute():
+    with pytest.raises(ArgumentError) as caught:
+        TrainConfig(epochs=0)
+    assert (caught.value.name, caught.value.problem) == ("epochs", "is 0; expected at least 1")
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.name) == ("epochs is 0; expected at least 1", "epochs")
+
+
+@pytest.mark.parametrize("config", [TrainConfig, ModelConfig])
+def test_docstring_has_every_field(config):
+    listed = re.findall(r"^    (\w+) : (.+)\n        [A-Z]", config.__doc__, re.MULTILINE)
+    assert [name for name, _ in listed] == [field.name for field in dataclasses.fields(config)]
+    kinds = dict(listed)
+    for field in dataclasses.fields(config):
+        about = option_of(field)
+        assert kinds[field.name] == (
+            f"{{{str(about.choices)[1:-1]}}}" if about.choices else field.type
+        )
+
+
+def test_a_field_is_written_once(capsys):
+    """Its range, its line in the docstring and its option come from one place."""
+
+    gates = option(3, "number of gates", "At most a few.", group="g", at_least=2)
+    doc = {"__doc__": "More.\n\n    {fields}\n    "}
+    More = document(dataclasses.make_dataclass("More", [("gates", "int", gates)], namespace=doc))
+    assert "gates : int\n        Number of gates. At most a few.\n" in More.__doc__
+    more = dataclasses.fields(More)[0]
+    with pytest.raises(ArgumentError, match=r"^gates is 1; expected at least 2$"):
+        checked(more, 1)
+    parser = Parser(prog="x")
+    add_fields(parser, More, "g", lambda name, default: f"(default: {default})", {})
+    assert parser.parse_args(["--gates", "4"]).gates == 4
+    assert "--gates N   number of gates (default: 3)" in parser.format_help()
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--gates", "x"])
+    assert "--gates is 'x'; expected a 64-bit integer" in capsys.readouterr().err
+
+
+def test_what_may_change_when_a_run_is_resumed():
+    assert sorted(CHANGEABLE_ON_RESUME) == sorted(HARMLESS) == [
+        "epochs", "keep_last", "patience", "reward_epochs", "save_every",
+    ]  # fmt: skip
