@@ -87,6 +87,11 @@ def read_captioning_directory(
         If a dataset is missing, has the wrong number of axes or the wrong dtype, or contains image
         indices or word ids outside the features, the URLs or the vocabulary; or if `max_train` is
         negative.
+
+    Notes
+    -----
+    Datasets can be chunked, and compressed with gzip, with or without the filters shuffle and
+    fletcher32. Other filters, links and data in other files are refused.
     """
     if max_train is not None and max_train < 0:
         raise ValueError(f"max_train is {max_train}; expected at least 0")
