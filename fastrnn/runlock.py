@@ -107,6 +107,8 @@ def _holder(run: Path) -> str:
     """Return who holds a lock, in words."""
     try:
         about = json.loads((run / HOLDER_FILE).read_bytes()[:4096])
-        return f"process {about['process']} on {about['host']}"
+        holder = f"process {about['process']} on {about['host']}"
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return "another process"
+    # The file may be damaged or someone else's: only a name that fits a line is shown.
+    return holder if holder.isprintable() else "another process"

@@ -72,7 +72,11 @@ def test_second_holder_is_told_of_the_first(tmp_path):
     assert not (tmp_path / HOLDER_FILE).exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"process": "me"}', "[" * 5000, "\0"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "7", '{"process": "me"}', "[" * 5000, "\0",
+     '{"process": 1, "host": "two\\nlines"}', '{"process": 1, "host": "\\u001b[2J"}'],
+)  # fmt: skip
 def test_holder_that_does_not_say_who(tmp_path, text):
     with RunLock(tmp_path):
         (tmp_path / HOLDER_FILE).write_text(text)
