@@ -321,24 +321,26 @@ void KERNEL(gemm_tiles)(REAL *C, ptrdiff_t ldc, const REAL *tiles, ptrdiff_t hei
 
 void KERNEL(gemm_unpacked)(REAL *C, ptrdiff_t ldc, const REAL *A, ptrdiff_t rs, ptrdiff_t cs, const REAL *B,
                            ptrdiff_t ldb, const REAL *bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate) {
-    /* One tile or two read B so few times that packing it would not pay. A partial panel is packed nevertheless,
-     * because a full vector would read past the end of B. */
-    const ptrdiff_t direct = M <= 2 * TILE_HEIGHT ? N / PANEL_WIDTH * PANEL_WIDTH : 0;
-    if (direct)
-        product(C, ldc, A, rs, cs, TILE_HEIGHT, 0, B, PANEL_WIDTH, ldb, bias, M, direct, K, accumulate);
-    /* More tiles read B from a packed block, which stays in the cache. Rows of an unpacked B would not: their distance
-     * is often a power of two, and such rows share cache sets. */
-    enum { RUN = 128, PANELS = 2 };
-    REAL block[PANELS * RUN * PANEL_WIDTH];
-    for (ptrdiff_t n = direct; n < N; n += PANELS * PANEL_WIDTH) {
-        const ptrdiff_t columns = N - n < PANELS * PANEL_WIDTH ? N - n : PANELS * PANEL_WIDTH;
-        for (ptrdiff_t k = 0; k < K || k == 0; k += RUN) {
-            const ptrdiff_t run = K - k < RUN ? K - k : RUN;
-            KERNEL(gemm_pack)(block, run * PANEL_WIDTH, NULL, B + k * ldb + n, NULL, ldb, 1, run, columns, 0,
-                              ceil_div(columns, PANEL_WIDTH));
-            KERNEL(gemm)(C + n, ldc, A + k * cs, rs, cs, block, bias ? bias + n : NULL, M, columns, run,
-                         k > 0 || accumulate);
+    enum { BLOCK = 512, RUN = 64 };
+    REAL panel[BLOCK * PANEL_WIDTH];
+    const ptrdiff_t whole = N / PANEL_WIDTH * PANEL_WIDTH;
+    if (M <= 2 * TILE_HEIGHT || K > BLOCK) {
+        if (whole)
+            product(C, ldc, A, rs, cs, TILE_HEIGHT, 0, B, PANEL_WIDTH, ldb, bias, M, whole, K, accumulate);
+    } else {
+        /* Three tiles or more read a panel often enough to pay for packing it. Its rows in B do not stay in the cache,
+         * because their distance is often a power of two, and such rows share cache sets. */
+        for (ptrdiff_t n = 0; n < whole; n += PANEL_WIDTH) {
+            KERNEL(gemm_pack)(panel, 0, NULL, B + n, NULL, ldb, 1, K, PANEL_WIDTH, 0, 1);
+            KERNEL(gemm)(C + n, ldc, A, rs, cs, panel, bias ? bias + n : NULL, M, PANEL_WIDTH, K, accumulate);
         }
+    }
+    /* pack the remaining columns, a few k at a time, because a full vector would read past the end of B */
+    for (ptrdiff_t k = 0; whole < N && (k < K || k == 0); k += RUN) {
+        const ptrdiff_t run = K - k < RUN ? K - k : RUN;
+        KERNEL(gemm_pack)(panel, 0, NULL, B + k * ldb + whole, NULL, ldb, 1, run, N - whole, 0, 1);
+        KERNEL(gemm)(C + whole, ldc, A + k * cs, rs, cs, panel, bias ? bias + whole : NULL, M, N - whole, run,
+                     k > 0 || accumulate);
     }
 }
 
