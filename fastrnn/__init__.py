@@ -19,8 +19,9 @@ try:
     _spin_count = None
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & _os.environ.keys():
         _spin_count = _os.environ["GOMP_SPINCOUNT"] = "10000"
-    # If the module is missing, this form of import raises ModuleNotFoundError;
-    # "from ._core import runtime" would raise a plain ImportError.
+    # This module is linked with libgomp; runtime is not. If it is missing, this form of import
+    # raises ModuleNotFoundError; "from ._core import products" would raise a plain ImportError.
+    import fastrnn._core.products as _products  # noqa: F401
     import fastrnn._core.runtime as _runtime
 except ModuleNotFoundError as _error:
     if _error.name is None or not _error.name.startswith("fastrnn._core"):

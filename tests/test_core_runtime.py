@@ -178,6 +178,15 @@ def test_different_ops_at_once(two_threads):
 
 
 @OPENMP
+def test_libgomp_reads_the_spin_count():
+    """Workers that spin for longer take the processor from other programs on a busy machine."""
+    found = python("import fastrnn, fastrnn.rnn_layers", OMP_DISPLAY_ENV="verbose")
+    if "GOMP_SPINCOUNT" not in found.stderr:
+        pytest.skip("built with another OpenMP runtime than libgomp")
+    assert "GOMP_SPINCOUNT = '10000'" in found.stderr
+
+
+@OPENMP
 def test_workers_sleep_soon_after_a_call():
     """After a call, idle workers use no CPU time: measured over 0.4 s."""
     code = """
