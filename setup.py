@@ -15,6 +15,7 @@ import platform
 import runpy
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,10 @@ class build_core(build_ext):
 
     def finalize_options(self):
         super().finalize_options()
+        # compile on all processors, unless --parallel says otherwise
+        if not self.parallel:
+            has_affinity = hasattr(os, "sched_getaffinity")
+            self.parallel = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
         built = Path(self.get_ext_fullpath("fastrnn._core.runtime"))
         mark = f"fastrnn built as {SWITCHES};".encode()
         if built.is_file() and mark not in built.read_bytes():
@@ -64,17 +69,25 @@ class build_core(build_ext):
         debug = ["-O1", "-g", "-fno-omit-frame-pointer", *sanitize] if DEBUG and not MSVC else []
         strict += debug
         openmp = self.openmp_flags()
-        objects = []
-        for isa, flags in X86_FLAGS.items() if X86 else [("baseline", [])]:
-            for suffix, element in (("f32", []), ("f64", [("REAL_IS_DOUBLE", None)])):
-                objects += self.compiler.compile(
-                    ["src_c/kernels.c"],
-                    output_dir=str(Path(self.build_temp, f"{suffix}_{isa}")),
-                    macros=[("FRN_VARIANT", f"_{suffix}_{isa}"), *element, *hooks],
-                    include_dirs=["src_c"],
-                    depends=["src_c/kernels.c", *HEADERS],
-                    extra_postargs=[*strict, *flags],
-                )
+
+        def compile_kernels(variant):
+            isa, flags, suffix, element = variant
+            return self.compiler.compile(
+                ["src_c/kernels.c"],
+                output_dir=str(Path(self.build_temp, f"{suffix}_{isa}")),
+                macros=[("FRN_VARIANT", f"_{suffix}_{isa}"), *element, *hooks],
+                include_dirs=["src_c"],
+                depends=["src_c/kernels.c", *HEADERS],
+                extra_postargs=[*strict, *flags],
+            )
+
+        variants = [
+            (isa, flags, suffix, element)
+            for isa, flags in (X86_FLAGS.items() if X86 else [("baseline", [])])
+            for suffix, element in (("f32", []), ("f64", [("REAL_IS_DOUBLE", None)]))
+        ]
+        with ThreadPoolExecutor(self.parallel) as pool:
+            objects = [o for made in pool.map(compile_kernels, variants) for o in made]
         objects += self.compiler.compile(
             ["src_c/dispatch.c"],
             output_dir=self.build_temp,
