@@ -25,6 +25,10 @@ IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF")
 """Formats of images that are read. For others, such as EPS, Pillow starts other programs."""
 
 _TIMEOUT_SECONDS = 30
+_MAX_UNBACKED = 1 << 24
+"""Pixels that an image may have whatever the size of its file."""
+_MAX_EXPANSION = 1 << 10
+"""Largest number of pixels for a byte of a larger image's file; photos have less than 100."""
 
 
 def blur_image(X: np.ndarray) -> np.ndarray:
@@ -238,12 +242,21 @@ def _mean_offset(mean_img: np.ndarray | None, mean: str) -> np.ndarray | float:
     return mean_img.mean(axis=(1, 2), keepdims=True) if mean == "pixel" else mean_img
 
 
+def check_pixels(width: int, height: int, file_size: int) -> None:
+    """Raise ValueError for an image with far more pixels than its file can describe."""
+    if width * height > _MAX_UNBACKED + _MAX_EXPANSION * file_size:
+        raise ValueError(
+            f"has {width} x {height} pixels in a file of {file_size} bytes; expected fewer"
+        )
+
+
 def _decode_pixels(content: bytes, name: str, size: int | None = None) -> np.ndarray:
     # Installed with matplotlib; imported here because few callers need it.
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as picture:
+            check_pixels(*picture.size, len(content))
             # Convert palette indices, CMYK and other modes to RGB, so that they can be plotted.
             image = picture if picture.mode in ("L", "RGB", "RGBA") else picture.convert("RGB")
             if size is not None:

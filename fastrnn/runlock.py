@@ -111,4 +111,4 @@ def _holder(run: Path) -> str:
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return "another process"
     # The file may be damaged or someone else's: only a name that fits a line is shown.
-    return holder if holder.isprintable() else "another process"
+    return holder if holder.isprintable() and len(holder) <= 300 else "another process"

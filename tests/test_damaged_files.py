@@ -248,6 +248,17 @@ def test_a_damaged_image_names_its_file(tmp_path, kind):
         assert "\n" not in str(caught.value)
 
 
+def test_many_pixels_in_few_bytes(tmp_path):
+    path = tmp_path / "a.webp"
+    Image.new("RGB", (64, 64)).save(path)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"\x9d\x01\x2a") + 3  # the size of a VP8 frame
+    content[at : at + 4] = (9926).to_bytes(2, "little") + (11632).to_bytes(2, "little")
+    path.write_bytes(content)
+    with pytest.raises(OSError, match=rf"^{path}: .*has 9926 x 11632 pixels in a file of "):
+        load_image(path)
+
+
 # -- the layout
 
 
@@ -499,6 +510,16 @@ def test_a_checkpoint_whose_state_is_none(trained, tmp_path, change):
     write_sealed(path, arrays | {"training/about": np.array(json.dumps(about))})
     with pytest.raises(ValueError, match=rf"^{path}: "):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize("version", [np.longdouble(1e300), "9" * 4000, 2.0])
+def test_a_format_that_is_no_version(tmp_path, version):
+    arrays = CaptioningRNN({"<NULL>": 0}, 1, 1, 1).to_arrays()
+    path = tmp_path / "model.npz"
+    write_sealed(path, arrays | {"format": np.array(version)})
+    with pytest.raises(ValueError, match=rf"^{path}: .*its format is an array of ") as caught:
+        load_model(path)
+    assert len(str(caught.value)) < 500
 
 
 def test_steps_without_number(trained, tmp_path):

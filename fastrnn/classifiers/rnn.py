@@ -478,6 +478,9 @@ class CaptioningRNN:
         """
         model, wrong = None, None
         try:
+            # int() of text or of a large float could have thousands of digits.
+            if arrays["format"].dtype.kind not in "iu":
+                raise ValueError(f"its format is an array of {arrays['format'].dtype}")
             version = int(arrays["format"])
             if version == FORMAT:
                 words, ids = arrays["words"], arrays["word_ids"]

@@ -20,7 +20,7 @@ from ..classifiers.rnn import CaptioningRNN
 from ..decoding import Decoded
 from ..evaluation import Evaluator, evenly_spread, truth_of
 from ..files import open_file
-from ..image_utils import IMAGE_FORMATS
+from ..image_utils import IMAGE_FORMATS, check_pixels
 from ..metrics import METRIC_NAMES
 from ..words import END, NULL
 from .tables import table
@@ -266,6 +266,7 @@ def _preview(path: Path) -> tuple[str, bool] | None:
     """Return an image as a data URI, and whether it is so small that its pixels are visible."""
     try:
         with open_file(path) as content, Image.open(content, formats=IMAGE_FORMATS) as picture:
+            check_pixels(*picture.size, path.stat().st_size)
             is_png = picture.format == "PNG"
             picture.draft("RGB", (_MAX_PIXELS, _MAX_PIXELS))
             image = picture.convert("RGB")
