@@ -167,19 +167,17 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 def _check_about(about: Mapping[str, Any]) -> None:
     """Check the types in the state of a training."""
     for name, known in _KINDS.items():
-        value = about.get(name)
-        if name in about and (type(value) not in known or (type(value) is int and value < 0)):
+        value = about[name]
+        if type(value) not in known or (type(value) is int and value < 0):
             raise ValueError(f"{name} is {value!r:.60} in its state of training")
-    if type(about["step"]) is not int:
-        raise KeyError("step")
     if about["step"] >= 2**63:
         raise ValueError("step is too large in its state of training")
-    sums = about.get("sums", [0.0, 0, 0.0, 0])
+    sums = about["sums"]
     if len(sums) != 4 or not all(type(number) in (int, float) for number in sums):
         raise ValueError(f"sums is {sums!r:.60} in its state of training")
-    if not all(isinstance(record, dict) for record in about.get("history", ())):
+    if not all(isinstance(record, dict) for record in about["history"]):
         raise ValueError("its history contains something that is not a record")
-    best = about.get("best")
+    best = about["best"]
     if best is not None and not (
         type(best.get("step")) is int
         and isinstance(best.get("monitor"), str)

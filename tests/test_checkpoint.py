@@ -122,7 +122,11 @@ def drawn_checkpoint(rng: np.random.Generator, averaged: bool) -> Checkpoint:
     weights, average = (like(), derived) if averaged else (derived, None)
     moments = {name: {"m": rng.random(w.shape), "v": rng.random(w.shape)}
                for name, w in model.params.items()}  # fmt: skip
-    return Checkpoint(model, weights, average, moments, {"step": 7, "history": [{"loss": 0.1}]})
+    about = {
+        "step": 7, "history": [{"loss": 0.1}], "sums": [0.5, 2, 0.5, 2], "seconds": 1.5,
+        "best": None, "epochs_without_gain": 0, "config": {}, "data": {},
+    }  # fmt: skip
+    return Checkpoint(model, weights, average, moments, about)
 
 
 @pytest.mark.parametrize("averaged", [False, True])

@@ -248,6 +248,7 @@ def test_a_damaged_image_names_its_file(tmp_path, kind):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_many_pixels_in_few_bytes(tmp_path):
     path = tmp_path / "a.webp"
     Image.new("RGB", (64, 64)).save(path)
@@ -509,6 +510,20 @@ def test_a_checkpoint_whose_state_is_none(trained, tmp_path, change):
     path = tmp_path / "c.npz"
     write_sealed(path, arrays | {"training/about": np.array(json.dumps(about))})
     with pytest.raises(ValueError, match=rf"^{path}: "):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["step", "history", "sums", "seconds", "best", "epochs_without_gain", "config", "data"],
+)
+def test_a_state_that_is_not_whole(trained, tmp_path, name):
+    arrays = read_sealed(trained / "checkpoints" / "step-00000001.npz")
+    about = json.loads(str(arrays["training/about"]))
+    del about[name]
+    path = tmp_path / "c.npz"
+    write_sealed(path, arrays | {"training/about": np.array(json.dumps(about))})
+    with pytest.raises(ValueError, match=rf"^{path}: has no '{name}'"):
         read_checkpoint(path)
 
 

@@ -75,7 +75,8 @@ def test_second_holder_is_told_of_the_first(tmp_path):
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "7", '{"process": "me"}', "[" * 5000, "\0",
-     '{"process": 1, "host": "two\\nlines"}', '{"process": 1, "host": "\\u001b[2J"}'],
+     '{"process": 1, "host": "two\\nlines"}', '{"process": 1, "host": "\\u001b[2J"}',
+     json.dumps({"process": 1, "host": "a" * 2000})],
 )  # fmt: skip
 def test_holder_that_does_not_say_who(tmp_path, text):
     with RunLock(tmp_path):
