@@ -43,7 +43,7 @@ FRN_KERNEL(void, gemm,
            (REAL *C, ptrdiff_t ldc, const REAL *A, ptrdiff_t rs, ptrdiff_t cs, const REAL *packed, const REAL *bias,
             ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate));
 
-/* As gemm, with B (K, N) unpacked, row stride ldb: for products too small to be worth packing B. */
+/* As gemm, with B (K, N) unpacked, row stride ldb: for products too small to be worth packing all of B beforehand. */
 FRN_KERNEL(void, gemm_unpacked,
            (REAL *C, ptrdiff_t ldc, const REAL *A, ptrdiff_t rs, ptrdiff_t cs, const REAL *B, ptrdiff_t ldb,
             const REAL *bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int accumulate));

@@ -29,6 +29,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fastrnn
+from fastrnn import layers
 from fastrnn.classifiers import rnn as classifier
 
 EVERY_OP = pytest.mark.parametrize("name", OPS)
@@ -419,6 +420,23 @@ def test_lengths_of_all_steps_change_nothing(name, dtype, rng):
     arguments["lengths"] = np.full(sizes["N"], sizes["T"])
     for a, b in zip(run(compiled, name, arguments, gradients), dense, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@DTYPES
+@pytest.mark.parametrize("inner", [1, 511, 512, 513, 700])
+def test_products_of_some_rows(inner, dtype, rng):
+    """Up to 64 rows read unpacked weights; a panel of up to 512 is packed for more than two tiles.
+
+    Tiles are up to 6 rows high, or 14. The bits of a row do not depend on the number of rows.
+    """
+    x, w = rng.standard_normal((64, inner)), rng.standard_normal((inner, 1077))
+    x, w, b = x.astype(dtype), w.astype(dtype), rng.standard_normal(1077).astype(dtype)
+    out = layers.affine_forward(x, w, b)[0]
+    expected = x.astype(np.longdouble) @ w.astype(np.longdouble) + b
+    bound = (inner + 1) * np.finfo(dtype).eps * (abs(x) @ abs(w) + abs(b))
+    assert (abs(out - expected) <= bound).all()
+    for rows in (5, 12, 13, 18, 28, 29):
+        assert np.array_equal(layers.affine_forward(x[:rows], w, b)[0], out[:rows]), rows
 
 
 def test_sizes_reach_every_path():

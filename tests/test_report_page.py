@@ -277,6 +277,13 @@ def test_pictures(data_dir: Path, tmp_path: Path):
     assert small["link"] is large["link"] is script["link"] is None
 
 
+def test_a_picture_with_far_more_pixels_than_bytes_is_left_out(data_dir: Path, tmp_path: Path):
+    Image.new("1", (6000, 6000)).save(data_dir / "val0.png")
+    large, usual, *_ = shown(write_report(make_run(tmp_path / "run", data_dir)))["images"]
+    assert large["picture"] is None
+    assert usual["picture"] is not None
+
+
 def test_best_and_worst_are_among_the_pictures(data_dir: Path, tmp_path: Path, monkeypatch):
     pytest.importorskip("pycocoevalcap")
     monkeypatch.setitem(coco_layout.NUM_IMAGES, "val", 30)

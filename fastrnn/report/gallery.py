@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -266,7 +267,7 @@ def _preview(path: Path) -> tuple[str, bool] | None:
     """Return an image as a data URI, and whether it is so small that its pixels are visible."""
     try:
         with open_file(path) as content, Image.open(content, formats=IMAGE_FORMATS) as picture:
-            check_pixels(*picture.size, path.stat().st_size)
+            check_pixels(*picture.size, os.fstat(content.fileno()).st_size)
             is_png = picture.format == "PNG"
             picture.draft("RGB", (_MAX_PIXELS, _MAX_PIXELS))
             image = picture.convert("RGB")
