@@ -92,7 +92,7 @@ def match_shapes(sizes: dict[str, int] | None = None, /, **arrays) -> dict[str, 
         Sizes that are already known, such as ``{"N": 3, "H": 5}``.
     **arrays : (ndarray, str)
         Each argument with its axes, such as ``Wx=(Wx, "D 4H")``. The first argument that uses a
-        letter sets its size; ``4H`` is four times the size of ``H``.
+        letter sets its size; ``4H`` is four times the size of ``H``, which must be known before.
 
     Returns
     -------
@@ -111,41 +111,52 @@ def match_shapes(sizes: dict[str, int] | None = None, /, **arrays) -> dict[str, 
             for axis, size in zip(axes, array.shape, strict=True):
                 if axis.isalpha():
                     sizes.setdefault(axis, size)
-        wanted = tuple(4 * sizes["H"] if axis == "4H" else sizes.get(axis, axis) for axis in axes)
+        wanted = tuple(
+            int(axis[:-1]) * sizes[axis[-1]] if axis[0].isdigit() else sizes.get(axis, axis)
+            for axis in axes
+        )
         if array.shape != wanted:
             letters, numbers = (", ".join(map(str, part)) for part in (axes, wanted))
             raise ValueError(f"{name} has shape {array.shape}; expected ({letters}) = ({numbers})")
     return sizes
 
 
-def parameter_shapes(lstm: bool) -> dict[str, str]:
+def gate_columns(gates: int) -> str:
+    """Return the axis of a cell's gates in the notation of `match_shapes`, such as "4H"."""
+    return "H" if gates == 1 else f"{gates}H"
+
+
+def parameter_shapes(gates: int) -> dict[str, str]:
     """Return the axes of each parameter of a captioner, in the notation of `match_shapes`.
 
-    The letters are D, the width of the features; H, the hidden size; W, the width of the word
-    vectors; and V, the number of words.
+    `gates` is the number of blocks of H columns in the weights of its cell. The letters are D, the
+    width of the features; H, the hidden size; W, the width of the word vectors; and V, the number
+    of words.
     """
-    gates = "4H" if lstm else "H"
+    columns = gate_columns(gates)
     return {
         "W_proj": "D H",
         "b_proj": "H",
         "W_embed": "V W",
-        "Wx": f"W {gates}",
-        "Wh": f"H {gates}",
-        "b": gates,
+        "Wx": f"W {columns}",
+        "Wh": f"H {columns}",
+        "b": columns,
         "W_vocab": "H V",
         "b_vocab": "V",
     }
 
 
-def match_model(arrays: Mapping[str, np.ndarray], lstm: bool) -> None:
+def match_model(arrays: Mapping[str, np.ndarray], gates: int) -> None:
     """Check that the shapes of features and of a captioner's parameters agree.
+
+    `gates` is the number of blocks of H columns in the weights of its cell.
 
     Raises
     ------
     ValueError
         If one has the wrong number of axes, or the wrong size along one of them.
     """
-    specs = {**parameter_shapes(lstm), "features": "N D"}
+    specs = {**parameter_shapes(gates), "features": "N D"}
     match_shapes(**{name: (arrays[name], spec) for name, spec in specs.items()})
 
 

@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .. import checks
+from .._core.runtime import CELL_GATES
 from ..checks import ArgumentError
 
 SCHEDULES = ("constant", "step", "exponential", "cosine")
 MONITORS = ("cider", "bleu_4", "loss")
-CELLS = ("rnn", "lstm")
+CELLS = tuple(CELL_GATES)
 BIAS_STARTS = ("frequencies", "zero")
 
 _Config = TypeVar("_Config")

@@ -12,6 +12,9 @@ from ..classifiers.rnn import CaptioningRNN, seeded_model
 from ..words import NULL
 from .config import ModelConfig, checked
 
+_FORGET_GATES = {"lstm": 1}
+"""Which of the H-column blocks of the bias belongs to the forget gate, for cells that have one."""
+
 
 @np.errstate(invalid="ignore", over="ignore")
 def feature_scale(features: np.ndarray) -> tuple[np.ndarray, float]:
@@ -95,8 +98,8 @@ def start_model(
     )
     params = model.params
     params["W_embed"] *= embed_scale / 0.01
-    if cell_type == "lstm":
-        params["b"][hidden_dim : 2 * hidden_dim] = forget_bias
+    if cell_type in _FORGET_GATES:
+        params["b"].reshape(-1, hidden_dim)[_FORGET_GATES[cell_type]] = forget_bias
     if bias_start == "frequencies":
         words = data["train_captions"][:, 1:]
         counts = np.bincount(
