@@ -6,6 +6,7 @@ of word ids and lengths (IndexError, ValueError). Messages read "x is ...; expec
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 
@@ -158,6 +159,109 @@ def match_model(arrays: Mapping[str, np.ndarray], gates: int) -> None:
     """
     specs = {**parameter_shapes(gates), "features": "N D"}
     match_shapes(**{name: (arrays[name], spec) for name, spec in specs.items()})
+
+
+# ---- The arguments of each op --------------------------------------------------------------------
+#
+# Each function is named like the op that it belongs to. It converts the op's arrays and returns
+# them in the order given. It raises TypeError for a dtype, ValueError for a shape, and IndexError
+# for an id out of range. The compiled ops call it only to raise the error, because they have
+# faster tests of their own; the NumPy twins always call it.
+
+
+def affine_forward(x, w, b) -> list[np.ndarray]:
+    x, w, b = as_floats(x=x, w=w, b=b)
+    match_shapes({"D": _row_size(x)}, w=(w, "D M"), b=(b, "M"))
+    return [x, w, b]
+
+
+def affine_backward(dout, x, w) -> list[np.ndarray]:
+    dout, x, w = as_floats(dout=dout, x=x, w=w)
+    match_shapes({"D": _row_size(x), "N": len(x)}, w=(w, "D M"), dout=(dout, "N M"))
+    return [dout, x, w]
+
+
+def _row_size(x: np.ndarray) -> int:
+    if x.ndim == 0:
+        raise ValueError("x has shape (); expected (N, d_1, ..., d_k)")
+    return math.prod(x.shape[1:])
+
+
+def temporal_affine_forward(x, w, b) -> list[np.ndarray]:
+    x, w, b = as_floats(x=x, w=w, b=b)
+    match_shapes(x=(x, "N T D"), w=(w, "D M"), b=(b, "M"))
+    return [x, w, b]
+
+
+def temporal_affine_backward(dout, x, w) -> list[np.ndarray]:
+    dout, x, w = as_floats(dout=dout, x=x, w=w)
+    match_shapes(x=(x, "N T D"), w=(w, "D M"), dout=(dout, "N T M"))
+    return [dout, x, w]
+
+
+def word_embedding_forward(x, W) -> list[np.ndarray]:
+    (x,) = as_integers(x=x)
+    (W,) = as_floats(W=W)
+    sizes = match_shapes(x=(x, "N T"), W=(W, "V D"))
+    check_ids("x", x, sizes["V"])
+    return [x, W]
+
+
+def word_embedding_backward(dout, x, W) -> list[np.ndarray]:
+    dout, W = as_floats(dout=dout, W=W)
+    (x,) = as_integers(x=x)
+    sizes = match_shapes(x=(x, "N T"), W=(W, "V D"), dout=(dout, "N T D"))
+    check_ids("x", x, sizes["V"])
+    return [dout, x, W]
+
+
+def temporal_softmax_loss(x, y, mask) -> list[np.ndarray]:
+    (x,) = as_floats(x=x)
+    (y,) = as_integers(y=y)
+    mask = np.asarray(mask)
+    if mask.dtype.kind not in "biuf":
+        raise TypeError(f"mask has dtype {mask.dtype}; expected bool, integer or float")
+    sizes = match_shapes(x=(x, "N T V"), y=(y, "N T"), mask=(mask, "N T"))
+    check_ids("y", y, sizes["V"])
+    return [x, y, mask]
+
+
+def class_loss(x, y) -> list[np.ndarray]:
+    """`softmax_loss` and `svm_loss`."""
+    (x,) = as_floats(x=x)
+    (y,) = as_integers(y=y)
+    sizes = match_shapes(x=(x, "N C"), y=(y, "N"))
+    check_ids("y", y, sizes["C"])
+    return [x, y]
+
+
+def cell_forward(gates: int, x, h0, Wx, Wh, b) -> list[np.ndarray]:
+    """`rnn_forward`, `lstm_forward`: a cell whose weights have `gates` blocks of H columns."""
+    x, h0, Wx, Wh, b = as_floats(x=x, h0=h0, Wx=Wx, Wh=Wh, b=b)
+    match_shapes(x=(x, "N T D"), h0=(h0, "N H"), **_cell_weights(gates, Wx, Wh, b))
+    return [x, h0, Wx, Wh, b]
+
+
+def cell_step_forward(gates: int, x, states: tuple, Wx, Wh, b) -> list[np.ndarray]:
+    """`rnn_step_forward` with `states` (prev_h,), `lstm_step_forward` with (prev_h, prev_c)."""
+    before = dict(zip(("prev_h", "prev_c"), states, strict=False))
+    x, *found, Wx, Wh, b = as_floats(x=x, **before, Wx=Wx, Wh=Wh, b=b)
+    match_shapes(
+        x=(x, "N D"),
+        **{name: (state, "N H") for name, state in zip(before, found, strict=True)},
+        **_cell_weights(gates, Wx, Wh, b),
+    )
+    return [x, *found, Wx, Wh, b]
+
+
+def _cell_weights(
+    gates: int, Wx: np.ndarray, Wh: np.ndarray, b: np.ndarray
+) -> dict[str, tuple[np.ndarray, str]]:
+    columns = gate_columns(gates)
+    return {"Wx": (Wx, f"D {columns}"), "Wh": (Wh, f"H {columns}"), "b": (b, columns)}
+
+
+# ---- Parts of arguments --------------------------------------------------------------------------
 
 
 def parts_of(cache, names: str) -> tuple:
