@@ -249,6 +249,20 @@ def test_numbers_that_are_not_finite(data_dir: Path, tmp_path: Path):
     assert report["curves"][2]["lines"][0]["points"] == []
 
 
+def test_settings_are_explained(data_dir: Path, tmp_path: Path):
+    """In the words of ``fastrnn train --help``; validation is on fewer images than the gallery."""
+    run = make_run(tmp_path / "run", data_dir, val_captions=1000, val_images=500)
+    tables = {table["id"]: table for table in shown(write_report(run))["tables"]}
+    settings = {name: rest for name, *rest in tables["settings"]["rows"]}
+    meaning = "validation images that are captioned after each epoch, evenly spread"
+    assert settings["val images"] == ["500", meaning]
+    assert settings["hidden dim"][0] == "8" and settings["data"][1] == ""
+    assert tables["epochs"]["title"] == (
+        "History by epoch (loss on at most 1,000 validation captions, BLEU-4 and CIDEr on at most "
+        "500 validation images)"
+    )
+
+
 def test_records_and_settings_that_are_odd(data_dir: Path, tmp_path: Path):
     odd = [{"step": 1, "epoch": 0.1}, {**HISTORY[2], "val_cider": 1e307}]
     run = make_run(tmp_path / "run", data_dir, odd, cell="half \ud83d")
