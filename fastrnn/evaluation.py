@@ -289,12 +289,18 @@ def evaluate(
         ``images``, ``distinct_captions``, what `fastrnn.metrics.CaptionScorer.evaluate` returns
         (None without references), and ``true_share`` with `true`.
     """
-    found: dict[str, Any] = {"images": len(captions), "distinct_captions": len(set(captions))}
-    found.update(dict.fromkeys(_SCORES))
+    scores: dict[str, float | None] = dict.fromkeys(_SCORES)
     judged = [(c, known) for c, known in zip(captions, references, strict=True) if known]
     if judged:
         scorer = CaptionScorer([known for _, known in judged])
-        found.update(scorer.evaluate([c for c, _ in judged]))
+        scores.update(scorer.evaluate([c for c, _ in judged]))
+    return _with_counts(captions, scores, true)
+
+
+def _with_counts(
+    captions: Sequence[str], scores: Mapping[str, float | None], true: Sequence[bool] | None
+) -> dict[str, Any]:
+    found = {"images": len(captions), "distinct_captions": len(set(captions)), **scores}
     if true is not None:
         found["true_share"] = sum(true) / max(len(true), 1)
     return found
@@ -386,6 +392,12 @@ class Evaluator:
         if self.scorer is not None:
             scores.update(self.scorer.evaluate(self._judged(captions), rouge=rouge))
         return scores
+
+    def evaluate(
+        self, captions: Sequence[str], true: Sequence[bool] | None = None
+    ) -> dict[str, Any]:
+        """Measure a caption for each image; return what the function `evaluate` returns."""
+        return _with_counts(captions, self.score(captions), true)
 
     def meteor(self, captions: Sequence[str]) -> float:
         """Return the METEOR of a caption for each image; raises as `fastrnn.metrics.meteor`."""

@@ -23,7 +23,7 @@ from PIL import Image
 import fastrnn
 from fastrnn import evaluation
 from fastrnn.checkpoint import checkpoint_path, checkpoint_steps, load_model
-from fastrnn.cli import train
+from fastrnn.cli import results, run_directory, train
 from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.data.scenes.dataset import read_scenes
 from fastrnn.data.scenes.language import caption_is_true
@@ -31,6 +31,7 @@ from fastrnn.metrics import CaptionScorer, bleu_1
 from fastrnn.report import page as report_page
 from fastrnn.runs import epoch_records, read_history, read_settings
 from fastrnn.training import RECIPES, TrainConfig, Trainer, caption_images, read_run, references_of
+from fastrnn.training.recipes import SCENES
 
 RUN_FILES = {
     "settings.json", "model.npz", "history.jsonl", "metrics.json", "loss.png", "report.html",
@@ -97,7 +98,7 @@ def test_default_run(tmp_path: Path, capsys):
 
 
 def test_small_world(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "SCENES", {**train.SCENES, "num_train": 60, "num_val": 20})
+    monkeypatch.setattr(run_directory, "SCENES", {**SCENES, "num_train": 60, "num_val": 20})
     assert run("train", "--cell", "rnn", "--out", "a", "--seed", 4, *SMALL) == 0
     metrics = checked(tmp_path / "a")
     said = re.findall(r"^  says: (.*?)(  \(false\))?$", capsys.readouterr().out, re.M)
@@ -331,7 +332,7 @@ def test_resume_repairs_the_best_model(data_dir: Path, capsys):
 
 
 def test_resume_while_scenes_were_drawn(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "SCENES", {**train.SCENES, "num_train": 60, "num_val": 20})
+    monkeypatch.setattr(run_directory, "SCENES", {**SCENES, "num_train": 60, "num_val": 20})
     assert run("train", "--out", "a", *SMALL) == 0
     assert run("train", "--out", "b", *SMALL) == 0
     # As if it had been killed at the first pictures.
@@ -580,7 +581,7 @@ def test_the_end_captions_once_and_reads_no_model(data_dir, tmp_path, monkeypatc
         raise AssertionError("the model is in memory")
 
     monkeypatch.setattr(evaluation, "beam_search", counting)
-    monkeypatch.setattr(train, "load_model", refuse)
+    monkeypatch.setattr(results, "load_model", refuse)
     monkeypatch.setattr(report_page, "load_model", refuse)
     options = ["--val-captions", 0, "--val-images", 0]
     assert run("train", "--data", data_dir, "--out", "r", *SMALL, *options) == 0

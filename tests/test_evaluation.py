@@ -105,6 +105,19 @@ def test_shorten(data):
     assert np.count_nonzero(long.ids[:, :, 3:]) > 0
 
 
+def test_measures_with_and_without_an_evaluator(data):
+    """An evaluator has counted the n-grams of the references once; the results are the same."""
+    evaluator = Evaluator(data)
+    captions = evaluator.caption(trained(data), 8)
+    true = [True, *[False] * (len(captions) - 1)]
+    for marks in (None, true):
+        assert evaluator.evaluate(captions, marks) == evaluate(
+            captions, evaluator.references, marks
+        )
+    assert evaluator.evaluate(captions, true)["true_share"] == 1 / len(captions)
+    assert evaluator.evaluate(captions)["distinct_captions"] == len(set(captions))
+
+
 def test_perplexity():
     assert perplexity(None) is None
     assert perplexity(math.log(7)) == pytest.approx(7)
