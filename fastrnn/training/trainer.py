@@ -11,11 +11,8 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from .. import runs
 from .._core import runtime
@@ -26,6 +23,7 @@ from ..runlock import RunLock
 from .config import TrainConfig
 from .learner import Learner
 from .objectives import CaptionObjective, Gradients, Objective, RewardObjective, TrainingSet
+from .plan import Plan
 from .resuming import changed_config, check_lengths, check_same_run, fingerprint
 from .run import read_run
 from .saving import Saver
@@ -69,15 +67,6 @@ class Sums:
         self.epoch_total += self.total
         self.epoch_count += self.count
         self.total, self.count = 0.0, 0
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """An epoch, counted from 0: its batches, and how many rows they have up to each of them."""
-
-    number: int
-    batches: list[np.ndarray]
-    rows: list[int]
 
 
 class Trainer:
@@ -182,10 +171,12 @@ class Trainer:
         self._learner = Learner(model, self._training.mean, self._training.deviation, self.config)
         self._workspace = CaptioningWorkspace()
         shared = self._training, self._learner.network, self.config, self._workspace
-        self._captions, self._rewards = CaptionObjective(*shared), RewardObjective(*shared)
+        self._plan = Plan(
+            CaptionObjective(*shared), RewardObjective(*shared), self.config.epochs,
+            self.steps_per_epoch,
+        )  # fmt: skip
         self._monitor = Monitor(self.config.monitor)
         self._validation: Validation | None = None
-        self._epoch: Epoch | None = None
         self._sums = Sums()
         self._seconds = 0.0  # of training, in this epoch
         self._resumed = False
@@ -251,12 +242,11 @@ class Trainer:
     def _take_step(self) -> float:
         """Take a step; return its learning rate."""
         step = self.step
-        objective = self._objective(step)
+        objective = self._plan.objective(step)
         rate = self.config.rate(step, self.steps_per_epoch)
-        if objective is self._rewards and self._objective(step - 1) is self._captions:
+        if self._plan.starts_rewards(step):
             self._learner.restart()
-        rows = self._present_epoch(step).batches[step % self.steps_per_epoch]
-        found = objective.gradients(rows, step)
+        found = objective.gradients(self._plan.batch(step), step)
         if not math.isfinite(found.loss):
             raise FloatingPointError(
                 f"the loss is {found.loss} at step {step + 1}: either the features are not finite "
@@ -269,11 +259,9 @@ class Trainer:
 
     def _record(self, objective: Objective, found: Gradients, rate: float) -> None:
         """Add a step to the sums and, when one is due, a record to the history."""
-        epoch = self._present_epoch(self.step - 1)
-        number = (self.step - 1) % self.steps_per_epoch
         progress = self.step / self.steps_per_epoch
         self._sums.add(found.total, found.count)
-        if self.step % self.config.record_every == 0 or number + 1 == self.steps_per_epoch:
+        if self.step % self.config.record_every == 0 or self.step % self.steps_per_epoch == 0:
             self.history.append(
                 {
                     "step": self.step,
@@ -283,30 +271,17 @@ class Trainer:
                 }
             )
             self._sums.end_record()
-        share = epoch.rows[number] / epoch.rows[-1]
+        seen = self._plan.progress(self.step - 1) * len(self._training.words)
         self._tell(
             "on_step",
             {
                 "step": self.step,
                 "epoch": progress,
-                "captions": round((epoch.number + share) * len(self._training.words)),
+                "captions": round(seen),
                 "learning_rate": rate,
                 **objective.summary(found.total, found.count),
             },
         )
-
-    def _objective(self, step: int) -> Objective:
-        """Return the objective of a step, counted from 0."""
-        first = self.config.epochs * self.steps_per_epoch
-        return self._rewards if step >= first else self._captions
-
-    def _present_epoch(self, step: int) -> Epoch:
-        """Return the epoch of a step, counted from 0; its batches are drawn once."""
-        number = step // self.steps_per_epoch
-        if self._epoch is None or self._epoch.number != number:
-            batches = self._objective(step).batches(number)
-            self._epoch = Epoch(number, batches, list(accumulate(map(len, batches))))
-        return self._epoch
 
     def _end_epoch(self, rate: float) -> dict[str, Any]:
         """Validate; add the epoch's record to the history, and return it."""
@@ -317,8 +292,8 @@ class Trainer:
         metrics, generated = self._validation.measure(self.model, self._workspace)
         seconds = seconds_since(began)
         self._tell("on_validation", metrics, generated)
-        objective = self._objective(self.step - 1)
-        captions = self._present_epoch(self.step - 1).rows[-1] * objective.captions_per_row
+        objective = self._plan.objective(self.step - 1)
+        captions = self._plan.captions_per_epoch(self.step - 1)
         record = {
             "step": self.step,
             "epoch": self.step // self.steps_per_epoch,
