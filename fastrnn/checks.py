@@ -112,14 +112,17 @@ def match_shapes(sizes: dict[str, int] | None = None, /, **arrays) -> dict[str, 
             for axis, size in zip(axes, array.shape, strict=True):
                 if axis.isalpha():
                     sizes.setdefault(axis, size)
-        wanted = tuple(
-            int(axis[:-1]) * sizes[axis[-1]] if axis[0].isdigit() else sizes.get(axis, axis)
-            for axis in axes
-        )
+        # a list in between, because this runs at every training step
+        wanted = tuple([sizes[a] if a in sizes else _multiple(a, sizes) for a in axes])
         if array.shape != wanted:
             letters, numbers = (", ".join(map(str, part)) for part in (axes, wanted))
             raise ValueError(f"{name} has shape {array.shape}; expected ({letters}) = ({numbers})")
     return sizes
+
+
+def _multiple(axis: str, sizes: Mapping[str, int]) -> int | str:
+    """Return the size of an axis such as "4H", or the axis itself if its letter has no size yet."""
+    return int(axis[:-1]) * sizes[axis[-1]] if axis[0].isdigit() else axis
 
 
 def gate_columns(gates: int) -> str:

@@ -1,4 +1,4 @@
-"""Caption images and measure the captions: one way for the trainer, the command line and the page.
+"""Caption images and measure the captions, for the trainer, the command line and the report.
 
 `Evaluator` captions images of a data set and measures the captions against their references.
 `loss_per_word` measures a model on captions that people wrote.
@@ -102,7 +102,7 @@ def find_references(
     references : list of list of str
         As `references_of` returns them.
     source : str
-        Where they come from, in words.
+        A description of where they come from.
     """
     urls = data[f"{split}_urls"].tolist()[: len(data[f"{split}_features"])]
     beside = Path(directory, references_file(split))
@@ -183,7 +183,7 @@ def shorten(decoded: Decoded, max_length: int) -> Decoded:
 
 
 def truth_of(directory: str | os.PathLike[str], images: int) -> Callable[[int, str], bool] | None:
-    """Return what tells whether a caption is true of a drawn scene.
+    """Return a function that tells whether a caption is true of a drawn scene.
 
     Parameters
     ----------
@@ -203,7 +203,7 @@ def truth_of(directory: str | os.PathLike[str], images: int) -> Callable[[int, s
     ValueError
         The file of the scenes is damaged.
     """
-    # Loads Pillow, which runs without scenes do not need.
+    # Imported here because it loads Pillow, which other data sets do not need.
     from .data.scenes.dataset import read_scenes
     from .data.scenes.language import caption_is_true
 
@@ -309,7 +309,7 @@ def _with_counts(
 class Evaluator:
     """Images of a split with their references: caption them, and measure the captions.
 
-    The references are read and counted once, so that measuring again is quick.
+    The n-grams of the references are counted once, so that later measurements are faster.
 
     Parameters
     ----------
@@ -325,13 +325,13 @@ class Evaluator:
     ----------
     images : intp ndarray (N,)
     features : float ndarray (N, D)
-        The images' features.
+        The features of the images.
     references : list of N lists of str
-        The images' references; an image may have none.
+        The references of the images; an image may have none.
     judged : list of int
         Which of the N images have references: those that captions are measured on.
     scorer : CaptionScorer or None
-        What measures the captions of the judged images; None if there are none.
+        Measures the captions of the judged images; None if there are none.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ _CHUNK = 1 << 20
 _CANNOT_FLUSH = (
     errno.EACCES, errno.EBADF, errno.EINVAL, errno.EISDIR, errno.ENOSYS, errno.ENOTSUP, errno.EPERM,
 )  # fmt: skip
-"""What systems say that cannot flush a directory; anything else is a fault of the disk."""
+"""Errors of systems that cannot flush a directory; other errors are disk faults."""
 
 
 def write_aside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
@@ -63,7 +63,7 @@ def write_aside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) 
         aside.replace(path)
         _flush_directory(path.parent)
     except BaseException as error:
-        with contextlib.suppress(OSError):  # what went wrong first is what is told
+        with contextlib.suppress(OSError):  # report the first error, not this one
             aside.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise _about(path, error) from error
@@ -105,7 +105,7 @@ def _flush_directory(directory: Path) -> None:
 
 
 def make_directory(path: str | os.PathLike[str]) -> None:
-    """Make a directory, and those above it, if need be, and flush their names to the disk."""
+    """Create a directory and its missing parents, and flush their names to the disk."""
     path = Path(path)
     if not path.is_dir():
         if path.parent != path:
@@ -282,8 +282,8 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
-            # zipfile takes a system error while it looks for its directory for a missing one, so
-            # read that part first.
+            # If a system error occurs while zipfile searches the file's directory, zipfile says
+            # that it is not a zip file. So read that part first.
             file.seek(max(size - (1 << 17), 0))
             file.read()
             with zipfile.ZipFile(file) as archive:

@@ -1,4 +1,4 @@
-"""Files that nobody would write, for every reader of files, as coverage of the code leads.
+"""Fuzz every function that reads files, guided by code coverage.
 
     python tests/fuzz_files.py [READER ...] [--seconds N] [--seed N]    fuzz; the time is for each
     python tests/fuzz_files.py READER --file FILE                       read one file again
@@ -87,20 +87,20 @@ from fastrnn.data.scenes.draw import make_scene
 from fastrnn.data.scenes.language import caption_is_true
 
 SECONDS = 5
-"""Of the processor, that a file may take."""
+"""Processor time that a file may take."""
 PATIENCE = 60
-"""Seconds after which a reader waits for what never comes."""
+"""Seconds after which a reader counts as hanging."""
 MEMORY = 500 << 20
 ADDRESSES = 1 << 30
-"""Beyond what the process has at the beginning: a guard for the machine."""
+"""Memory above that of the process at the start; protects the machine."""
 
 
 class Fault(Exception):
-    """What a reader must not do."""
+    """A fault of a reader."""
 
 
 class Reader:
-    """A way into the package for files of one kind.
+    """A function of the package that reads files of one kind.
 
     Attributes
     ----------
@@ -116,7 +116,7 @@ class Reader:
 
     refusals: tuple[type[Exception], ...] = (ValueError, OSError)
     largest = 1 << 13
-    """Bytes in a file, at most."""
+    """Largest size of a file in bytes."""
     mutate: Mutate
 
     def __init__(self, place: Path) -> None:
@@ -130,11 +130,11 @@ class Reader:
         raise NotImplementedError
 
     def read(self) -> Any:
-        """Read the file, and look at what has come."""
+        """Read the file, and check the result."""
         raise NotImplementedError
 
     def names(self) -> list[str]:
-        """What in a message names the file: any of these."""
+        """A message names the file if it contains any of these."""
         return [str(self.path)]
 
 
@@ -281,7 +281,7 @@ class Model(Reader):
 
 
 class Checkpoint(Reader):
-    """checkpoints/step-00000002.npz, and to go on from there"""
+    """checkpoints/step-00000002.npz, and resuming from it"""
 
     largest = 1 << 16
 
@@ -458,7 +458,7 @@ class Scenes(Reader):
 
 
 class Holder(Reader):
-    """.lock-holder of a run that somebody else trains in"""
+    """.lock-holder of a run that another process uses"""
 
     refusals = (fastrnn.runlock.RunInUseError,)
 
@@ -519,7 +519,7 @@ READERS: dict[str, type[Reader]] = {
 
 
 def follow(*modules: types.ModuleType) -> None:
-    """Let coverage of these modules lead, too; they are loaded already."""
+    """Also use the coverage of these modules, which are already loaded."""
     for module in modules:
         owners = [module, *(v for v in vars(module).values() if isinstance(v, type))]
         for owner in owners:
@@ -539,7 +539,7 @@ if atheris is not None:
 
 
 class Watch:
-    """What a reader does beside reading; once made it stays for the rest of the process."""
+    """Records the side effects of a reader; stays installed until the process ends."""
 
     def __init__(self, place: Path) -> None:
         self.place = str(place)
@@ -572,7 +572,7 @@ class Watch:
 
 
 def starved(error: BaseException | None) -> bool:
-    """Whether an exception comes of want of memory."""
+    """Return whether an exception was caused by lack of memory."""
     while error is not None:
         if isinstance(error, MemoryError):
             return True
@@ -581,7 +581,7 @@ def starved(error: BaseException | None) -> bool:
 
 
 def attempt(reader: Reader, data: bytes, watch: Watch) -> bool:
-    """Let a reader read `data`; return whether it did, or raise what it must not do."""
+    """Read `data` with a reader; return whether that worked, or raise a fault."""
     reader.path.write_bytes(data)
     before, since = watch.grown(), time.process_time()
     read = True
@@ -611,7 +611,7 @@ def attempt(reader: Reader, data: bytes, watch: Watch) -> bool:
 
 
 class Tally:
-    """What outlives the process which counts: files tried, files read, and what it is about."""
+    """Counters that survive the process: files tried, files read, and its current state."""
 
     def __init__(self) -> None:
         self.shared = mmap.mmap(-1, 17)
@@ -634,7 +634,7 @@ class Tally:
 
 
 def where(error: BaseException) -> str:
-    """What tells a fault from others: what is wrong, and the last place of ours in the way."""
+    """Return the identity of a fault: what is wrong, and the innermost line of the package."""
     cause = error.__cause__ or error
     frames = traceback.extract_tb(cause.__traceback__)
     package = os.sep + "fastrnn" + os.sep
@@ -756,7 +756,7 @@ def work_on(name: str, seconds: float, seed: int, faults: Path) -> tuple[int, in
 
 
 def wait_for(child: int, seconds: float) -> int:
-    """Wait for a process, and end it when it is late; return its status."""
+    """Wait for a process, and kill it after a timeout; return its status."""
     until = time.monotonic() + seconds
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)

@@ -47,7 +47,7 @@ def run(*arguments: object) -> int:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run what must be refused; return the one line about it."""
+    """Run a command that must fail; return its one-line error."""
     capsys.readouterr()
     assert run(*arguments) == 2
     said = capsys.readouterr()
@@ -223,7 +223,7 @@ def test_without_the_extra(
 def test_refusals(trained, out: Path, capsys: pytest.CaptureFixture[str]):
     folder, _ = trained
     assert "no such model file: nowhere" in refused(capsys, "nowhere")
-    assert "is no run directory; it has no settings.json" in refused(capsys, out)
+    assert "is not a run directory; it has no settings.json" in refused(capsys, out)
     assert "--data is needed" in refused(capsys, folder / "model.npz")
     assert "no such data directory" in refused(capsys, folder, "--data", out / "none")
     assert "--beam" in refused(capsys, folder, "--beam", 0)

@@ -82,7 +82,7 @@ def checked(out: Path) -> dict:
 
 
 def test_default_run(tmp_path: Path, capsys):
-    """The promise of the README: right captions of unseen scenes from one command."""
+    """As the README says: correct captions of unseen scenes with one command."""
     assert run("train") == 0
     (out,) = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"\d{4}-\d\d-\d\d-lstm", out.name)
@@ -190,7 +190,7 @@ def test_signal(data_dir: Path, tmp_path: Path, number, status, capsys):
     assert process.returncode == status
     name = signal.Signals(number).name
     said = re.fullmatch(
-        rf"fastrnn: stopped by {name} after step (\d+); go on with: "
+        rf"fastrnn: stopped by {name} after step (\d+); resume with: "
         r"(fastrnn train --resume r)\n",
         err,
     )
@@ -372,7 +372,7 @@ def test_what_cannot_be_resumed(data_dir: Path, capsys, arguments, wanted):
 
 def test_resume_of_what_is_no_run(data_dir: Path, tmp_path: Path, capsys):
     assert "nowhere" in refused(capsys, "train", "--resume", "nowhere")
-    assert "is no run directory" in refused(capsys, "train", "--resume", data_dir)
+    assert "is not a run directory" in refused(capsys, "train", "--resume", data_dir)
     (tmp_path / "file").write_text("")
     assert "file" in refused(capsys, "train", "--resume", "file")
 
@@ -397,7 +397,7 @@ def test_damaged_checkpoint(data_dir: Path, capsys):
     assert run("train", "--resume", "r", "--no-report") == 0
     err = capsys.readouterr().err
     assert err.startswith(f"fastrnn: warning: {path}: damaged")
-    assert err.endswith(f"going on from step {steps[-2]}\n")
+    assert err.endswith(f"resuming from step {steps[-2]}\n")
     assert err.count("\n") == 1
     for name, w in load_model("r").params.items():
         np.testing.assert_array_equal(model.params[name], w)
@@ -418,7 +418,7 @@ def test_full_disk(data_dir: Path, tmp_path: Path):
     assert done.returncode == 2
     assert done.stderr == (
         "fastrnn: error: File too large: r/checkpoints/step-00000004.npz; once this is fixed, "
-        "go on with: fastrnn train --resume r\n"
+        "resume with: fastrnn train --resume r\n"
     )
     assert checkpoint_steps("r") == [0]
     assert not list(Path("r").rglob(".*"))

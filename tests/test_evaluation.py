@@ -1,4 +1,4 @@
-"""Captions and their measures: one way for every caller."""
+"""Captions and their metrics."""
 
 from __future__ import annotations
 

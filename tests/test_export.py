@@ -1,4 +1,4 @@
-"""What all exports do: replaced parameters, missing packages, and the command."""
+"""All exports: replaced parameters, missing packages, and the command."""
 
 from __future__ import annotations
 

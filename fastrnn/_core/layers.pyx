@@ -21,8 +21,8 @@ from .. import checks
 cnp.import_array()
 
 cdef enum:
-    FEW_ROWS = 4        # up to so many rows, both products of the backward pass use unpacked operands
-    MODERATE_ROWS = 64  # up to so many rows, the forward pass does not pay for packing the weights
+    FEW_ROWS = 4        # up to this many rows, both products of the backward pass use unpacked operands
+    MODERATE_ROWS = 64  # up to this many rows, the forward pass does not pay for packing the weights
 
 
 # ---- Affine layer ----------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ cdef const Cell* RNN = find_cell("rnn")
 cdef const Cell* LSTM = find_cell("lstm")
 
 cdef enum:
-    MODERATE_ROWS = 64  # up to so many rows, a single step does not pay for packing the weights
+    MODERATE_ROWS = 64  # up to this many rows, a single step does not pay for packing the weights
 
 
 # ---- Cache -----------------------------------------------------------------------------------------------------------

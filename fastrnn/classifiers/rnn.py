@@ -371,7 +371,7 @@ class CaptioningRNN:
     def _check_features(self, features: np.ndarray) -> np.ndarray:
         features = np.asarray(features)
         if features.dtype.kind not in "biuf":
-            raise TypeError(f"features must be real numbers, dtype was {features.dtype}")
+            raise TypeError(f"features has dtype {features.dtype}; expected real numbers")
         input_dim = self.params["W_proj"].shape[0]
         if features.ndim != 2 or features.shape[1] != input_dim:
             raise ValueError(
@@ -505,7 +505,7 @@ class CaptioningRNN:
                         known, input_dim, wordvec_dim, hidden_dim, cell, dtype, kind=cls
                     )
         except (KeyError, ValueError, IndexError, TypeError, OverflowError) as error:
-            raise ValueError(f"holds no model of fastrnn ({error})") from None
+            raise ValueError(f"is not a model of fastrnn ({error})") from None
         if version != FORMAT:
             raise ValueError(f"format is {version}; this fastrnn reads format {FORMAT}")
         if model is None:

@@ -1,4 +1,4 @@
-"""What a training prints and writes: what it works on, and the results of its best model."""
+"""What ``fastrnn train`` prints and writes: the data and model first, the results at the end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PAGE_WORDS = 30
 
 
 def introduce(directory: Path | None, trainer: Trainer) -> None:
-    """Print the data, the model and what it runs on."""
+    """Print the data, the model, the instruction set and the threads."""
     data, model = trainer.data, trainer.model
     width = model.params["W_proj"].shape[0]
     images = "drawn scenes" if directory is None else str(directory)

@@ -51,7 +51,7 @@ def make_directory(
     config: TrainConfig,
     locks: contextlib.ExitStack,
 ) -> RunLock:
-    """Make the run directory, or remove the old run from it, when no other process uses it."""
+    """Create the run directory or remove the old run from it, unless another process uses it."""
     lock = locks.enter_context(RunLock(out))
     if not arguments.force and (out / runs.SETTINGS_FILE).exists():
         raise ValueError(f"--out is {out}, where another process has just started a run")

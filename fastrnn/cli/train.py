@@ -134,7 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
             events = out / runs.EVENT_DIRECTORY
             listeners.append(TensorBoardLogger(events, first_step=trainer.step))
         trainer.callbacks += listeners
-        # They were measured at the former end of a run that goes on now.
+        # They belong to the previous end of a run that is resumed.
         (out / runs.METRICS_FILE).unlink(missing_ok=True)
         try:
             _fit(trainer, out)
@@ -151,13 +151,13 @@ def _fit(trainer: Trainer, out: Path) -> None:
     try:
         trainer.fit()
     except Interrupted as stop:
-        stop.args = (f"{stop}; go on with: {resume}",)
+        stop.args = (f"{stop}; resume with: {resume}",)
         raise
     except OSError as error:
         if not checkpoint_steps(out):
             raise
         problem = describe_error(error)
-        raise OSError(f"{problem}; once this is fixed, go on with: {resume}") from error
+        raise OSError(f"{problem}; once this is fixed, resume with: {resume}") from error
 
 
 def _begin(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Trainer:
@@ -177,7 +177,7 @@ def _begin(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Traine
         **dataclasses.asdict(model),
     }
     if arguments.data:
-        # The run directory is made only if the data can be trained on.
+        # Create the run directory only if the data can be used for training.
         trainer = _new_trainer(out, settings, config, directory)
         lock = make_directory(out, arguments, settings, config, locks)
     else:
@@ -197,12 +197,12 @@ def _new_trainer(
 
 
 def _choose(arguments: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
-    """Return the settings: what was given, else the recipe's, else the defaults."""
+    """Return the settings: given options, then those of the recipe, then defaults."""
     model_names, training_names = (
         [field.name for field in dataclasses.fields(config)]
         for config in (ModelConfig, TrainConfig)
     )
-    # A recipe is complete: what it does not name has the default of the configuration.
+    # A recipe replaces the defaults of this command. Other fields have their own defaults.
     chosen: dict[str, Any] = dict(DATA_DEFAULTS if arguments.data else SCENE_DEFAULTS)
     if arguments.recipe:
         chosen = dict(RECIPES[arguments.recipe])
@@ -224,7 +224,7 @@ def _choose(arguments: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
 
 
 def _resume(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Trainer:
-    """Resume a run; refuse options that would make it another run."""
+    """Resume a run; refuse options that cannot change."""
     run = read_run(arguments.resume)
     lock = locks.enter_context(RunLock(run.directory))
     allowed = {

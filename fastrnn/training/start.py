@@ -1,4 +1,4 @@
-"""The first weights of a model, and the standardisation of its features."""
+"""The initial weights of a model, and the standardisation of its features."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def start_model(
     forget_bias: float = 1.0,
     embed_scale: float = 0.1,
 ) -> CaptioningRNN:
-    """Make a model whose first weights suit the data.
+    """Create a model with initial weights that fit the data.
 
-    They are `CaptioningRNN`'s, except for what the last three arguments set, and except for
-    `W_proj` and `b_proj`: they include the standardisation of the features.
+    The weights are those of `CaptioningRNN`, except for what the last three arguments set, and
+    except for `W_proj` and `b_proj`, which include the standardisation of the features.
 
     Parameters
     ----------

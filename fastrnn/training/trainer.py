@@ -31,7 +31,7 @@ from .signals import Interrupted, Signals
 from .validation import Monitor, Validation
 
 _OWN_PARTS = ("_learner", "_monitor", "_saver", "_sums")
-"""Parts with a state that a shallow copy of a trainer does not share."""
+"""Attributes that are copied when a trainer is copied, because they have a state."""
 OnStep = Callable[["Trainer", dict[str, Any]], None]
 OnValidation = Callable[["Trainer", dict[str, Any], list[str]], None]
 OnEpoch = Callable[["Trainer", dict[str, Any]], None]
@@ -83,10 +83,10 @@ class Trainer:
     config : TrainConfig, optional
     run : path, optional
         The run directory for settings, history, checkpoints and the best model (``model.npz``). It
-        is created if it does not exist. Without one nothing is written.
+        is created if it does not exist. If it is None, nothing is written.
     settings : mapping, optional
-        Other settings to write to the run directory. Other commands find the data by ``data``, the
-        data directory.
+        Other settings to write to the run directory. Other commands read the data directory from
+        the entry ``data``.
     on_step : callable, optional
         Called as ``on_step(trainer, record)`` after every step. The record has ``step``, ``epoch``,
         ``captions`` (seen so far), ``learning_rate`` and ``loss`` in nats per word. In reward
@@ -105,7 +105,7 @@ class Trainer:
     ----------
     model : CaptioningRNN
         The trained model, with the moving average of the weights if there is one. It is updated
-        before each validation, at each checkpoint, and when `fit` ends, also by an error.
+        before each validation, at each checkpoint, and when `fit` ends, even with an error.
     history : list of dict
         Every ``record_every`` steps: ``step``, ``epoch`` (a float), ``loss`` (nats per word over
         those steps, including regularisation; None in reward epochs), ``reward`` (the mean CIDEr-D
@@ -130,8 +130,8 @@ class Trainer:
     Notes
     -----
     Training works on standardised features (mean 0, standard deviation 1), because Adam changes
-    every weight by the same amount whatever the scale of its input. `model` reads features as they
-    are: the standardisation is part of its ``W_proj`` and ``b_proj``.
+    every weight by about the same amount, whatever the scale of its input. `model` reads the
+    original features: the standardisation is part of its ``W_proj`` and ``b_proj``.
     """
 
     def __init__(
@@ -163,7 +163,8 @@ class Trainer:
             raise ValueError(mismatch)
         if run is not None and runs.checkpoint_steps(run):
             raise ValueError(
-                f"run is {run}, which holds checkpoints; Trainer.resume goes on from them"
+                f"run is {run}, which has checkpoints; expected a new directory, or use "
+                "Trainer.resume"
             )
         self._saver = Saver(None if run is None else Path(run).absolute())
         self._training = TrainingSet(data, model, self.config.batch_size)
@@ -226,7 +227,7 @@ class Trainer:
         return self.history
 
     def _advance(self) -> None:
-        """Take a step, and do what is due after it."""
+        """Take a step, then validate and save if it is time for that."""
         self._saver.settle(wait=False)
         began = time.perf_counter()
         rate = self._take_step()
@@ -258,7 +259,7 @@ class Trainer:
         return rate
 
     def _record(self, objective: Objective, found: Gradients, rate: float) -> None:
-        """Add a step to the sums and, when one is due, a record to the history."""
+        """Add a step to the sums and, every `record_every` steps, a record to the history."""
         progress = self.step / self.steps_per_epoch
         self._sums.add(found.total, found.count)
         if self.step % self.config.record_every == 0 or self.step % self.steps_per_epoch == 0:
@@ -313,7 +314,7 @@ class Trainer:
         return record
 
     def _tell(self, event: str, *about: Any) -> None:
-        """Call back those who listen to an event."""
+        """Call the callbacks of an event."""
         for callback in (getattr(self, event), *(getattr(c, event, None) for c in self.callbacks)):
             if callback is not None:
                 callback(self, *about)
@@ -364,8 +365,8 @@ class Trainer:
     def lock(self) -> AbstractContextManager[Any]:
         """Return a context manager that keeps other trainers out of the run directory.
 
-        `fit` and `save` use it themselves. Hold it around several calls to keep others out between
-        them, too.
+        `fit` and `save` use it themselves. Use it around several calls to keep other trainers out
+        between them.
         """
         return self._saver.lock()
 
@@ -391,7 +392,7 @@ class Trainer:
         return self._saver.save(self._checkpoint(), self._all_settings())
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what makes up a copy or a pickle: its validation data are prepared again."""
+        """Return the state of a copy or a pickle; it prepares its validation data again."""
         own = {name: copy.copy(self.__dict__[name]) for name in _OWN_PARTS}
         return {**self.__dict__, **own, "_validation": None}
 
@@ -480,7 +481,7 @@ class Trainer:
         Warns
         -----
         UserWarning
-            A newer checkpoint is damaged; or a new number of epochs changes the schedule.
+            A newer checkpoint is damaged, or a new number of epochs changes the schedule.
 
         Raises
         ------
@@ -497,11 +498,11 @@ class Trainer:
         if data is None:
             data = found.read_data()
         if checkpoint is None and "bias_start" not in found.settings:
-            raise ValueError(f"{run}: has no checkpoint to go on from; begin it anew")
+            raise ValueError(f"{run}: has no checkpoint to resume from; start a new run")
         model = found.start_model(data) if checkpoint is None else checkpoint.model
         for line in damaged:
             step = checkpoint.about["step"] if checkpoint else 0
-            warnings.warn(f"{line}; going on from step {step}", stacklevel=2)
+            warnings.warn(f"{line}; resuming from step {step}", stacklevel=2)
         own = {field.name for field in dataclasses.fields(TrainConfig)}
         trainer = cls(
             model, data, config,
@@ -521,7 +522,7 @@ class Trainer:
         check_same_run(about, self.config, self._fingerprint(), self.steps_per_epoch, run)
         first = self.config.epochs * self.steps_per_epoch
         step = about["step"]
-        # Adam starts anew with the reward epochs.
+        # Adam starts with a new state in the reward epochs.
         self._learner.restore(checkpoint, step - first if step > first else step)
         self.step = step
         self.history = about["history"]
