@@ -370,7 +370,7 @@ def _common(
         never.append(("suppress_unk", UNK))
     for name, word in [("decoding", START), ("decoding", END), *never]:
         if word not in model.word_to_idx:
-            raise ValueError(f"word_to_idx has no {word!r}; expected it for {name}")
+            raise ValueError(f"{name}: word_to_idx has no {word!r}")
     V, word_to_idx = len(model.params["W_embed"]), model.word_to_idx
     for word in (START, END):
         if not 0 <= word_to_idx[word] < V:

@@ -159,7 +159,7 @@ def test_checkpoint_round_trip(tmp_path, rng, averaged):
 def test_what_is_no_checkpoint(tmp_path, rng):
     path = tmp_path / "step.npz"
     save_model(path, CaptioningRNN(WORDS, 5, 4, 3, "lstm"))
-    with pytest.raises(ValueError, match=r"step\.npz: contains a model, but no state"):
+    with pytest.raises(ValueError, match=r"step\.npz: contains a model without its training state"):
         read_checkpoint(path)
     checkpoint = drawn_checkpoint(rng, averaged=False)
     write_sealed(path, checkpoint.to_arrays())

@@ -122,7 +122,9 @@ def test_epochs_of_rewards_are_added_and_others_stay(data, tmp_path):
         Trainer.resume(tmp_path / "run", data, epochs=2)
     with pytest.raises(ValueError, match=r"^epochs is 1; the run has done 2"):
         Trainer.resume(tmp_path / "run", data, reward_epochs=0)
-    with pytest.warns(UserWarning, match=r"^reward_epochs is 2, was 1: the learning rate goes on"):
+    with pytest.warns(
+        UserWarning, match=r"^reward_epochs is 2, was 1: the learning rate continues"
+    ):
         trainer = Trainer.resume(tmp_path / "run", data, reward_epochs=2)
     assert [r["epoch"] for r in epoch_records(trainer.fit())] == [1, 2, 3]
 
@@ -150,7 +152,7 @@ def test_only_the_same_run_is_resumed(data, tmp_path):
 def test_no_run(data, tmp_path):
     with pytest.raises(FileNotFoundError):
         read_run(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"no run directory; it has no settings\.json"):
+    with pytest.raises(ValueError, match=r"not a run directory; it has no settings\.json"):
         read_run(tmp_path)
     for text, wanted in (
         ("{", "not a JSON file"),
