@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -112,16 +112,23 @@ def match_shapes(sizes: dict[str, int] | None = None, /, **arrays) -> dict[str, 
             for axis, size in zip(axes, array.shape, strict=True):
                 if axis.isalpha():
                     sizes.setdefault(axis, size)
-        # a list in between, because this runs at every training step
-        wanted = tuple([sizes[a] if a in sizes else _multiple(a, sizes) for a in axes])
+        wanted = shape_of(axes, sizes)
         if array.shape != wanted:
             letters, numbers = (", ".join(map(str, part)) for part in (axes, wanted))
             raise ValueError(f"{name} has shape {array.shape}; expected ({letters}) = ({numbers})")
     return sizes
 
 
+def shape_of(axes: Sequence[str], sizes: Mapping[str, int]) -> tuple[int | str, ...]:
+    """Return the shape of an array with some axes, such as "H" and "4H".
+
+    An axis whose letter has no size stands for itself.
+    """
+    # a list in between, which is faster: this runs at every training step
+    return tuple([sizes[axis] if axis in sizes else _multiple(axis, sizes) for axis in axes])
+
+
 def _multiple(axis: str, sizes: Mapping[str, int]) -> int | str:
-    """Return the size of an axis such as "4H", or the axis itself if its letter has no size yet."""
     return int(axis[:-1]) * sizes[axis[-1]] if axis[0].isdigit() else axis
 
 

@@ -44,6 +44,16 @@ def test_parameters_that_were_replaced(export):
         export(model)
 
 
+@pytest.mark.parametrize("export", [to_torch, torch_module, to_onnx])
+def test_a_cell_that_cannot_be_exported(export):
+    """A new cell in the core is refused until the exports know it."""
+    pytest.importorskip("onnx" if export is to_onnx else "torch")
+    model = small_model("lstm")
+    model.cell_type = "gru"
+    with pytest.raises(ValueError, match="^cell_type is 'gru'; expected one of rnn, lstm$"):
+        export(model)
+
+
 @pytest.mark.parametrize(
     "package, extra, call",
     [

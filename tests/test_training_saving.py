@@ -156,8 +156,8 @@ def test_no_run(data, tmp_path):
         read_run(tmp_path)
     for text, wanted in (
         ("{", "not a JSON file"),
-        ("[]", "no run directory"),
-        ('{"editor": "vi"}', "no run directory"),
+        ("[]", "not a run directory"),
+        ('{"editor": "vi"}', "not a run directory"),
         ('{"fastrnn": "0.1", "epochs": 0}', "epochs is 0"),
     ):
         (tmp_path / "settings.json").write_text(text)

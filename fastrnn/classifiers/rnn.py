@@ -519,14 +519,9 @@ def _describe_misfit(
     wordvec_dim: int, cell_type: str, dtype: np.dtype,
 ) -> str | None:  # fmt: skip
     """Return a message about the first array with a wrong shape or dtype, or None."""
-    gates = CELL_GATES[cell_type] * hidden_dim
-    shapes = {
-        "W_embed": (vocab_size, wordvec_dim), "W_proj": (input_dim, hidden_dim),
-        "b_proj": (hidden_dim,), "Wx": (wordvec_dim, gates), "Wh": (hidden_dim, gates),
-        "b": (gates,), "W_vocab": (hidden_dim, vocab_size), "b_vocab": (vocab_size,),
-    }  # fmt: skip
-    for name, shape in shapes.items():
-        saved = arrays.get(name)
+    sizes = {"V": vocab_size, "D": input_dim, "H": hidden_dim, "W": wordvec_dim}
+    for name, spec in checks.parameter_shapes(CELL_GATES[cell_type]).items():
+        shape, saved = checks.shape_of(spec.split(), sizes), arrays.get(name)
         if saved is None or saved.shape != shape or saved.dtype != dtype:
             was = "missing" if saved is None else f"{saved.dtype} of shape {saved.shape}"
             return f"{name} is {was}; expected {dtype} of shape {shape}"
