@@ -1,8 +1,8 @@
 /* The recurrent cells, in one place: FRN_CELL(name, gates, has_c, direct), explained at frn_cell in fastrnn.h, and the
  * headers with their row kernels, frn_<name>_forward and frn_<name>_backward.
  *
- * To add a cell, write its header, add two lines here, and add its NumPy twin to fastrnn/reference/cells.py. A file that
- * includes this one defines either FRN_CELL, or FRN_CELL_KERNELS to compile the row kernels.
+ * To add a cell, write its header, add two lines here, and add its NumPy twin to fastrnn/reference/cells.py. A file
+ * that includes this one defines either FRN_CELL, or FRN_CELL_KERNELS to compile the row kernels.
  */
 #if defined(FRN_CELL_KERNELS)
 #include "lstm.h"
