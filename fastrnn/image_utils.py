@@ -26,9 +26,9 @@ IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF")
 
 _TIMEOUT_SECONDS = 30
 _MAX_UNBACKED = 1 << 24
-"""Number of pixels that an image may always have, even in a small file."""
+"""Pixels that an image may have whatever the size of its file."""
 _MAX_EXPANSION = 1 << 10
-"""Largest number of pixels per byte in the file of a larger image; photos have less than 100."""
+"""Largest number of pixels for a byte of a larger image's file; photos have less than 100."""
 
 
 def blur_image(X: np.ndarray) -> np.ndarray:
