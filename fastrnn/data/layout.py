@@ -37,9 +37,9 @@ VOCABULARY_FILE = "coco2014_vocab.json"
 _MAX_EXPANSION = 1100
 """Largest ratio of an array's size to its size in the file; deflate reaches 1032."""
 _MAX_UNBACKED = 1 << 24
-"""Bytes that an array may always use in memory, even if it is small in the file."""
+"""Bytes that an array may take in memory whatever its size in the file."""
 _MAX_CHUNKS = 1 << 15
-"""Number of chunks that an array may always have, even in a small file."""
+"""Chunks that an array may have whatever the size of the file."""
 
 
 def features_file(split: str, pca: bool = True) -> str:
@@ -137,7 +137,7 @@ def _read_h5(path: str) -> dict[str, np.ndarray]:
     where = path
     try:
         file_size = Path(path).stat().st_size
-        remaining = _MAX_UNBACKED + _MAX_EXPANSION * file_size
+        room = _MAX_UNBACKED + _MAX_EXPANSION * file_size
         with h5py.File(path, "r") as file:
             for name in file:
                 where = f"{path}: dataset {name!r:.60}"
@@ -146,25 +146,25 @@ def _read_h5(path: str) -> dict[str, np.ndarray]:
                     raise ValueError("is a link; expected data in this file")
                 node = file[name]
                 if isinstance(node, h5py.Dataset):
-                    found[name] = _read_dataset(node, file_size, remaining)
-                    remaining -= found[name].nbytes
+                    found[name] = _read_dataset(node, file_size, room)
+                    room -= found[name].nbytes
     except ValueError as error:
         raise ValueError(f"{where} {error}") from None
     except Exception as error:
         raise OSError(
-            f"{where} cannot be read, damaged or not an HDF5 file ({one_line(error)})"
+            f"{where} cannot be read, damaged or no HDF5 file ({one_line(error)})"
         ) from error
     return found
 
 
-def _read_dataset(node: h5py.Dataset, file_size: int, remaining: int) -> np.ndarray:
-    """Read a dataset, unless its data are in another file or much smaller than its shape."""
+def _read_dataset(node: h5py.Dataset, file_size: int, room: int) -> np.ndarray:
+    """Read a dataset, unless its data are in another file or it claims far more than there are."""
     if node.dtype.kind not in "biufcS":
         raise ValueError(f"has dtype {node.dtype}; expected numbers")
     if node.external or node.is_virtual:
         raise ValueError("is stored in other files; expected data in this file")
-    # Unwritten chunks take no space in a file, and compressed chunks take little. So a small
-    # file can contain an array that does not fit in memory.
+    # Unwritten chunks take no room in a file and compressed ones little, so a small file can
+    # claim an array that does not fit in memory.
     claimed = math.prod(node.shape or ()) * node.dtype.itemsize
     in_file = node.id.get_storage_size()
     stored = min(in_file, file_size)
@@ -173,7 +173,7 @@ def _read_dataset(node: h5py.Dataset, file_size: int, remaining: int) -> np.ndar
             f"has shape {node.shape}, stored in {stored} bytes; expected at most "
             f"{_MAX_EXPANSION} times as many in memory"
         )
-    if claimed > remaining:
+    if claimed > room:
         raise ValueError(
             f"has shape {node.shape}; expected less in a file of {file_size} bytes with the "
             "datasets before it"
@@ -192,7 +192,7 @@ def _check_chunks(node: h5py.Dataset, chunk_size: int, file_size: int) -> None:
     plist = node.id.get_create_plist()
     filters = [plist.get_filter(number)[0] for number in range(plist.get_nfilters())]
     deflate, fletcher32 = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32
-    # The output of other filters has no bound (deflate twice) or is not checked (scaleoffset).
+    # Others have no bound on what they write (two of deflate) or do not check it (scaleoffset).
     known = {deflate, fletcher32, h5py.h5z.FILTER_SHUFFLE}
     if not known.issuperset(filters) or filters.count(deflate) > 1:
         raise ValueError(f"has the filters {filters}; expected gzip, shuffle, fletcher32 or none")
@@ -313,13 +313,13 @@ def _read_lines(path: str) -> np.ndarray:
         if "\0" in line:
             raise ValueError(f"{path}: line {number} has a null character; expected text")
     longest = max(map(len, lines), default=0)
-    # In a NumPy array, every string takes as much memory as the longest.
+    # NumPy gives every string of an array the room of the longest.
     if len(lines) * longest > _MAX_UNBACKED + 100 * sum(map(len, lines)):
         raise ValueError(
             f"{path}: has a line of {longest} characters among {len(lines)} lines; expected lines "
             "of similar length"
         )
-    # From an empty list, NumPy would make a float array without the dtype.
+    # The dtype is for an empty list, of which NumPy would make a float array.
     return np.asarray(lines, dtype=np.str_)
 
 
