@@ -46,6 +46,7 @@ X86_PROBE = """
 #endif
 int main(void) { return 0; }
 """
+EMPTY_PROBE = "int main(void) { return 0; }\n"
 OPENMP_PROBE = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
 # flags of the compiler and of the linker; Apple's Clang takes OpenMP's runtime from elsewhere
 OPENMP_FLAGS = [(["/openmp"], [])] if MSVC else [(["-fopenmp"], ["-fopenmp"])]
@@ -100,6 +101,12 @@ class build_core(build_ext):
         openmp, openmp_libraries = self.openmp_flags()
         x86 = not MSVC and self.links(X86_PROBE, X86_FLAGS["avx512"], [])
 
+        kernel_flags = list(strict)
+        # Before registers are allotted, GCC for arm64 moves loads up in the loop of a tile, which
+        # then has no registers left for all of its sums.
+        if not MSVC and self.links(EMPTY_PROBE, ["-fno-schedule-insns", "-Werror"], []):
+            kernel_flags.append("-fno-schedule-insns")
+
         def compile_kernels(variant):
             isa, flags, suffix, element = variant
             return self.compiler.compile(
@@ -108,7 +115,7 @@ class build_core(build_ext):
                 macros=[("FRN_VARIANT", f"_{suffix}_{isa}"), *element, *hooks],
                 include_dirs=["src_c"],
                 depends=["src_c/kernels.c", *HEADERS],
-                extra_postargs=[*strict, *flags],
+                extra_postargs=[*kernel_flags, *flags],
             )
 
         variants = [
