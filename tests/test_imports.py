@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / "fastrnn"
+import fastrnn
+
+PACKAGE = Path(fastrnn.__file__).resolve().parent
 FLOORS = [
     ("checks", "words", "seeds", "files"),
     ("decoding", "metrics", "rewards", "runlock"),
