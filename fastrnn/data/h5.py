@@ -26,6 +26,8 @@ from ..files import one_line, write_aside
 
 SECONDS = 5.0
 """Of the processor, that HDF5 may take for any file; more is allowed for large ones."""
+MEMORY = 1 << 28
+"""Bytes that HDF5 may take for any file; a good one needs a few million."""
 
 
 class H5Reader:
@@ -110,7 +112,7 @@ class H5Reader:
                 ],
                 setpgroup=0,  # Ctrl-C is for this process, which then ends the other
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self._requests.close()
             self._answers.close()
             raise _EndedError(f"for want of a process of its own ({one_line(error)})") from None
@@ -128,7 +130,7 @@ class H5Reader:
     def _ask(self, path: str) -> None:
         place = os.fsencode(Path(path).absolute())
         try:
-            self._requests.write(json.dumps([place.hex(), SECONDS]).encode() + b"\n")
+            self._requests.write(json.dumps([place.hex(), SECONDS, MEMORY]).encode() + b"\n")
         except BrokenPipeError:
             raise self._ended() from None
 

@@ -1,9 +1,9 @@
 """The process that opens h5 files. `fastrnn.data.h5` starts it and talks to it through pipes.
 
-A request is a line of JSON: a path in hexadecimal digits, and the seconds of processor time that
-any file may take. The answer is a number of frames: for each dataset of the root group one that
-says what it is and some with its values, and at last one that says that this was all, or what is
-wrong.
+A request is a line of JSON: a path in hexadecimal digits, and the seconds of processor time and the
+bytes of memory that any file may take. The answer is a number of frames: for each dataset of the
+root group one that says what it is and some with its values, and at last one that says that this
+was all, or what is wrong.
 
 This module imports nothing of fastrnn, so that the process starts quickly.
 """
@@ -38,13 +38,11 @@ _MAX_UNBACKED = 1 << 24
 """Bytes that an array may take in memory whatever its size in the file."""
 _MAX_CHUNKS = 1 << 15
 """Chunks that an array may have whatever the size of the file."""
-_MEMORY = 1 << 28
-"""Bytes that HDF5 may take for any file; a good one needs a few million."""
 _BYTES_PER_SECOND = 1e7
 """Of a file or its arrays; a slow processor inflates five times as many."""
 
 
-def serve(requests: BinaryIO, answers: BinaryIO, limits: Callable[[float], Allow]) -> None:
+def serve(requests: BinaryIO, answers: BinaryIO, limits: Callable[[float, int], Allow]) -> None:
     """Answer requests until there are no more."""
 
     def send(kind: bytes, content: Any) -> None:
@@ -53,8 +51,8 @@ def serve(requests: BinaryIO, answers: BinaryIO, limits: Callable[[float], Allow
         answers.write(content)
 
     for line in requests:
-        place, seconds = json.loads(line)
-        for found in read(os.fsdecode(bytes.fromhex(place)), limits(seconds)):
+        place, *least = json.loads(line)
+        for found in read(os.fsdecode(bytes.fromhex(place)), limits(*least)):
             if isinstance(found, dict):
                 send(ABOUT, json.dumps(found).encode())
             elif found.size:
@@ -70,7 +68,7 @@ def read(path: str, allow: Allow) -> Iterator[dict[str, Any] | np.ndarray]:
     try:
         file_size = Path(path).stat().st_size
         room = _MAX_UNBACKED + _MAX_EXPANSION * file_size
-        allow(_MEMORY + 2 * file_size, file_size)
+        allow(2 * file_size, file_size)
         with h5py.File(path, "r") as file:
             for name in file:
                 # A link could make h5py read any other file.
@@ -187,7 +185,7 @@ def _inflated_size(content: bytes, limit: int) -> int:
         return 0
 
 
-def limit_process(seconds: float) -> Allow:
+def limit_process(seconds: float, memory: int) -> Allow:
     """Limit the memory and the processor time of this process; return what allows it more.
 
     Whoever exceeds the memory gets no more of it; the system ends a process that exceeds the time.
@@ -200,18 +198,17 @@ def limit_process(seconds: float) -> Allow:
         resource.setrlimit(what, (value if hard < 0 else min(value, hard), hard))
 
     limit(resource.RLIMIT_CORE, 0)
-    memory = 0
     statm = Path("/proc/self/statm")  # without it, as on macOS, memory has no limit
-    if statm.exists():
-        memory = int(statm.read_text().split()[0]) * resource.getpagesize()
+    if counts := statm.exists():
+        memory += int(statm.read_text().split()[0]) * resource.getpagesize()
     seconds += time.process_time()
 
     def allow(more_memory: int, work: float) -> None:
         nonlocal memory, seconds
+        memory += more_memory
         seconds += work / _BYTES_PER_SECOND
         limit(resource.RLIMIT_CPU, math.ceil(min(seconds, 1e9)))
-        if memory:
-            memory += more_memory
+        if counts:
             limit(resource.RLIMIT_AS, min(memory, 1 << 62))
 
     return allow
