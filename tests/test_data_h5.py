@@ -67,15 +67,15 @@ def test_a_file_without_an_end(tmp_path, monkeypatch):
 
 
 def with_endless_group() -> bytes:
-    """A group of the old format with the same 4 names a million times: HDF5 collects them all."""
+    """A group of the old format with the same long names 32,768 times: HDF5 collects them."""
     memory = io.BytesIO()
     with h5py.File(memory, "w", libver="earliest") as file:
-        for name in "abcd":
-            file[name] = [1]
+        for letter in "abcd":
+            file[letter * 400] = [1]
     content = bytearray(memory.getvalue())
     root = content.index(b"TREE")  # a node with 2 x 16 children and the keys around them
     first, child, last = struct.unpack_from("<QQQ", content, root + 24)
-    for level in range(4):
+    for level in range(3):
         keys = struct.pack("<Q", first) + struct.pack("<QQ", child, last) * 32
         node = struct.pack("<4sBBHqq", b"TREE", 0, level, 32, -1, -1) + keys
         child = len(content)
@@ -87,7 +87,7 @@ def with_endless_group() -> bytes:
 
 def test_a_file_without_bounds(tmp_path, monkeypatch):
     monkeypatch.setattr(h5, "SECONDS", 3)
-    monkeypatch.setattr(h5, "MEMORY", 1 << 26)
+    monkeypatch.setattr(h5, "MEMORY", 1 << 24)
     path = tmp_path / "a.h5"
     path.write_bytes(with_endless_group())
     assert path.stat().st_size < 10_000
