@@ -14,7 +14,7 @@ import fastrnn
 PACKAGE = Path(fastrnn.__file__).resolve().parent
 FLOORS = [
     ("checks", "words", "seeds", "files"),
-    ("decoding", "metrics", "rewards", "runlock"),
+    ("decoding", "metrics", "rewards", "runlock", "vision"),
     ("runs", "checkpoint"),
     ("evaluation",),
     ("training",),
