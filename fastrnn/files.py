@@ -193,12 +193,19 @@ def parse_json(text: str) -> Any:
         If the text is not JSON, is nested too deeply, or has an object with a duplicate key.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make the dict of a JSON object, for ``object_pairs_hook``.
+
+    Raises
+    ------
+    ValueError
+        If a key is there twice.
+    """
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
