@@ -14,6 +14,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import stat
 import sys
 import zipfile
@@ -117,6 +118,37 @@ def make_directory(path: str | os.PathLike[str]) -> None:
             with contextlib.suppress(OSError):
                 path.rmdir()  # so that the next call flushes it
             raise _about(path, error) from error
+
+
+def move_directory(source: str | os.PathLike[str], place: str | os.PathLike[str]) -> None:
+    """Flush the files of a directory to the disk, and rename it; an old one at `place` is removed.
+
+    Parameters
+    ----------
+    source : path
+        The directory, whole. Its files are flushed, not those of directories in it.
+    place : path
+        Where it is to be, in the same file system. If a directory with files is there, it is
+        renamed first and removed afterwards.
+    """
+    source, place = Path(source), Path(place).resolve()
+    for path in source.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    _flush_directory(source)
+    old = None
+    if place.is_dir() and any(place.iterdir()):
+        old = place.with_name(f".{place.name}.{secrets.token_hex(8)}{_UNFINISHED}")
+        place.rename(old)
+    try:
+        source.rename(place)  # an empty directory is replaced
+    except BaseException:
+        if old is not None:
+            old.rename(place)
+        raise
+    _flush_directory(place.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def is_unfinished(path: str | os.PathLike[str]) -> bool:

@@ -221,7 +221,9 @@ def read_names(path: str | os.PathLike[str]) -> list[str]:
         if not name:
             continue
         if "\0" in name or len(name) > _LONGEST_NAME:
-            raise ValueError(f"{path}: line {number} has {name!r:.60}; expected the name of an image")
+            raise ValueError(
+                f"{path}: line {number} has {name!r:.60}; expected the name of an image"
+            )
         if name in names:
             raise ValueError(
                 f"{path}: line {number} has {name!r:.60}, as line {names[name]}; expected every "
@@ -265,8 +267,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             number += 1
             if len(line) > _LONGEST_ITEM:
                 raise ValueError(
-                    f"{path}: line {number} is longer than {_LONGEST_ITEM} bytes; expected an image "
-                    "and a caption"
+                    f"{path}: line {number} is longer than {_LONGEST_ITEM} bytes; expected an "
+                    "image and a caption"
                 )
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -313,7 +315,9 @@ class _Json:
         """Take the next character, one of those expected."""
         found = self.peek()
         if not found or found not in expected:
-            raise self.error(f"has {found or 'its end'!r} where {' or '.join(expected)} is expected")
+            raise self.error(
+                f"has {found or 'its end'!r} where {' or '.join(expected)} is expected"
+            )
         self._at += 1
         return found
 
@@ -333,7 +337,9 @@ class _Json:
                     raise self.error(f"on: {error.msg}") from None
             except (ValueError, RecursionError) as error:
                 deep = isinstance(error, RecursionError)
-                raise self.error(f"on: {'nested too deeply' if deep else one_line(error)}") from None
+                raise self.error(
+                    f"on: {'nested too deeply' if deep else one_line(error)}"
+                ) from None
             else:
                 # A number could go on in the next piece.
                 if end < len(self._text) or self._ended:
@@ -371,6 +377,10 @@ class _Json:
             yield key
             if self.take(",}") == "}":
                 return
+
+
+def _problem(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else one_line(error)
 
 
 # -- the formats
@@ -472,7 +482,7 @@ class _Reader:
 
     @staticmethod
     def number_of(where: str, item: dict[str, Any], key: str) -> int | str:
-        number = item.get(key)
+        number: Any = item.get(key)
         if type(number) not in (int, str):
             raise ValueError(f"{where} has the {key} {number!r:.60}; expected a number or text")
         return number
@@ -529,9 +539,9 @@ class _Reader:
             try:
                 record = json.loads(line, object_pairs_hook=unique_keys)
             except (ValueError, RecursionError) as error:
-                deep = isinstance(error, RecursionError)
-                problem = "nested too deeply" if deep else one_line(error)
-                raise ValueError(f"{where} is not JSON ({problem}); expected an object") from None
+                raise ValueError(
+                    f"{where} is not JSON ({_problem(error)}); expected an object"
+                ) from None
             self.add_record(where, record)
         return "JSON Lines"
 
@@ -663,8 +673,8 @@ class _Reader:
                 raise self.no_column(where, row, name)
         if given[:2] == (None, None) and len(row) != 2:
             raise ValueError(
-                f"{where} has the columns {', '.join(map(repr, row))!s:.100}; expected a header with "
-                "'image' and 'caption', or two columns"
+                f"{where} has the columns {', '.join(map(repr, row)):.100}; expected a header "
+                "with 'image' and 'caption', or two columns"
             )
         image, caption, split = found
         if image is None or caption is None or max(image, caption) >= len(row):

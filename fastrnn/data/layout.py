@@ -7,12 +7,13 @@ can be stored this way.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import math
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,6 +32,7 @@ from ..files import (
 from ..words import SPECIAL_WORDS
 
 SPLITS = ("train", "val")
+"""What every data set has; some have a split "test", too."""
 CAPTIONS_FILE = "coco2014_captions.h5"
 VOCABULARY_FILE = "coco2014_vocab.json"
 
@@ -59,6 +61,7 @@ def read_captioning_directory(
     base_dir: str | os.PathLike[str],
     max_train: int | None = None,
     pca_features: bool = True,
+    splits: Sequence[str] = SPLITS,
 ) -> dict[str, Any]:
     """Read a captioning data set from a directory.
 
@@ -71,6 +74,9 @@ def read_captioning_directory(
         (one ``randint`` call). By default all are kept. Features and URLs are always complete.
     pca_features : bool, optional
         Whether to read the features after PCA (default) or before it.
+    splits : sequence of str, optional
+        The splits whose features and URLs are read, and whose captions are checked: train, val
+        and, by default not, test.
 
     Returns
     -------
@@ -101,18 +107,19 @@ def read_captioning_directory(
 
     captions_path = path_of(CAPTIONS_FILE)
     data: dict[str, Any] = _read_h5(captions_path)
-    for split in SPLITS:
+    for split in splits:
         path = path_of(features_file(split, pca_features))
         data[f"{split}_features"] = _require(path, _read_h5(path), "features", 2, "f")
-    if data["train_features"].shape[1] != data["val_features"].shape[1]:
-        raise ValueError(
-            f"{path}: dataset 'features' has shape {data['val_features'].shape}; expected "
-            f"{data['train_features'].shape[1]} columns, as in the train features"
-        )
-    data.update(_read_vocabulary(path_of(VOCABULARY_FILE)))
-    for split in SPLITS:
+        first = data[f"{splits[0]}_features"]
+        if data[f"{split}_features"].shape[1] != first.shape[1]:
+            raise ValueError(
+                f"{path}: dataset 'features' has shape {data[f'{split}_features'].shape}; expected "
+                f"{first.shape[1]} columns, as in the {splits[0]} features"
+            )
+    data.update(read_vocabulary(path_of(VOCABULARY_FILE)))
+    for split in splits:
         data[f"{split}_urls"] = _read_lines(path_of(urls_file(split)))
-    for split in SPLITS:
+    for split in splits:
         _check_captions(captions_path, data, split)
 
     if max_train is not None:
@@ -130,35 +137,94 @@ def _check_file(path: str) -> None:
 
 def _read_h5(path: str) -> dict[str, np.ndarray]:
     """Read every dataset in the root group of an HDF5 file."""
+    found = {}
+    with _about_h5(path) as (file, where):
+        file_size = Path(path).stat().st_size
+        room = _MAX_UNBACKED + _MAX_EXPANSION * file_size
+        for name in file:
+            node = _node_of(file, name, where)
+            if isinstance(node, h5py.Dataset):
+                found[name] = _read_dataset(node, file_size, room)
+                room -= found[name].nbytes
+    return found
+
+
+@contextlib.contextmanager
+def _about_h5(path: str) -> Iterator[tuple[h5py.File, list[str]]]:
+    """Open an HDF5 file; errors name it and the dataset that the block notes in the list."""
     _check_file(path)
     # h5py reports a truncated file on opening or, where only data are missing, on reading. Damaged
     # metadata raise RuntimeError, KeyError and others.
-    found = {}
-    where = path
+    where = [path]
     try:
-        file_size = Path(path).stat().st_size
-        room = _MAX_UNBACKED + _MAX_EXPANSION * file_size
         with h5py.File(path, "r") as file:
-            for name in file:
-                where = f"{path}: dataset {name!r:.60}"
-                # A link could make h5py read any other file.
-                if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-                    raise ValueError("is a link; expected data in this file")
-                node = file[name]
-                if isinstance(node, h5py.Dataset):
-                    found[name] = _read_dataset(node, file_size, room)
-                    room -= found[name].nbytes
+            yield file, where
     except ValueError as error:
-        raise ValueError(f"{where} {error}") from None
+        raise ValueError(f"{where[-1]} {error}") from None
     except Exception as error:
         raise OSError(
-            f"{where} cannot be read, damaged or no HDF5 file ({one_line(error)})"
+            f"{where[-1]} cannot be read, damaged or no HDF5 file ({one_line(error)})"
         ) from error
+
+
+def _node_of(file: h5py.File, name: str, where: list[str]) -> Any:
+    where.append(f"{where[0]}: dataset {name!r:.60}")
+    # A link could make h5py read any other file.
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise ValueError("is a link; expected data in this file")
+    return file[name]
+
+
+def dataset_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Return the shapes and dtypes of the datasets in the root group of an HDF5 file.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `read_captioning_directory` raises them.
+    """
+    found = {}
+    with _about_h5(os.fspath(path)) as (file, where):
+        for name in file:
+            node = _node_of(file, name, where)
+            if isinstance(node, h5py.Dataset) and node.shape is not None:
+                found[name] = node.shape, node.dtype
     return found
+
+
+def read_rows(path: str | os.PathLike[str], name: str, rows: int) -> Iterator[np.ndarray]:
+    """Yield a dataset of an HDF5 file in blocks of rows, checked as if all of it were read.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `read_captioning_directory` raises them.
+    """
+    path = os.fspath(path)
+    with _about_h5(path) as (file, where):
+        node = _node_of(file, name, where)
+        file_size = Path(path).stat().st_size
+        _check_dataset(node, file_size, _MAX_UNBACKED + _MAX_EXPANSION * file_size)
+        total = len(node)
+    for start in range(0, total, rows):
+        # Opened for each block, so that an error of the caller is not taken for one of the file.
+        with _about_h5(path) as (file, where):
+            values = _native(_node_of(file, name, where)[start : start + rows])
+        yield values
 
 
 def _read_dataset(node: h5py.Dataset, file_size: int, room: int) -> np.ndarray:
     """Read a dataset, unless its data are in another file or it claims far more than there are."""
+    _check_dataset(node, file_size, room)
+    return _native(node[()])
+
+
+def _native(values: Any) -> np.ndarray:
+    values = np.asarray(values)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _check_dataset(node: h5py.Dataset, file_size: int, room: int) -> None:
     if node.dtype.kind not in "biufcS":
         raise ValueError(f"has dtype {node.dtype}; expected numbers")
     if node.external or node.is_virtual:
@@ -183,8 +249,6 @@ def _read_dataset(node: h5py.Dataset, file_size: int, room: int) -> np.ndarray:
         _check_chunks(node, math.prod(node.chunks) * item_size, file_size)
     elif in_file not in (0, math.prod(node.shape or ()) * item_size):
         raise ValueError(f"has shape {node.shape}, stored in {in_file} bytes; expected all of it")
-    values = np.asarray(node[()])
-    return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
 def _check_chunks(node: h5py.Dataset, chunk_size: int, file_size: int) -> None:
@@ -276,7 +340,7 @@ def _check_captions(path: str, data: Mapping[str, Any], split: str) -> None:
             )
 
 
-def _read_vocabulary(path: str) -> dict[str, Any]:
+def read_vocabulary(path: str) -> dict[str, Any]:
     _check_file(path)
     vocab = read_json(path)
     if not isinstance(vocab, dict):

@@ -1,0 +1,550 @@
+"""From images with captions and features to a data directory in CS231n's layout.
+
+`choose_splits` divides the images, `encode` turns their captions into word ids, and
+`DirectoryWriter` writes the directory: beside its place, to be renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+import h5py
+import numpy as np
+
+from ..caption_tokens import caption_tokens
+from ..checks import ArgumentError
+from ..files import move_directory, write_json, write_text
+from ..words import SPECIAL_WORDS
+from .annotations import AnnotatedImage
+from .feature_files import FeatureFiles, NameIndex
+from .layout import CAPTIONS_FILE, VOCABULARY_FILE, features_file, urls_file, write_h5
+from .references import references_file
+
+PREPARED_FILE = "prepared.json"
+"""What a data directory was made from, and its statistics."""
+SPLITS = ("train", "val", "test")
+TOKENIZERS: dict[str, Callable[[str], list[str]]] = {"coco": caption_tokens, "blank": str.split}
+"""Ways to split a caption: as COCO's evaluation does, or at blanks."""
+
+_ROWS = 1 << 16
+"""Captions that are encoded at once."""
+
+
+# -- splits
+
+
+def choose_splits(
+    images: Sequence[AnnotatedImage],
+    *,
+    val_fraction: float | None = None,
+    test_fraction: float | None = None,
+    seed: int = 0,
+) -> dict[str, list[AnnotatedImage]]:
+    """Divide images between the splits, each with all of its captions.
+
+    Parameters
+    ----------
+    images : sequence of AnnotatedImage
+        Without a fraction, their own splits count if they have any.
+    val_fraction, test_fraction : float, optional
+        Parts of the images for val and test, drawn at random; at least one image each, if more
+        than 0. Where neither the images nor the arguments say, 0.1 and 0.
+    seed : int, optional
+        Of the draw. Default 0.
+
+    Returns
+    -------
+    dict of str to list of AnnotatedImage
+        By split, in the order given: train, val and, where it has images, test.
+
+    Raises
+    ------
+    ValueError
+        If a fraction is out of range, or if some of the images have a split and others have none.
+    """
+    drawn = val_fraction is not None or test_fraction is not None
+    known = [image for image in images if image.split is not None]
+    found: dict[str, list[AnnotatedImage]] = {split: [] for split in SPLITS}
+    if known and not drawn:
+        if len(known) < len(images):
+            other = next(image for image in images if image.split is None)
+            raise ValueError(
+                f"the image {other.name!r:.60} has no split, and {len(known)} images have one; "
+                "expected one for every image"
+            )
+        for image in images:
+            found[str(image.split)].append(image)
+    else:
+        sizes = {}
+        for name, fraction, otherwise in (
+            ("val_fraction", val_fraction, 0.1), ("test_fraction", test_fraction, 0.0),
+        ):  # fmt: skip
+            fraction = otherwise if fraction is None else fraction
+            if not 0 <= fraction <= 1:
+                raise ArgumentError(name, f"is {fraction}; expected a number in [0, 1]")
+            sizes[name] = max(round(fraction * len(images)), 1 if fraction else 0)
+        val, test = sizes.values()
+        if val + test > len(images):
+            raise ArgumentError(
+                "val_fraction",
+                f"and test_fraction are {val_fraction} and {test_fraction}, {val + test} of "
+                f"{len(images)} images; expected a sum of at most 1",
+            )
+        order = np.random.default_rng(seed).permutation(len(images))
+        splits = np.zeros(len(images), dtype=np.intp)
+        splits[order[:val]] = 1
+        splits[order[val : val + test]] = 2
+        for image, split in zip(images, splits.tolist(), strict=True):
+            found[SPLITS[split]].append(image)
+    if not found["test"]:
+        del found["test"]
+    return found
+
+
+def listed_splits(
+    images: Sequence[AnnotatedImage], lists: Mapping[str, Sequence[str]]
+) -> tuple[list[AnnotatedImage], list[str]]:
+    """Give images the splits of lists of names.
+
+    Parameters
+    ----------
+    images : sequence of AnnotatedImage
+        Their splits are replaced.
+    lists : mapping of str to sequence of str
+        The names of the images of each split.
+
+    Returns
+    -------
+    images : list of AnnotatedImage
+        Those that are in a list.
+    unknown : list of str
+        Names in the lists without an image.
+
+    Raises
+    ------
+    ValueError
+        If an image is in two lists, or none of a list is known.
+    """
+    index = NameIndex([image.name for image in images], "the annotations")
+    for image in images:
+        image.split = None
+    unknown: list[str] = []
+    for split, names in lists.items():
+        missing = len(unknown)
+        for name in names:
+            row = index.find(name)
+            if row is None:
+                unknown.append(name)
+            elif images[row].split not in (None, split):
+                raise ValueError(
+                    f"the image {name!r:.60} is in the lists of {images[row].split} and {split}; "
+                    "expected every image in one split"
+                )
+            else:
+                images[row].split = split
+        if len(unknown) - missing == len(names):
+            raise ValueError(
+                f"the list of {split} has {len(names)} names, such as {names[0]!r:.60}, and no "
+                "image with captions; expected names as in the annotations"
+            )
+    return [image for image in images if image.split is not None], unknown
+
+
+# -- words
+
+
+@dataclass(frozen=True)
+class WordOptions:
+    """How captions become word ids.
+
+    Attributes
+    ----------
+    tokens : {'coco', 'blank'}
+        How captions are split.
+    min_count : int or None
+        Words that are in the training captions less often become ``<UNK>``; 5 by default, unless
+        `vocab_size` is given.
+    vocab_size : int or None
+        The most frequent words are kept: at most so many, without the four special words.
+    words : sequence of str or None
+        The vocabulary of an earlier data set, special words included, instead.
+    max_length : int
+        Longer captions are cut to this many words.
+    """
+
+    tokens: str = "coco"
+    min_count: int | None = None
+    vocab_size: int | None = None
+    words: Sequence[str] | None = None
+    max_length: int = 15
+
+    def __post_init__(self) -> None:
+        if self.tokens not in TOKENIZERS:
+            raise ArgumentError(
+                "tokens", f"is {self.tokens!r}; expected one of {', '.join(TOKENIZERS)}"
+            )
+        for name in ("min_count", "vocab_size", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ArgumentError(name, f"is {value}; expected at least 1")
+        if self.words is not None:
+            missing = [word for word in SPECIAL_WORDS if word not in self.words]
+            if missing:
+                raise ValueError(
+                    f"the vocabulary has no {missing[0]}; expected it for new captions"
+                )
+
+
+@dataclass
+class EncodedSplit:
+    """The captions of a split as word ids, and what they are about.
+
+    Attributes
+    ----------
+    images : list of AnnotatedImage
+        Those that have captions.
+    captions : int32 ndarray (captions, words)
+    image_idxs : int32 ndarray (captions,)
+    figures : dict
+        Statistics: ``images``, ``captions``, ``tokens`` (of the whole captions), ``types``
+        (different tokens), ``unknown`` (tokens that became ``<UNK>``), ``kept`` (tokens in
+        `captions`), ``cut`` (captions), ``longest`` (words in a caption), ``empty`` (captions
+        without a word, which are left out).
+    """
+
+    images: list[AnnotatedImage]
+    captions: np.ndarray
+    image_idxs: np.ndarray
+    figures: dict[str, int]
+
+
+@dataclass
+class Encoded:
+    """The captions of all splits.
+
+    Attributes
+    ----------
+    words : list of str
+        The vocabulary in the order of the ids.
+    splits : dict of str to EncodedSplit
+    wordless : list of str
+        Images that have no captions, or none with a word.
+    """
+
+    words: list[str]
+    splits: dict[str, EncodedSplit]
+    wordless: list[str] = field(default_factory=list)
+
+
+class _Numbers(dict[str, int]):
+    """A number for every word, in the order in which they are met."""
+
+    def __missing__(self, word: str) -> int:
+        number = self[word] = len(self)
+        return number
+
+
+@dataclass
+class _Tokens:
+    """Captions as numbers of words, one after the other."""
+
+    images: list[AnnotatedImage] = field(default_factory=list)
+    numbers: array[int] = field(default_factory=lambda: array("i"))
+    lengths: array[int] = field(default_factory=lambda: array("i"))
+    rows: array[int] = field(default_factory=lambda: array("i"))
+    empty: int = 0
+
+
+def encode(splits: Mapping[str, Sequence[AnnotatedImage]], options: WordOptions) -> Encoded:
+    """Turn captions into word ids.
+
+    Parameters
+    ----------
+    splits : mapping of str to sequence of AnnotatedImage
+        The images of each split. Captions without a word are removed from them, in place.
+    options : WordOptions
+
+    Returns
+    -------
+    Encoded
+        Each caption is a row of ``<START>``, its words and ``<END>``, padded with ``<NULL>``, and
+        as wide as the longest needs.
+    """
+    table = _Numbers()
+    wordless: list[str] = []
+    found = {
+        split: _tokenize(images, TOKENIZERS[options.tokens], table, wordless)
+        for split, images in splits.items()
+    }
+    kinds = list(table)
+    counts = {
+        split: np.bincount(np.frombuffer(part.numbers, np.intc), minlength=len(kinds))
+        for split, part in found.items()
+    }
+    words = (
+        list(options.words)
+        if options.words is not None
+        else [*SPECIAL_WORDS, *_vocabulary(kinds, counts["train"], options)]
+    )
+    ids = {word: idx for idx, word in enumerate(words)}
+    null, start, end, unknown = (ids[word] for word in SPECIAL_WORDS)
+    # A special word in a caption is no word of the vocabulary.
+    ids.update(dict.fromkeys(SPECIAL_WORDS, unknown))
+    remap = np.array([ids.get(word, unknown) for word in kinds], dtype=np.int32)
+    longest = max((max(part.lengths, default=0) for part in found.values()), default=0)
+    width = min(longest, options.max_length)
+
+    encoded = {}
+    for split, part in found.items():
+        numbers = np.frombuffer(part.numbers, np.intc)
+        lengths = np.frombuffer(part.lengths, np.intc)
+        starts = np.cumsum(lengths, dtype=np.int64) - lengths
+        kept = np.minimum(lengths, width)
+        captions = np.full((len(lengths), width + 2), null, dtype=np.int32)
+        captions[:, 0] = start
+        for first in range(0, len(lengths), _ROWS):
+            rows = slice(first, first + _ROWS)
+            inside = np.arange(width) < kept[rows, None]
+            places = (starts[rows, None] + np.arange(width))[inside]
+            captions[rows, 1:-1][inside] = remap[numbers[places]]
+        captions[np.arange(len(kept)), kept + 1] = end
+        encoded[split] = EncodedSplit(
+            part.images,
+            captions,
+            np.array(part.rows, dtype=np.int32),
+            {
+                "images": len(part.images),
+                "captions": len(lengths),
+                "tokens": len(numbers),
+                "types": int(np.count_nonzero(counts[split])),
+                "unknown": int(np.count_nonzero(captions == unknown)),
+                "kept": int(kept.sum()),
+                "cut": int(np.count_nonzero(lengths > width)),
+                "longest": int(lengths.max(initial=0)),
+                "empty": part.empty,
+            },
+        )
+    return Encoded(words, encoded, wordless)
+
+
+def _tokenize(
+    images: Sequence[AnnotatedImage],
+    split: Callable[[str], list[str]],
+    table: _Numbers,
+    wordless: list[str],
+) -> _Tokens:
+    found = _Tokens()
+    number_of = table.__getitem__
+    for image in images:
+        captions = image.captions
+        before = len(found.lengths)
+        for caption in captions:
+            words = split(caption)
+            if words:
+                found.numbers.extend(map(number_of, words))
+                found.lengths.append(len(words))
+                found.rows.append(len(found.images))
+        lost = len(captions) - (len(found.lengths) - before)
+        if lost:
+            found.empty += lost
+            image.captions = [caption for caption in captions if split(caption)]
+        if image.captions:
+            found.images.append(image)
+        else:
+            wordless.append(image.name)
+    return found
+
+
+def _vocabulary(kinds: list[str], counts: np.ndarray, options: WordOptions) -> list[str]:
+    """Return the words to keep, the most frequent first."""
+    least = options.min_count or (5 if options.vocab_size is None else 1)
+    kept = [
+        (-count, word)
+        for word, count in zip(kinds, counts.tolist(), strict=True)
+        if count >= least and word not in SPECIAL_WORDS
+    ]
+    return [word for _, word in sorted(kept)[: options.vocab_size]]
+
+
+# -- the directory
+
+
+class DirectoryWriter:
+    """Writes a data directory beside its place; it is renamed when it is whole.
+
+    For ``with``: when the block ends without `finish`, what was written is removed, unless it is
+    asked to be kept for another try. Two processes cannot write the same directory.
+
+    Parameters
+    ----------
+    out : path
+        The directory to make.
+    force : bool, optional
+        Whether a data directory that exists is replaced (default: refuse).
+
+    Attributes
+    ----------
+    aside : Path
+        The directory to write to.
+    keep : bool
+        Whether what was written is kept when the block ends early. Default False.
+
+    Raises
+    ------
+    ValueError
+        If `out` exists and is not to be replaced, or another process is writing it.
+    OSError
+        If it cannot be written.
+    """
+
+    def __init__(self, out: str | os.PathLike[str], *, force: bool = False) -> None:
+        self.out = Path(out)
+        # The name of a path such as "." is known only then.
+        place = self.out.resolve()
+        self.aside = place.parent / f".{place.name}.prepare"
+        self.keep = False
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"{self.out}: is a file; expected a directory to be made")
+        if self.out.is_dir() and any(self.out.iterdir()):
+            if not force:
+                raise ValueError(
+                    f"{self.out}: exists; expected a new directory (--force replaces a data set)"
+                )
+            if not (self.out / CAPTIONS_FILE).is_file():
+                raise ValueError(f"{self.out}: is not a data set; --force replaces only data sets")
+        if not place.parent.is_dir():
+            raise ValueError(f"{place.parent}: no such directory; expected one for {place.name}")
+        self._lock = filelock.FileLock(place.parent / f".{place.name}.prepare.lock", timeout=0)
+        self._finished = False
+
+    def __enter__(self) -> DirectoryWriter:
+        try:
+            self._lock.acquire()
+        except filelock.Timeout:
+            raise ValueError(f"{self.out}: is being written by another process") from None
+        try:
+            self.aside.mkdir(exist_ok=True)
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        try:
+            if not self.keep and not self._finished:
+                shutil.rmtree(self.aside, ignore_errors=True)
+        finally:
+            with contextlib.suppress(OSError):
+                Path(self._lock.lock_file).unlink(missing_ok=True)
+            self._lock.release()
+
+    def write_captions(self, encoded: Encoded, urls: Mapping[str, Sequence[str]]) -> None:
+        """Write captions, vocabulary, URLs and references."""
+        datasets = {}
+        for split, part in encoded.splits.items():
+            datasets[f"{split}_captions"] = part.captions
+            datasets[f"{split}_image_idxs"] = part.image_idxs
+            write_text(self.aside / urls_file(split), "".join(f"{url}\n" for url in urls[split]))
+            texts = [[" ".join(c.split()) for c in image.captions] for image in part.images]
+            names = [url.rstrip("/").rsplit("/", 1)[-1] for url in urls[split]]
+            unique = len(set(names)) == len(names)
+            references = dict(zip(names, texts, strict=True)) if unique and names else texts
+            write_json(self.aside / references_file(split), references)
+        write_h5(self.aside / CAPTIONS_FILE, datasets)
+        ids = {word: idx for idx, word in enumerate(encoded.words)}
+        write_json(self.aside / VOCABULARY_FILE, {"idx_to_word": encoded.words, "word_to_idx": ids})
+
+    def write_features(self, features: FeatureFiles, rows: Mapping[str, Sequence[int]]) -> None:
+        """Write the features before PCA: `rows` says which rows each split has, in its order."""
+        split_of = np.full(features.count, -1)
+        place_of = np.zeros(features.count, dtype=np.int64)
+        with contextlib.ExitStack() as stack:
+            datasets = []
+            for number, (split, chosen) in enumerate(rows.items()):
+                split_of[chosen] = number
+                place_of[chosen] = np.arange(len(chosen))
+                path = self.aside / features_file(split, pca=False)
+                file = stack.enter_context(h5py.File(path, "w"))
+                shape = (len(chosen), features.width)
+                datasets.append(file.create_dataset("features", shape, np.float32))
+            for first, block in features.blocks():
+                splits = split_of[first : first + len(block)]
+                for number, dataset in enumerate(datasets):
+                    here = np.flatnonzero(splits == number)
+                    places = place_of[first + here]
+                    order = np.argsort(places)
+                    here, places = here[order], places[order]
+                    # HDF5 is slow with lists of rows: write what stands together at once.
+                    for run in np.split(
+                        np.arange(len(here)), np.flatnonzero(np.diff(places) > 1) + 1
+                    ):
+                        if run.size:
+                            start = int(places[run[0]])
+                            dataset[start : start + run.size] = block[here[run]]
+
+    def share_features(self, splits: Sequence[str]) -> None:
+        """Let the features count as those after PCA, too, where there is none."""
+        for split in splits:
+            whole = self.aside / features_file(split, pca=False)
+            reduced = self.aside / features_file(split)
+            reduced.unlink(missing_ok=True)
+            try:
+                os.link(whole, reduced)
+            except OSError:  # a file system without links
+                shutil.copyfile(whole, reduced)
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Write what the directory was made from, and move it to its place."""
+        write_json(self.aside / PREPARED_FILE, record)
+        move_directory(self.aside, self.out)
+        self._finished = True
+
+
+def rows_of(
+    images: Sequence[AnnotatedImage], index: NameIndex
+) -> tuple[dict[str, int], list[str], list[str]]:
+    """Find the photograph, or the row of features, of each image.
+
+    Parameters
+    ----------
+    images : sequence of AnnotatedImage
+    index : NameIndex
+        Of the photographs or the rows.
+
+    Returns
+    -------
+    rows : dict of str to int
+        The row of each image that has one, by name.
+    missing : list of str
+        Images without one.
+    unused : list of str
+        Names in the index without an image.
+
+    Raises
+    ------
+    ValueError
+        If two images have the same row.
+    """
+    rows: dict[str, int] = {}
+    taken: dict[int, str] = {}
+    missing = []
+    for image in images:
+        row = index.find(image.name, image.number)
+        if row is None:
+            missing.append(image.name)
+            continue
+        if row in taken:
+            raise ValueError(
+                f"the images {taken[row]!r:.60} and {image.name!r:.60} are both "
+                f"{index.names[row]!r:.60}; expected different ones"
+            )
+        rows[image.name], taken[row] = row, image.name
+    return rows, missing, [name for row, name in enumerate(index.names) if row not in taken]
