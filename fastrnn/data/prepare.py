@@ -23,11 +23,16 @@ from ..caption_tokens import caption_tokens
 from ..checks import ArgumentError
 from ..files import move_directory, write_json, write_text
 from ..words import SPECIAL_WORDS
-from .annotations import AnnotatedImage
+from .annotations import AnnotatedImage, Annotations
 from .feature_files import FeatureFiles, NameIndex
 from .layout import CAPTIONS_FILE, VOCABULARY_FILE, features_file, urls_file, write_h5
+from .pca import PCA
 from .references import references_file
 
+EXTRACTION_FILE = "extraction.h5"
+"""Features of photographs while they are computed, before the directory is in its place."""
+PCA_FILE = "pca.npz"
+SOURCE_FILE = "features.json"
 PREPARED_FILE = "prepared.json"
 """What a data directory was made from, and its statistics."""
 SPLITS = ("train", "val", "test")
@@ -198,9 +203,12 @@ class WordOptions:
         if self.words is not None:
             missing = [word for word in SPECIAL_WORDS if word not in self.words]
             if missing:
-                raise ValueError(
-                    f"the vocabulary has no {missing[0]}; expected it for new captions"
-                )
+                raise ArgumentError("words", f"has no {missing[0]}; expected all special words")
+
+    @property
+    def least(self) -> int:
+        """How often a word must be in the training captions."""
+        return self.min_count or (5 if self.vocab_size is None else 1)
 
 
 @dataclass
@@ -365,11 +373,10 @@ def _tokenize(
 
 def _vocabulary(kinds: list[str], counts: np.ndarray, options: WordOptions) -> list[str]:
     """Return the words to keep, the most frequent first."""
-    least = options.min_count or (5 if options.vocab_size is None else 1)
     kept = [
         (-count, word)
         for word, count in zip(kinds, counts.tolist(), strict=True)
-        if count >= least and word not in SPECIAL_WORDS
+        if count >= options.least and word not in SPECIAL_WORDS
     ]
     return [word for _, word in sorted(kept)[: options.vocab_size]]
 
@@ -446,6 +453,12 @@ class DirectoryWriter:
                 Path(self._lock.lock_file).unlink(missing_ok=True)
             self._lock.release()
 
+    def clear(self) -> None:
+        """Remove what an earlier try left, except features that were computed."""
+        for path in self.aside.iterdir():
+            if not path.name.startswith(EXTRACTION_FILE):
+                path.unlink()
+
     def write_captions(self, encoded: Encoded, urls: Mapping[str, Sequence[str]]) -> None:
         """Write captions, vocabulary, URLs and references."""
         datasets = {}
@@ -490,8 +503,19 @@ class DirectoryWriter:
                             start = int(places[run[0]])
                             dataset[start : start + run.size] = block[here[run]]
 
-    def share_features(self, splits: Sequence[str]) -> None:
-        """Let the features count as those after PCA, too, where there is none."""
+    def reduce_features(self, splits: Sequence[str], components: int | PCA | None) -> PCA | None:
+        """Write the features after PCA; without it they are those before it."""
+        if components is not None:
+            pca = components
+            if isinstance(pca, int):
+                if pca < 1:
+                    raise ArgumentError("pca", f"is {pca}; expected at least 1")
+                pca = PCA.fit(self._features("train"), pca)
+            pca.save(self.aside / PCA_FILE)
+            for split in splits:
+                found = pca.transform(self._features(split))
+                write_h5(self.aside / features_file(split), {"features": found})
+            return pca
         for split in splits:
             whole = self.aside / features_file(split, pca=False)
             reduced = self.aside / features_file(split)
@@ -500,6 +524,29 @@ class DirectoryWriter:
                 os.link(whole, reduced)
             except OSError:  # a file system without links
                 shutil.copyfile(whole, reduced)
+        return None
+
+    def _features(self, split: str) -> np.ndarray:
+        with h5py.File(self.aside / features_file(split, pca=False), "r") as file:
+            return np.asarray(file["features"][()])
+
+    def write_source(self, photographs: Path | None, width: int, pca: PCA | None) -> None:
+        """Write how the features were made: of features that the user has, that is not known."""
+        reduction = None if pca is None else {"file": PCA_FILE, "components": len(pca.components)}
+        write_json(
+            self.aside / SOURCE_FILE,
+            {
+                "format": 1,
+                "network": None,
+                "file": None,
+                "layer": None,
+                "digest": None,
+                "preprocessing": None,
+                "width": width,
+                "pca": reduction,
+                "images": None if photographs is None else str(photographs.resolve()),
+            },
+        )
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Write what the directory was made from, and move it to its place."""
@@ -548,3 +595,211 @@ def rows_of(
             )
         rows[image.name], taken[row] = row, image.name
     return rows, missing, [name for row, name in enumerate(index.names) if row not in taken]
+
+
+# -- all of it
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a data directory is made from.
+
+    Attributes
+    ----------
+    annotations : Annotations
+    lists : mapping of str to sequence of str
+        Names of the images of splits; other images are left out. Empty: the splits of the
+        annotations, or fractions.
+    photographs : path or None
+        The folder with the photographs.
+    features : FeatureFiles or None
+        Features that the user has. If they have no names, their rows are the images in the order
+        of the annotations.
+    extract : callable or None
+        Where there are no features: called with the paths of the photographs and the file to write
+        to; returns their features, with a name for each that could be read, and the problem of
+        each photograph that could not.
+    """
+
+    annotations: Annotations
+    lists: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    photographs: Path | None = None
+    features: FeatureFiles | None = None
+    extract: Callable[[list[Path], Path], tuple[FeatureFiles, dict[str, str]]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.features is None and (self.photographs is None or self.extract is None):
+            raise ValueError("a data set needs photographs or features")
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """How images are divided where annotations and lists do not say; see `choose_splits`."""
+
+    val_fraction: float | None = None
+    test_fraction: float | None = None
+    seed: int = 0
+
+
+def prepare_directory(
+    out: str | os.PathLike[str],
+    sources: Sources,
+    words: WordOptions,
+    splits: SplitOptions,
+    *,
+    components: int | PCA | None = None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Make a data directory.
+
+    Parameters
+    ----------
+    out : path
+        The directory. It is there when it is whole; photographs whose features were computed
+        before an interruption are not computed again.
+    sources : Sources
+    words : WordOptions
+    splits : SplitOptions
+    components : int or PCA, optional
+        Reduce the features to so many principal components of the training images, or by a PCA
+        that was fitted before. By default they stay as they are.
+    force : bool, optional
+        Replace a data directory that exists.
+
+    Returns
+    -------
+    dict
+        What was made from what, as in ``prepared.json``.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be read or written.
+    ValueError
+        If the sources do not fit together.
+    """
+    annotations = sources.annotations
+    images = list(annotations.images)
+    left_out: dict[str, list[str]] = {}
+    index = None
+    if sources.photographs is not None:
+        from ..vision.images import find_images
+
+        photographs = find_images(sources.photographs)
+        paths = [path.relative_to(sources.photographs).as_posix() for path in photographs]
+        index = NameIndex(paths, str(sources.photographs))
+        place_of, missing, unused = rows_of(images, index)
+        left_out["captions without photograph"] = missing
+        left_out["photographs without captions"] = unused
+    if sources.features is not None:
+        row_of = _rows_of_features(sources.features, images, left_out)
+        images = [image for image in images if image.name in row_of]
+    if index is not None:
+        images = [image for image in images if image.name in place_of]
+    if sources.lists:
+        images, unknown = listed_splits(images, sources.lists)
+        left_out["listed images without captions"] = unknown
+    left_out["images without captions"] = [image.name for image in images if not image.captions]
+    images = [image for image in images if image.captions]
+    if not images:
+        have = index.names if index is not None else (sources.features and sources.features.names)
+        such = f", such as {annotations.images[0].name!r:.60}" if annotations.images else ""
+        known = f"; the photographs or features are of {have[0]!r:.60} and others" if have else ""
+        raise ValueError(
+            f"{sources.annotations.sources[0]}: no image has both captions and features; expected "
+            f"some of {len(annotations.images)} images{such}{known}"
+        )
+    chosen = choose_splits(images, **vars(splits))
+    _check_splits(chosen, words)
+
+    with DirectoryWriter(out, force=force) as writer:
+        unreadable: dict[str, str] = {}
+        features = sources.features
+        if features is None:
+            assert sources.photographs is not None and sources.extract is not None
+            assert index is not None
+            writer.keep = True
+            wanted = [index.names[place_of[image.name]] for image in images]
+            features, unreadable = sources.extract(
+                [sources.photographs / name for name in wanted], writer.aside / EXTRACTION_FILE
+            )
+            assert features.names is not None
+            rows = {name: row for row, name in enumerate(features.names)}
+            row_of = {
+                image.name: rows[name]
+                for image, name in zip(images, wanted, strict=True)
+                if name in rows
+            }
+            chosen = {
+                split: [image for image in part if image.name in row_of]
+                for split, part in chosen.items()
+            }
+            writer.keep = False
+        writer.clear()
+        encoded = encode(chosen, words)
+        left_out["images without captions"] += encoded.wordless
+        found = {split: part.images for split, part in encoded.splits.items()}
+        _check_splits(found, words)
+        urls = {
+            split: [
+                index.names[place_of[image.name]] if index is not None else image.url or image.name
+                for image in part
+            ]
+            for split, part in found.items()
+        }
+        writer.write_captions(encoded, urls)
+        writer.write_features(
+            features, {split: [row_of[i.name] for i in part] for split, part in found.items()}
+        )
+        pca = writer.reduce_features(list(found), components)
+        writer.write_source(sources.photographs, features.width, pca)
+        record = {
+            "format": 1,
+            "annotations": annotations.sources,
+            "photographs": None if sources.photographs is None else str(sources.photographs),
+            "features": None if sources.features is None else str(sources.features),
+            "tokens": words.tokens,
+            "min_count": words.least,
+            "vocab_size": words.vocab_size,
+            "given_words": words.words is not None,
+            "max_length": words.max_length,
+            **vars(splits),
+            "words": len(encoded.words),
+            "width": features.width if pca is None else len(pca.components),
+            "splits": {split: part.figures for split, part in encoded.splits.items()},
+            "left_out": {what: names for what, names in left_out.items() if names},
+            "orphans": annotations.orphans,
+            "unreadable": unreadable,
+        }
+        for path in writer.aside.glob(f"{EXTRACTION_FILE}*"):
+            path.unlink()
+        writer.finish(record)
+    return record
+
+
+def _rows_of_features(
+    features: FeatureFiles, images: Sequence[AnnotatedImage], left_out: dict[str, list[str]]
+) -> dict[str, int]:
+    if features.names is None:
+        if features.count != len(images):
+            raise ValueError(
+                f"{features}: has {features.count} rows; expected {len(images)}, one for each "
+                "image of the annotations in their order (or the names of the rows)"
+            )
+        return {image.name: row for row, image in enumerate(images)}
+    rows, missing, unused = rows_of(images, NameIndex(features.names, str(features)))
+    left_out["captions without features"] = missing
+    left_out["features without captions"] = unused
+    return rows
+
+
+def _check_splits(splits: Mapping[str, Sequence[AnnotatedImage]], words: WordOptions) -> None:
+    """Refuse a data set that cannot be trained on, or tested if its words are given."""
+    needed = ("val",) if words.words is not None else ("train", "val")
+    for split in needed:
+        if not splits[split]:
+            raise ValueError(
+                f"no image with captions is in {split}; expected at least one (images: "
+                + ", ".join(f"{len(part)} in {name}" for name, part in splits.items())
+                + ")"
+            )
