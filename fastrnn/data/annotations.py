@@ -368,7 +368,7 @@ class _Json:
         seen: set[str] = set()
         while True:
             if self.peek() != '"':
-                raise self.error("has a key that is not text")
+                raise self.error(f"has {self.peek() or 'its end'!r}; expected a key")
             key = self.value()
             if key in seen:
                 raise self.error(f"has the key {key!r:.60} again")
@@ -556,7 +556,7 @@ class _Reader:
         for key, what in ((image, "image"), (caption, "caption")):
             if key is None or key not in record:
                 have = ", ".join(map(repr, record))
-                raise ValueError(f"{where} has {have or 'no keys':.100}; expected an {what!r}")
+                raise ValueError(f"{where} has {have or 'no keys':.100}; expected the {what}")
         if not isinstance(record[image], (str, int)):
             raise ValueError(f"{where} has the image {record[image]!r:.60}; expected a name")
         found = record[caption]
