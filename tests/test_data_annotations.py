@@ -1,4 +1,4 @@
-"""Readers of annotations: each format as its publisher writes it, and files with one thing wrong."""
+"""Readers of annotations: each format as it is published, and files with one thing wrong."""
 
 from __future__ import annotations
 
@@ -200,7 +200,8 @@ IMAGE = {"id": 1, "file_name": "a.jpg"}
         ("a.json", {"images": [{**IMAGE, "file_name": "a\nb"}], "annotations": []},
          "the image 1 has the image 'a\\nb'; expected a name in one line"),
         ("a.json", '{"images": [{"id": 1, "id": 1}]}', "an object has the key 'id' twice"),
-        ("a.json", '{"images": [\n{"id": 1, "file_name": "a"}\n{"id": 2}]}', "line 3 has '{'; expected , or ]"),
+        ("a.json", '{"images": [\n{"id": 1, "file_name": "a"}\n{"id": 2}]}',
+         "line 3 has '{'; expected , or ]"),
         ("a.json", '{"images": [\n{"id": 1, "file_name": "a"},\n]}', "line 3 on: Expecting value"),
         ("a.json", '{"images": [], "annotations": []} x', "has 'x' after the end"),
         ("a.json", '{"a": ' + "[" * 100_000, "nested too deeply"),
