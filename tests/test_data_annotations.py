@@ -201,7 +201,7 @@ IMAGE = {"id": 1, "file_name": "a.jpg"}
          "the image 1 has the image 'a\\nb'; expected a name in one line"),
         ("a.json", '{"images": [{"id": 1, "id": 1}]}', "an object has the key 'id' twice"),
         ("a.json", '{"images": [\n{"id": 1, "file_name": "a"}\n{"id": 2}]}',
-         "line 3 has '{'; expected , or ]"),
+         "line 3 has '{' where , or ] is expected"),
         ("a.json", '{"images": [\n{"id": 1, "file_name": "a"},\n]}', "line 3 on: Expecting value"),
         ("a.json", '{"images": [], "annotations": []} x', "has 'x' after the end"),
         ("a.json", '{"a": ' + "[" * 100_000, "nested too deeply"),

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 from array import array
@@ -22,6 +23,9 @@ import numpy as np
 from ..caption_tokens import caption_tokens
 from ..checks import ArgumentError
 from ..files import move_directory, write_json, write_text
+from ..vision.images import find_images
+from ..vision.networks import Network
+from ..vision.source import FeatureSource
 from ..words import SPECIAL_WORDS
 from .annotations import AnnotatedImage, Annotations
 from .feature_files import FeatureFiles, NameIndex
@@ -31,8 +35,6 @@ from .references import references_file
 
 EXTRACTION_FILE = "extraction.h5"
 """Features of photographs while they are computed, before the directory is in its place."""
-PCA_FILE = "pca.npz"
-SOURCE_FILE = "features.json"
 PREPARED_FILE = "prepared.json"
 """What a data directory was made from, and its statistics."""
 SPLITS = ("train", "val", "test")
@@ -511,7 +513,6 @@ class DirectoryWriter:
                 if pca < 1:
                     raise ArgumentError("pca", f"is {pca}; expected at least 1")
                 pca = PCA.fit(self._features("train"), pca)
-            pca.save(self.aside / PCA_FILE)
             for split in splits:
                 found = pca.transform(self._features(split))
                 write_h5(self.aside / features_file(split), {"features": found})
@@ -529,24 +530,6 @@ class DirectoryWriter:
     def _features(self, split: str) -> np.ndarray:
         with h5py.File(self.aside / features_file(split, pca=False), "r") as file:
             return np.asarray(file["features"][()])
-
-    def write_source(self, photographs: Path | None, width: int, pca: PCA | None) -> None:
-        """Write how the features were made: of features that the user has, that is not known."""
-        reduction = None if pca is None else {"file": PCA_FILE, "components": len(pca.components)}
-        write_json(
-            self.aside / SOURCE_FILE,
-            {
-                "format": 1,
-                "network": None,
-                "file": None,
-                "layer": None,
-                "digest": None,
-                "preprocessing": None,
-                "width": width,
-                "pca": reduction,
-                "images": None if photographs is None else str(photographs.resolve()),
-            },
-        )
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Write what the directory was made from, and move it to its place."""
@@ -615,20 +598,24 @@ class Sources:
     features : FeatureFiles or None
         Features that the user has. If they have no names, their rows are the images in the order
         of the annotations.
-    extract : callable or None
-        Where there are no features: called with the paths of the photographs and the file to write
-        to; returns their features, with a name for each that could be read, and the problem of
-        each photograph that could not.
+    network : Network or None
+        What computes features from the photographs, where there are none.
+    batch_size : int
+        Of that network. Default 16.
+    progress : callable or None
+        Called while that is done; see `fastrnn.vision.extract.extract_features`.
     """
 
     annotations: Annotations
     lists: Mapping[str, Sequence[str]] = field(default_factory=dict)
     photographs: Path | None = None
     features: FeatureFiles | None = None
-    extract: Callable[[list[Path], Path], tuple[FeatureFiles, dict[str, str]]] | None = None
+    network: Network | None = None
+    batch_size: int = 16
+    progress: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.features is None and (self.photographs is None or self.extract is None):
+        if self.features is None and (self.photographs is None or self.network is None):
             raise ValueError("a data set needs photographs or features")
 
 
@@ -683,8 +670,6 @@ def prepare_directory(
     left_out: dict[str, list[str]] = {}
     index = None
     if sources.photographs is not None:
-        from ..vision.images import find_images
-
         photographs = find_images(sources.photographs)
         paths = [path.relative_to(sources.photographs).as_posix() for path in photographs]
         index = NameIndex(paths, str(sources.photographs))
@@ -716,13 +701,10 @@ def prepare_directory(
         unreadable: dict[str, str] = {}
         features = sources.features
         if features is None:
-            assert sources.photographs is not None and sources.extract is not None
             assert index is not None
             writer.keep = True
             wanted = [index.names[place_of[image.name]] for image in images]
-            features, unreadable = sources.extract(
-                [sources.photographs / name for name in wanted], writer.aside / EXTRACTION_FILE
-            )
+            features, unreadable = _extract(sources, wanted, writer.aside / EXTRACTION_FILE)
             assert features.names is not None
             rows = {name: row for row, name in enumerate(features.names)}
             row_of = {
@@ -752,7 +734,11 @@ def prepare_directory(
             features, {split: [row_of[i.name] for i in part] for split, part in found.items()}
         )
         pca = writer.reduce_features(list(found), components)
-        writer.write_source(sources.photographs, features.width, pca)
+        source = FeatureSource.unknown(features.width, images=sources.photographs)
+        if sources.features is None:
+            assert sources.network is not None
+            source = FeatureSource.of(sources.network, images=sources.photographs)
+        dataclasses.replace(source, pca=pca).write(writer.aside)
         record = {
             "format": 1,
             "annotations": annotations.sources,
@@ -803,3 +789,10 @@ def _check_splits(splits: Mapping[str, Sequence[AnnotatedImage]], words: WordOpt
                 + ", ".join(f"{len(part)} in {name}" for name, part in splits.items())
                 + ")"
             )
+
+
+def _extract(
+    sources: Sources, names: Sequence[str], out: Path
+) -> tuple[FeatureFiles, dict[str, str]]:
+    """Compute the features of photographs; return them, and the problem of each without."""
+    raise NotImplementedError
