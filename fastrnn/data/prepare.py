@@ -16,18 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import filelock
 import h5py
 import numpy as np
 
 from ..caption_tokens import caption_tokens
 from ..checks import ArgumentError
-from ..files import move_directory, write_json, write_text
+from ..files import write_json, write_text
 from ..vision.images import find_images
 from ..vision.networks import Network
 from ..vision.source import FeatureSource
 from ..words import SPECIAL_WORDS
 from .annotations import AnnotatedImage, Annotations
+from .aside import AsideDirectory
 from .feature_files import FeatureFiles, NameIndex
 from .layout import CAPTIONS_FILE, VOCABULARY_FILE, features_file, urls_file, write_h5
 from .pca import PCA
@@ -386,74 +386,8 @@ def _vocabulary(kinds: list[str], counts: np.ndarray, options: WordOptions) -> l
 # -- the directory
 
 
-class DirectoryWriter:
-    """Writes a data directory beside its place; it is renamed when it is whole.
-
-    For ``with``: when the block ends without `finish`, what was written is removed, unless it is
-    asked to be kept for another try. Two processes cannot write the same directory.
-
-    Parameters
-    ----------
-    out : path
-        The directory to make.
-    force : bool, optional
-        Whether a data directory that exists is replaced (default: refuse).
-
-    Attributes
-    ----------
-    aside : Path
-        The directory to write to.
-    keep : bool
-        Whether what was written is kept when the block ends early. Default False.
-
-    Raises
-    ------
-    ValueError
-        If `out` exists and is not to be replaced, or another process is writing it.
-    OSError
-        If it cannot be written.
-    """
-
-    def __init__(self, out: str | os.PathLike[str], *, force: bool = False) -> None:
-        self.out = Path(out)
-        # The name of a path such as "." is known only then.
-        place = self.out.resolve()
-        self.aside = place.parent / f".{place.name}.prepare"
-        self.keep = False
-        if self.out.exists() and not self.out.is_dir():
-            raise ValueError(f"{self.out}: is a file; expected a directory to be made")
-        if self.out.is_dir() and any(self.out.iterdir()):
-            if not force:
-                raise ValueError(
-                    f"{self.out}: exists; expected a new directory (--force replaces a data set)"
-                )
-            if not (self.out / CAPTIONS_FILE).is_file():
-                raise ValueError(f"{self.out}: is not a data set; --force replaces only data sets")
-        if not place.parent.is_dir():
-            raise ValueError(f"{place.parent}: no such directory; expected one for {place.name}")
-        self._lock = filelock.FileLock(place.parent / f".{place.name}.prepare.lock", timeout=0)
-        self._finished = False
-
-    def __enter__(self) -> DirectoryWriter:
-        try:
-            self._lock.acquire()
-        except filelock.Timeout:
-            raise ValueError(f"{self.out}: is being written by another process") from None
-        try:
-            self.aside.mkdir(exist_ok=True)
-        except BaseException:
-            self._lock.release()
-            raise
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        try:
-            if not self.keep and not self._finished:
-                shutil.rmtree(self.aside, ignore_errors=True)
-        finally:
-            with contextlib.suppress(OSError):
-                Path(self._lock.lock_file).unlink(missing_ok=True)
-            self._lock.release()
+class DirectoryWriter(AsideDirectory):
+    """Writes the files of a data directory; see `AsideDirectory`."""
 
     def clear(self) -> None:
         """Remove what an earlier try left, except features that were computed."""
@@ -534,8 +468,7 @@ class DirectoryWriter:
     def finish(self, record: Mapping[str, Any]) -> None:
         """Write what the directory was made from, and move it to its place."""
         write_json(self.aside / PREPARED_FILE, record)
-        move_directory(self.aside, self.out)
-        self._finished = True
+        self.move(self.aside)
 
 
 def rows_of(
