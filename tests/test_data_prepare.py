@@ -50,7 +50,9 @@ def test_a_fraction_divides_images_not_captions():
         "val": 10,
         "test": 5,
     }
-    assert sorted(name for part in names.values() for name in part) == sorted(i.name for i in many(50))
+    assert sorted(name for part in names.values() for name in part) == sorted(
+        i.name for i in many(50)
+    )
     again = choose_splits(many(50), val_fraction=0.2, test_fraction=0.1, seed=3)
     assert [i.name for i in again["val"]] == names["val"]
     other = choose_splits(many(50), val_fraction=0.2, test_fraction=0.1, seed=4)

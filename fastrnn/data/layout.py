@@ -35,6 +35,8 @@ SPLITS = ("train", "val")
 """What every data set has; some have a split "test", too."""
 CAPTIONS_FILE = "coco2014_captions.h5"
 VOCABULARY_FILE = "coco2014_vocab.json"
+COURSE_URL = "http://cs231n.stanford.edu/coco_captioning.zip"
+"""The archive of CS231n's captioning assignment: COCO 2014 with features of VGG-16."""
 
 _MAX_EXPANSION = 1100
 """Largest ratio of an array's size to its size in the file; deflate reaches 1032."""

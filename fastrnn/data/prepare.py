@@ -533,8 +533,8 @@ class Sources:
         of the annotations.
     network : Network or None
         What computes features from the photographs, where there are none.
-    batch_size : int
-        Of that network. Default 16.
+    batch_size : int, optional
+        Of that network; by default what suits it.
     progress : callable or None
         Called while that is done; see `fastrnn.vision.extract.extract_features`.
     """
@@ -544,7 +544,7 @@ class Sources:
     photographs: Path | None = None
     features: FeatureFiles | None = None
     network: Network | None = None
-    batch_size: int = 16
+    batch_size: int | None = None
     progress: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
@@ -728,4 +728,18 @@ def _extract(
     sources: Sources, names: Sequence[str], out: Path
 ) -> tuple[FeatureFiles, dict[str, str]]:
     """Compute the features of photographs; return them, and the problem of each without."""
-    raise NotImplementedError
+    from ..vision.extract import extract_features  # only where photographs are read
+
+    assert sources.photographs is not None and sources.network is not None
+    done = extract_features(
+        [sources.photographs / name for name in names],
+        sources.network,
+        out,
+        batch_size=sources.batch_size,
+        progress=sources.progress,
+    )
+    features = FeatureFiles([out], [names[number] for number in done.rows])
+    unreadable = {
+        path.relative_to(sources.photographs).as_posix(): why for path, why in done.unreadable
+    }
+    return features, unreadable
