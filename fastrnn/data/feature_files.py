@@ -6,6 +6,7 @@ an image by its name.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,9 @@ from .layout import dataset_shapes, read_rows
 
 _BLOCK = 1 << 24
 """Bytes of features that are read at once."""
+
+
+_LONGEST_HEADER = 1 << 16
 
 
 class NameIndex:
@@ -194,15 +198,16 @@ def _npy_header(path: Path, file: BinaryIO) -> tuple[tuple[int, ...], bool, np.d
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0,
     }  # fmt: skip
+    # A header can say that it is 4 GB long.
+    start = io.BytesIO(file.read(_LONGEST_HEADER))
     try:
-        version = np.lib.format.read_magic(file)
+        version = np.lib.format.read_magic(start)
         if version not in readers:
             raise ValueError(f"npy format {version}")
-        shape, by_columns, dtype = readers[version](file)
+        shape, by_columns, dtype = readers[version](start)
     except Exception as error:  # NumPy raises many types for a damaged header
-        if isinstance(error, OSError):
-            raise
         raise ValueError(f"{path}: damaged, or not an npy file ({one_line(error)})") from None
+    file.seek(start.tell())
     size = os.fstat(file.fileno()).st_size - file.tell()
     if dtype.hasobject or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
         raise ValueError(
