@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..checks import ArgumentError
 from ..data.layout import VOCABULARY_FILE
-from .options import Choice, add_float, add_integer, flag_of
+from .features import add_network, network_of
+from .options import Choice, add_float, add_integer, add_threads, flag_of, use_threads
 
 SHOWN = 5
 """How many names of images are printed; all of them are in prepared.json."""
@@ -95,6 +97,10 @@ def add_parser(commands: Any) -> Any:
         help="files with the image of each row of --features on a line (default: the names in the "
         "files; else the order of the captions' file)",
     )  # fmt: skip
+    network = parser.add_argument_group("network for the photographs")
+    add_network(network)
+    add_integer(network, "--batch-size", help="images that a thread computes at a time")
+    add_threads(network)
     add_integer(
         features, "--pca",
         help="keep N principal components, fitted on the training images (default: no PCA)",
@@ -118,6 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..data.pca import PCA
     from ..data.prepare import SplitOptions, WordOptions, prepare_directory
 
+    use_threads(arguments)
     _check(arguments)
     words = WordOptions(
         tokens=arguments.tokens,
@@ -130,13 +137,21 @@ def run(arguments: argparse.Namespace) -> int:
     components = arguments.pca
     if arguments.pca_file is not None:
         components = PCA.load(arguments.pca_file)
+    bar = _Bar()
     try:
         record = prepare_directory(
-            arguments.out, _sources(arguments), words, splits, components=components,
+            arguments.out, _sources(arguments, bar), words, splits, components=components,
             force=arguments.force,
         )  # fmt: skip
     except ArgumentError as error:
         raise ValueError(f"{flag_of(error.name)} {error.problem}") from None
+    except KeyboardInterrupt:
+        if bar.began:
+            bar.close()
+            print("fastrnn: features are kept; the same command goes on", file=sys.stderr)
+        raise
+    finally:
+        bar.close()
     _tell(record)
     print(f"written to {arguments.out}")
     print(f"next: fastrnn train --data {shlex.quote(arguments.out)}")
@@ -155,6 +170,10 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     if arguments.features is None and arguments.images is None:
         raise ValueError("prepare needs --images DIR or --features FILE")
+    if arguments.features is not None:
+        for name in ("network", "onnx", "layer", "mean", "std", "channels", "engine"):
+            if getattr(arguments, name) is not None:
+                raise ValueError(f"--{name} computes features; expected it without --features")
     if arguments.feature_names and not arguments.features:
         raise ValueError("--feature-names needs --features")
     if arguments.pca is not None and arguments.pca_file is not None:
@@ -174,7 +193,32 @@ def _words(place: str | None) -> list[str] | None:
     return read_vocabulary(str(path / VOCABULARY_FILE if path.is_dir() else path))["idx_to_word"]
 
 
-def _sources(arguments: argparse.Namespace) -> Any:
+class _Bar:
+    """The bar of `fastrnn features`, when it is known how many photographs there are."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    @property
+    def began(self) -> bool:
+        """Whether features were computed."""
+        return self._bar is not None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None:
+            from .features import Bar
+
+            self._bar = Bar(total)
+            print(f"photographs: {total:,}" + f", {done:,} are done" * bool(done), flush=True)
+        self._bar(done, total)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _sources(arguments: argparse.Namespace, bar: _Bar) -> Any:
     """Read the annotations, and look at the features."""
     from ..data.annotations import Annotations, Columns, read_annotations, read_names
     from ..data.feature_files import FeatureFiles
@@ -204,9 +248,11 @@ def _sources(arguments: argparse.Namespace) -> Any:
         if arguments.feature_names is not None:
             names = [name for path in arguments.feature_names for name in read_names(path)]
         features = FeatureFiles(arguments.features, names)
+    network = None if features is not None else network_of(arguments)
     return Sources(
-        annotations, lists, None if arguments.images is None else Path(arguments.images), features
-    )
+        annotations, lists, None if arguments.images is None else Path(arguments.images), features,
+        network, arguments.batch_size, bar,
+    )  # fmt: skip
 
 
 # -- what is printed

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..files import one_line, open_file, read_npz
+from .annotations import read_names
 from .layout import dataset_shapes, read_rows
 
 _BLOCK = 1 << 24
@@ -95,7 +96,8 @@ class FeatureFiles:
         a vector (D,) for each image under its name; h5 files with the dataset ``features`` (N, D);
         or folders with an npy file (D,) for each image.
     names : sequence of str, optional
-        The image of each row, where the files do not say.
+        The image of each row, where the files do not say. By default, they are read from NAME.txt
+        beside NAME.npy or NAME.h5, if there is one, as ``fastrnn features`` writes it.
 
     Attributes
     ----------
@@ -217,9 +219,18 @@ def _npy_header(path: Path, file: BinaryIO) -> tuple[tuple[int, ...], bool, np.d
     return shape, by_columns, dtype
 
 
-class _Npy:
-    names = None
+def _names_beside(path: Path, count: int) -> list[str] | None:
+    """Read the list of images that `fastrnn features` writes beside a file."""
+    beside = path.with_suffix(".txt")
+    if not beside.is_file():
+        return None
+    names = read_names(beside)
+    if len(names) != count:
+        raise ValueError(f"{beside}: has {len(names)} names; expected {count}, the rows of {path}")
+    return names
 
+
+class _Npy:
     def __init__(self, path: Path) -> None:
         self.path = path
         with open_file(path) as file:
@@ -227,6 +238,7 @@ class _Npy:
             self._start = file.tell()
         _check_shape(path, "", shape, self._dtype, 2)
         self.count, self.width = shape
+        self.names = _names_beside(path, self.count)
 
     def blocks(self, rows: int) -> Iterator[np.ndarray]:
         rows = self.count if self._by_columns else rows
@@ -316,8 +328,6 @@ class _Npz:
 
 
 class _H5:
-    names = None
-
     def __init__(self, path: Path) -> None:
         self.path = path
         shapes = dataset_shapes(path)
@@ -333,6 +343,7 @@ class _H5:
         shape, dtype = shapes[self._name]
         _check_shape(path, f"dataset {self._name!r:.60} ", shape, dtype, 2)
         self.count, self.width = shape
+        self.names = _names_beside(path, self.count)
 
     def blocks(self, rows: int) -> Iterator[np.ndarray]:
         return read_rows(self.path, self._name, rows)

@@ -29,7 +29,14 @@ from ..words import SPECIAL_WORDS
 from .annotations import AnnotatedImage, Annotations
 from .aside import AsideDirectory
 from .feature_files import FeatureFiles, NameIndex
-from .layout import CAPTIONS_FILE, VOCABULARY_FILE, features_file, urls_file, write_h5
+from .layout import (
+    CAPTIONS_FILE,
+    VOCABULARY_FILE,
+    dataset_shapes,
+    features_file,
+    urls_file,
+    write_h5,
+)
 from .pca import PCA
 from .references import references_file
 
@@ -442,14 +449,24 @@ class DirectoryWriter(AsideDirectory):
     def reduce_features(self, splits: Sequence[str], components: int | PCA | None) -> PCA | None:
         """Write the features after PCA; without it they are those before it."""
         if components is not None:
+            paths = {split: self.aside / features_file(split, pca=False) for split in splits}
             pca = components
             if isinstance(pca, int):
-                if pca < 1:
-                    raise ArgumentError("pca", f"is {pca}; expected at least 1")
-                pca = PCA.fit(self._features("train"), pca)
-            for split in splits:
-                found = pca.transform(self._features(split))
-                write_h5(self.aside / features_file(split), {"features": found})
+                width = dataset_shapes(paths["train"])["features"][0]
+                if not 1 <= pca <= min(width):
+                    raise ArgumentError(
+                        "pca",
+                        f"is {pca}; expected at most {min(width)}, for {width[0]} training images "
+                        f"of {width[1]} features",
+                    )
+                pca = PCA.fit_file(paths["train"], pca)
+            for split, path in paths.items():
+                reduced = self.aside / features_file(split)
+                if dataset_shapes(path)["features"][0][0]:
+                    pca.transform_file(path, reduced)
+                else:
+                    empty = np.zeros((0, len(pca.components)), np.float32)
+                    write_h5(reduced, {"features": empty})
             return pca
         for split in splits:
             whole = self.aside / features_file(split, pca=False)
@@ -460,10 +477,6 @@ class DirectoryWriter(AsideDirectory):
             except OSError:  # a file system without links
                 shutil.copyfile(whole, reduced)
         return None
-
-    def _features(self, split: str) -> np.ndarray:
-        with h5py.File(self.aside / features_file(split, pca=False), "r") as file:
-            return np.asarray(file["features"][()])
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Write what the directory was made from, and move it to its place."""
@@ -599,6 +612,11 @@ def prepare_directory(
         If the sources do not fit together.
     """
     annotations = sources.annotations
+    given = sources.features if sources.features is not None else sources.network
+    if isinstance(components, PCA) and given and len(components.mean) != given.width:
+        raise ArgumentError(
+            "pca_file", f"is for {len(components.mean)} features; expected {given.width}"
+        )
     images = list(annotations.images)
     left_out: dict[str, list[str]] = {}
     index = None
@@ -649,7 +667,6 @@ def prepare_directory(
                 split: [image for image in part if image.name in row_of]
                 for split, part in chosen.items()
             }
-            writer.keep = False
         writer.clear()
         encoded = encode(chosen, words)
         left_out["images without captions"] += encoded.wordless
@@ -667,11 +684,15 @@ def prepare_directory(
             features, {split: [row_of[i.name] for i in part] for split, part in found.items()}
         )
         pca = writer.reduce_features(list(found), components)
-        source = FeatureSource.unknown(features.width, images=sources.photographs)
-        if sources.features is None:
-            assert sources.network is not None
-            source = FeatureSource.of(sources.network, images=sources.photographs)
-        dataclasses.replace(source, pca=pca).write(writer.aside)
+        source = _known_source(features)
+        if sources.network is not None and sources.features is None:
+            source = FeatureSource.of(sources.network)
+        folder = sources.photographs
+        dataclasses.replace(
+            source,
+            pca=pca or source.pca,
+            images=None if folder is None else str(folder.resolve()),
+        ).write(writer.aside)
         record = {
             "format": 1,
             "annotations": annotations.sources,
@@ -694,6 +715,15 @@ def prepare_directory(
             path.unlink()
         writer.finish(record)
     return record
+
+
+def _known_source(features: FeatureFiles) -> FeatureSource:
+    """Return what ``features.json`` beside the files says of features before PCA."""
+    directories = {path.parent for path in features.paths}
+    known = FeatureSource.read(directories.pop()) if len(directories) == 1 else None
+    if known is None or known.width != features.width:
+        return FeatureSource.unknown(features.width)
+    return known.without_pca()
 
 
 def _rows_of_features(
@@ -737,6 +767,7 @@ def _extract(
         out,
         batch_size=sources.batch_size,
         progress=sources.progress,
+        keep=True,
     )
     features = FeatureFiles([out], [names[number] for number in done.rows])
     unreadable = {
