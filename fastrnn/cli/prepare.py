@@ -14,6 +14,8 @@ from ..data.layout import VOCABULARY_FILE
 from .features import add_network, network_of
 from .options import Choice, add_float, add_integer, add_threads, flag_of, use_threads
 
+LARGE = 200_000
+"""Captions from which a data set is rather like COCO than like Flickr8k."""
 SHOWN = 5
 """How many names of images are printed; all of them are in prepared.json."""
 
@@ -154,7 +156,11 @@ def run(arguments: argparse.Namespace) -> int:
         bar.close()
     _tell(record)
     print(f"written to {arguments.out}")
-    print(f"next: fastrnn train --data {shlex.quote(arguments.out)}")
+    if train := record["splits"]["train"]["captions"]:
+        recipe = "flickr8k" if train < LARGE else "coco"
+        print(f"next: fastrnn train --data {shlex.quote(arguments.out)} --recipe {recipe}")
+    else:
+        print(f"next: fastrnn evaluate RUN --data {shlex.quote(arguments.out)}")
     return 0
 
 
@@ -179,9 +185,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.pca is not None and arguments.pca_file is not None:
         raise ValueError("--pca and --pca-file are both given; expected one of them")
     if arguments.vocab and (arguments.min_count or arguments.vocab_size):
-        raise ValueError(
-            "--vocab says which words there are; expected no --min-count, --vocab-size"
-        )
+        raise ValueError("--vocab has all words; expected no --min-count and no --vocab-size")
 
 
 def _words(place: str | None) -> list[str] | None:
@@ -275,13 +279,11 @@ def _tell(record: Mapping[str, Any]) -> None:
         rule = f"{record['words'] - 4:,} of {train['types']:,} types"
         rule += f" (seen {record['min_count']} times or more)" if record["min_count"] > 1 else ""
     facts.append(("words", f"{record['words']:,}: the four special words and {rule}"))
-    cut = {split: figures["cut"] for split, figures in record["splits"].items()}
+    cut = sum(figures["cut"] for figures in record["splits"].values())
     longest = max(figures["longest"] for figures in record["splits"].values())
-    text = (
-        f"{sum(cut.values()):,} of them at {record['max_length']} words; the longest has {longest}"
-    )
-    facts.append(("cut", text))
-    facts.append(("features", f"{record['width']}"))
+    limit = record["max_length"]
+    facts.append(("cut", f"{cut:,} captions, at {limit} words; the longest has {longest}"))
+    facts.append(("features", f"{record['width']:,} an image"))
     for name, value in facts:
         print(f"{name:<9} {value}")
     empty = sum(figures["empty"] for figures in record["splits"].values())
