@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
 import stat
 import threading
@@ -166,6 +167,15 @@ def test_a_part_of_another_address_is_not_used(server, tmp_path):
     server.act = lambda handler, number: False
     Download(f"{server.url}?b", tmp_path / "a.zip").run()
     assert "Range" not in server.requests[0]
+
+
+def test_what_is_whole_is_not_asked_for_again(server, tmp_path):
+    """As when the process was killed between the last byte and the renaming."""
+    (tmp_path / "a.zip.part").write_bytes(CONTENT)
+    note = {"url": server.url, "tag": '"one"', "date": None, "total": len(CONTENT)}
+    (tmp_path / "a.zip.part.json").write_text(json.dumps(note))
+    assert download(server, tmp_path) == CONTENT
+    assert server.requests == []
 
 
 @pytest.mark.parametrize("note", ["", "[]", '{"url": 3}', '{"url": "x", "tag": [], "date": null}'])
@@ -382,7 +392,7 @@ def test_unpacking(tmp_path):
     found = {p.relative_to(tmp_path / "out").as_posix(): p.read_bytes()
              for p in (tmp_path / "out").rglob("*") if p.is_file()}  # fmt: skip
     assert found == files
-    assert told[-1] == (3_000_001, 3_000_001)
+    assert (told[0], told[-1]) == ((0, 3_000_001), (3_000_001, 3_000_001))
 
 
 def link(name: str, mode: int) -> zipfile.ZipInfo:
@@ -472,7 +482,7 @@ def test_files_that_overlap(tmp_path):
     end = end[:12] + len(entries).to_bytes(4, "little") + len(kept).to_bytes(4, "little") + end[20:]
     path.write_bytes(kept + entries + end)
     (tmp_path / "out").mkdir()
-    with pytest.raises(ValueError, match=r"hostile.zip: .*(overlap|differ)"):
+    with pytest.raises(ValueError, match=r"hostile.zip: .*has files that overlap"):
         unpack(path, tmp_path / "out")
 
 
@@ -581,7 +591,7 @@ def test_the_command(server, tmp_path, capsys):
     assert run("fetch", *options) == 0
     said = capsys.readouterr()
     assert server.requests[0]["Range"] == f"bytes={half}-"
-    assert "goes on at" in said.err
+    assert said.err == f"download: goes on at {half / 1e6:,.1f} MB\n"
     assert said.out.splitlines() == [
         "train  12 images, 36 captions", "val    5 images, 15 captions", "words  11",
         f"written to {out}", f"next: fastrnn train --data '{out}' --recipe coco",

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 import h5py
 import numpy as np
 import pytest
 
+import fastrnn
 from fastrnn.caption_tokens import caption_tokens
 from fastrnn.coco_utils import decode_captions, load_coco_data
 from fastrnn.data.annotations import AnnotatedImage, Annotations, read_annotations, read_names
@@ -448,3 +454,38 @@ def test_flickr8k_again(shared_data: Path, tmp_path: Path):
         assert np.array_equal(ours[f"{split}_features"][order], theirs[f"{split}_features"])
         captions = ours[f"{split}_captions"].reshape(len(order), 5, -1)[order]
         assert np.array_equal(captions.reshape(-1, 17), theirs[f"{split}_captions"])
+
+
+@pytest.mark.skipif("FASTRNN_LARGE" not in os.environ, reason="FASTRNN_LARGE is not set: a minute")
+def test_620_000_captions_within_a_gigabyte_and_a_minute(shared_data: Path, tmp_path: Path):
+    coco = json.loads((shared_data / "coco" / "captions_val2017.json").read_text())
+    rng = Random(0)
+    known = [word for a in coco["annotations"] for word in a["caption"].split()]
+    images, annotations = [], []
+    for copy in range(25):
+        for one in coco["images"]:
+            name = f"{copy}_{one['file_name']}"
+            images.append({**one, "id": f"{copy}_{one['id']}", "file_name": name})
+        for one in coco["annotations"]:
+            words = one["caption"].split()
+            words[rng.randrange(len(words))] = rng.choice(known)
+            words[rng.randrange(len(words))] = rng.choice(known) + rng.choice(["", "x", "ed", "s"])
+            idx, image = len(annotations), f"{copy}_{one['image_id']}"
+            annotations.append({"image_id": image, "id": idx, "caption": " ".join(words)})
+    del annotations[620_000:]
+    with (tmp_path / "captions.json").open("w") as file:
+        json.dump({"info": {}, "images": images, "annotations": annotations}, file)
+    np.save(tmp_path / "x.npy", np.zeros((len(images), 512), np.float32))
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastrnn", "prepare", "captions.json", "--features", "x.npy",
+         "--out", "data"], cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(fastrnn.__file__).parents[1])},
+    )  # fmt: skip
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = status
+    seconds, busy = time.monotonic() - began, usage.ru_utime + usage.ru_stime
+    assert status == 0
+    print(f"{seconds:.1f} s, {busy:.1f} s of a processor, {usage.ru_maxrss >> 10} MB")
+    assert usage.ru_maxrss < 1_000_000
+    assert busy < 60  # other programs do not slow it down

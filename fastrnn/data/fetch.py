@@ -384,6 +384,8 @@ def unpack(
             total = sum(member.file_size for member in members.values())
             _check_room(directory, total, str(directory))
             done = 0
+            if progress is not None:
+                progress(0, total)
             for name, member in members.items():
                 place = directory.joinpath(*name.parts)
                 place.parent.mkdir(parents=True, exist_ok=True)
