@@ -86,9 +86,9 @@ def test_photographs_to_a_run(photos, tmp_path, use, capsys):
     assert said[0] == "photographs: 24"
     assert said[1] == f"read      {tmp_path / 'captions.token'} (a Flickr token file)"
     assert said[-5:-1] == [
-        "1 captions without photograph: gone.png",
-        "1 photographs without captions: unused.jpg",
-        "1 unreadable photographs: b/05.png",
+        "captions without photograph: 1 (gone.png)",
+        "photographs without captions: 1 (unused.jpg)",
+        "unreadable photographs: 1 (b/05.png)",
         f"written to {data}",
     ]
     assert said[-1] == f"next: fastrnn train --data {data} --recipe flickr8k"
@@ -193,7 +193,7 @@ def test_features_of_a_file_with_its_list_and_source(photos, tmp_path, capsys):
         lists += [f"--{split}-images", tmp_path / f"{split}.txt"]
     assert prepare(tmp_path, "--features", place / "x.h5", "--images", photos, *lists) == 0
     said = capsys.readouterr().out
-    assert "20 captions without features: 05.png, 06.png" in said
+    assert "captions without features: 20 (05.png, 06.png" in said
     data = read_captioning_directory(tmp_path / "data")
     assert data["train_urls"].tolist() == sorted(names[:3], key=lambda name: name[2:])
     for split in ("train", "val"):

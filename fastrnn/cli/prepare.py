@@ -288,11 +288,11 @@ def _tell(record: Mapping[str, Any]) -> None:
         print(f"{name:<9} {value}")
     empty = sum(figures["empty"] for figures in record["splits"].values())
     if empty:
-        print(f"{empty:,} captions without a word")
+        print(f"captions without a word: {empty:,}")
     for what, names in {**record["left_out"], "captions of unknown images": [*record["orphans"]],
                         "unreadable photographs": [*record["unreadable"]]}.items():  # fmt: skip
         if names:
-            print(f"{len(names):,} {what}: {_some(names)}")
+            print(f"{what}: {len(names):,} ({_some(names)})")
 
 
 def _some(names: Sequence[str]) -> str:

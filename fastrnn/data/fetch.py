@@ -278,7 +278,6 @@ class Download:
             with self.part.open("r+b" if have else "wb") as file:
                 write_json(self._note, vars(found))
                 file.seek(have)
-                file.truncate()
                 self._receive(answer, file, have, found.total)
                 file.flush()
                 os.fsync(file.fileno())
