@@ -309,7 +309,8 @@ def make(tmp_path: Path, images: list[AnnotatedImage], features: FeatureFiles, *
 
 
 @pytest.mark.parametrize("components", [None, 2])
-def test_a_directory_of_three_splits(tmp_path, components):
+def test_a_directory_of_three_splits(tmp_path, monkeypatch, components):
+    monkeypatch.setattr("fastrnn.data.feature_files._BLOCK", 5 * 8 * 4)  # 5 rows at once
     images = many(20)
     order = np.random.default_rng(0).permutation(23)
     names = [f"{k}.jpg" for k in order]  # three of them have no captions
