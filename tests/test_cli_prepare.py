@@ -206,6 +206,35 @@ def test_features_of_a_file_with_its_list_and_source(photos, tmp_path, capsys):
     assert f"{place / 'x.txt'}: has 2 names; expected 5" in wrong
 
 
+def test_features_after_a_pca_and_a_few_photographs(photos, tmp_path, use, capsys):
+    """What an earlier directory has can be prepared again, and its PCA goes on with it."""
+    use()
+    assert prepare(tmp_path, "--images", photos, "--pca", 2) == 0
+    first = tmp_path / "data"
+    command = ["prepare", tmp_path / "captions.token", "--out", tmp_path / "other", "--features"]
+    command += [first / f"{split}2014_vgg16_fc7_pca.h5" for split in ("train", "val")]
+    command += ["--feature-names"] + [first / f"{split}2014_urls.txt" for split in ("train", "val")]
+    wrong = refused(capsys, *command, "--pca", 1)
+    assert "--pca is given, and" in wrong
+    for path in photos.rglob("1*.png"):
+        path.unlink()
+    assert run(*command, "--images", photos) == 0
+    source, known = (FeatureSource.read(d) for d in (tmp_path / "other", first))
+    assert (source.digest, source.images) == (known.digest, str(photos))
+    assert np.array_equal(source.pca.components, known.pca.components)
+    rows = {}
+    for place in (first, tmp_path / "other"):
+        data = read_captioning_directory(place)
+        for split in ("train", "val"):
+            urls = [Path(url).name for url in data[f"{split}_urls"].tolist()]
+            rows[place] = rows.get(place, {}) | dict(
+                zip(urls, data[f"{split}_features"].tolist(), strict=True)
+            )
+    assert rows[first] == rows[tmp_path / "other"]
+    assert len(rows[first]) == 23
+    assert not (tmp_path / "other" / "train2014_vgg16_fc7.h5").exists()
+
+
 def test_splits_by_file_and_by_field(tmp_path, capsys):
     for name, images in (("a", "01"), ("b", "23"), ("c", "4")):
         lines = [json.dumps({"image": f"{k}.jpg", "caption": f"A {name}"}) for k in images]

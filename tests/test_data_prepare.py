@@ -298,6 +298,7 @@ def test_features_that_are_not_finite(tmp_path, wrong):
 
 
 def make(tmp_path: Path, images: list[AnnotatedImage], features: FeatureFiles, **options) -> dict:
+    tmp_path.mkdir(exist_ok=True)
     annotations = Annotations(images, sources=["captions.json"])
     words = options.pop("words", WordOptions(min_count=1))
     splits = SplitOptions(options.pop("val_fraction", None), options.pop("test_fraction", None))
@@ -380,6 +381,16 @@ def test_names_that_are_alike(tmp_path):
         make(tmp_path / "other", images, features)
 
 
+def test_a_name_with_an_end_more_is_another_image(tmp_path):
+    """As 2258277193_586949ec62.jpg.1 in Flickr8k, of which there is no photograph."""
+    images = [image("1.jpg.1", "X", split="val"), *many(3, "train"), image("9", "Y", split="val")]
+    names = ["0.jpg", "1.jpg", "2.jpg", "9.jpg"]
+    features = FeatureFiles([save(tmp_path / "x.npy", x=numbered(4))], names)
+    record = make(tmp_path, images, features)
+    assert record["left_out"] == {"captions without features": ["1.jpg.1"]}
+    assert read_captioning_directory(tmp_path / "data")["val_features"].tolist() == [[9, 10, 11]]
+
+
 def test_nothing_is_left_of_a_directory_that_failed(tmp_path):
     x = numbered(20)
     x[4, 1] = np.nan
@@ -405,7 +416,7 @@ def test_splits_that_are_empty(tmp_path):
     assert data["train_features"].shape == (0, 3)
     assert data["val_captions"][0].tolist() == [1, 3, 4, 3, 3, 2]
     with pytest.raises(ValueError, match=r"captions.json: no image has both .* the photographs or"):
-        make(tmp_path, many(3), FeatureFiles([tmp_path / "x.npy"], ["a", "b", "c"]))
+        make(tmp_path / "b", many(3), FeatureFiles([tmp_path / "x.npy"], ["a", "b", "c"]))
 
 
 def test_a_directory_is_replaced_when_the_new_one_is_whole(tmp_path):

@@ -53,6 +53,10 @@ class NameIndex:
             for key in {last, _stem(last)}:
                 self._looser.setdefault(key, []).append(row)
 
+    def exact(self, name: str) -> int | None:
+        """Return the row of a name as it is; None if it is not there."""
+        return self._exact.get(name)
+
     def find(self, *names: str | None) -> int | None:
         """Return the row of the first of some names that is there; None if none is.
 

@@ -418,8 +418,10 @@ class DirectoryWriter(AsideDirectory):
         ids = {word: idx for idx, word in enumerate(encoded.words)}
         write_json(self.aside / VOCABULARY_FILE, {"idx_to_word": encoded.words, "word_to_idx": ids})
 
-    def write_features(self, features: FeatureFiles, rows: Mapping[str, Sequence[int]]) -> None:
-        """Write the features before PCA: `rows` says which rows each split has, in its order."""
+    def write_features(
+        self, features: FeatureFiles, rows: Mapping[str, Sequence[int]], *, after_pca: bool = False
+    ) -> None:
+        """Write features: `rows` says which rows each split has, in its order."""
         split_of = np.full(features.count, -1)
         place_of = np.zeros(features.count, dtype=np.int64)
         with contextlib.ExitStack() as stack:
@@ -427,7 +429,7 @@ class DirectoryWriter(AsideDirectory):
             for number, (split, chosen) in enumerate(rows.items()):
                 split_of[chosen] = number
                 place_of[chosen] = np.arange(len(chosen))
-                path = self.aside / features_file(split, pca=False)
+                path = self.aside / features_file(split, pca=after_pca)
                 file = stack.enter_context(h5py.File(path, "w"))
                 shape = (len(chosen), features.width)
                 datasets.append(file.create_dataset("features", shape, np.float32))
@@ -509,11 +511,16 @@ def rows_of(
     ValueError
         If two images have the same row.
     """
+    exact = {row for image in images if (row := index.exact(image.name)) is not None}
     rows: dict[str, int] = {}
     taken: dict[int, str] = {}
     missing = []
     for image in images:
-        row = index.find(image.name, image.number)
+        row = index.exact(image.name)
+        if row is None:
+            row = index.find(image.name, image.number)
+            if row in exact:  # it is another image's by its whole name
+                row = None
         if row is None:
             missing.append(image.name)
             continue
@@ -531,7 +538,7 @@ def rows_of(
 
 @dataclass(frozen=True)
 class Sources:
-    """What a data directory is made from.
+    """What a data directory is made from: features, or photographs and a network.
 
     Attributes
     ----------
@@ -540,7 +547,7 @@ class Sources:
         Names of the images of splits; other images are left out. Empty: the splits of the
         annotations, or fractions.
     photographs : path or None
-        The folder with the photographs.
+        The folder with the photographs. With `features` they are only to be looked at.
     features : FeatureFiles or None
         Features that the user has. If they have no names, their rows are the images in the order
         of the annotations.
@@ -563,6 +570,23 @@ class Sources:
     def __post_init__(self) -> None:
         if self.features is None and (self.photographs is None or self.network is None):
             raise ValueError("a data set needs photographs or features")
+
+    @property
+    def source(self) -> FeatureSource:
+        """How the features are made, as far as that is known."""
+        if self.features is None:
+            assert self.network is not None
+            return FeatureSource.of(self.network, images=self.photographs)
+        # As `fastrnn features` and this module write it beside the features.
+        directories = {path.parent for path in self.features.paths}
+        known = FeatureSource.read(directories.pop()) if len(directories) == 1 else None
+        width = self.features.width
+        if known is not None and known.width == width:
+            known = known.without_pca()
+        if known is None or known.columns != width:
+            known = FeatureSource.unknown(width)
+        folder = self.photographs
+        return dataclasses.replace(known, images=None if folder is None else str(folder.resolve()))
 
 
 @dataclass(frozen=True)
@@ -611,92 +635,45 @@ def prepare_directory(
     ValueError
         If the sources do not fit together.
     """
-    annotations = sources.annotations
-    given = sources.features if sources.features is not None else sources.network
-    if isinstance(components, PCA) and given and len(components.mean) != given.width:
+    known = sources.source
+    if components is not None and known.pca is not None:
+        raise ArgumentError("pca", f"is given, and {sources.features} is after a PCA already")
+    if isinstance(components, PCA) and len(components.mean) != known.width:
         raise ArgumentError(
-            "pca_file", f"is for {len(components.mean)} features; expected {given.width}"
+            "pca_file", f"is for {len(components.mean)} features; expected {known.width}"
         )
-    images = list(annotations.images)
-    left_out: dict[str, list[str]] = {}
-    index = None
-    if sources.photographs is not None:
-        photographs = find_images(sources.photographs)
-        paths = [path.relative_to(sources.photographs).as_posix() for path in photographs]
-        index = NameIndex(paths, str(sources.photographs))
-        place_of, missing, unused = rows_of(images, index)
-        left_out["captions without photograph"] = missing
-        left_out["photographs without captions"] = unused
-    if sources.features is not None:
-        row_of = _rows_of_features(sources.features, images, left_out)
-        images = [image for image in images if image.name in row_of]
-    if index is not None:
-        images = [image for image in images if image.name in place_of]
-    if sources.lists:
-        images, unknown = listed_splits(images, sources.lists)
-        left_out["listed images without captions"] = unknown
-    left_out["images without captions"] = [image.name for image in images if not image.captions]
-    images = [image for image in images if image.captions]
-    if not images:
-        have = index.names if index is not None else (sources.features and sources.features.names)
-        such = f", such as {annotations.images[0].name!r:.60}" if annotations.images else ""
-        known = f"; the photographs or features are of {have[0]!r:.60} and others" if have else ""
-        raise ValueError(
-            f"{sources.annotations.sources[0]}: no image has both captions and features; expected "
-            f"some of {len(annotations.images)} images{such}{known}"
-        )
-    chosen = choose_splits(images, **vars(splits))
+    writer = DirectoryWriter(out, force=force)
+    matched = _match(sources)
+    chosen = choose_splits(matched.images, **vars(splits))
     _check_splits(chosen, words)
-
-    with DirectoryWriter(out, force=force) as writer:
+    with writer:
         unreadable: dict[str, str] = {}
-        features = sources.features
+        features, rows = sources.features, matched.rows
         if features is None:
-            assert index is not None
             writer.keep = True
-            wanted = [index.names[place_of[image.name]] for image in images]
-            features, unreadable = _extract(sources, wanted, writer.aside / EXTRACTION_FILE)
-            assert features.names is not None
-            rows = {name: row for row, name in enumerate(features.names)}
-            row_of = {
-                image.name: rows[name]
-                for image, name in zip(images, wanted, strict=True)
-                if name in rows
-            }
+            out_file = writer.aside / EXTRACTION_FILE
+            features, rows, unreadable = _extract(sources, matched, out_file)
             chosen = {
-                split: [image for image in part if image.name in row_of]
+                split: [image for image in part if image.name in rows]
                 for split, part in chosen.items()
             }
         writer.clear()
         encoded = encode(chosen, words)
-        left_out["images without captions"] += encoded.wordless
-        found = {split: part.images for split, part in encoded.splits.items()}
-        _check_splits(found, words)
-        urls = {
-            split: [
-                index.names[place_of[image.name]] if index is not None else image.url or image.name
-                for image in part
-            ]
-            for split, part in found.items()
-        }
+        matched.left_out["images without captions"] += encoded.wordless
+        images = {split: part.images for split, part in encoded.splits.items()}
+        _check_splits(images, words)
+        urls = {split: [matched.url_of(image) for image in part] for split, part in images.items()}
         writer.write_captions(encoded, urls)
-        writer.write_features(
-            features, {split: [row_of[i.name] for i in part] for split, part in found.items()}
-        )
-        pca = writer.reduce_features(list(found), components)
-        source = _known_source(features)
-        if sources.network is not None and sources.features is None:
-            source = FeatureSource.of(sources.network)
-        folder = sources.photographs
-        dataclasses.replace(
-            source,
-            pca=pca or source.pca,
-            images=None if folder is None else str(folder.resolve()),
-        ).write(writer.aside)
+        places = {split: [rows[image.name] for image in part] for split, part in images.items()}
+        writer.write_features(features, places, after_pca=known.pca is not None)
+        pca = known.pca
+        if pca is None:
+            pca = writer.reduce_features(list(images), components)
+        dataclasses.replace(known, pca=pca).write(writer.aside)
         record = {
             "format": 1,
-            "annotations": annotations.sources,
-            "photographs": None if sources.photographs is None else str(sources.photographs),
+            "annotations": sources.annotations.sources,
+            "photographs": known.images,
             "features": None if sources.features is None else str(sources.features),
             "tokens": words.tokens,
             "min_count": words.least,
@@ -707,8 +684,8 @@ def prepare_directory(
             "words": len(encoded.words),
             "width": features.width if pca is None else len(pca.components),
             "splits": {split: part.figures for split, part in encoded.splits.items()},
-            "left_out": {what: names for what, names in left_out.items() if names},
-            "orphans": annotations.orphans,
+            "left_out": {what: names for what, names in matched.left_out.items() if names},
+            "orphans": sources.annotations.orphans,
             "unreadable": unreadable,
         }
         for path in writer.aside.glob(f"{EXTRACTION_FILE}*"):
@@ -717,13 +694,52 @@ def prepare_directory(
     return record
 
 
-def _known_source(features: FeatureFiles) -> FeatureSource:
-    """Return what ``features.json`` beside the files says of features before PCA."""
-    directories = {path.parent for path in features.paths}
-    known = FeatureSource.read(directories.pop()) if len(directories) == 1 else None
-    if known is None or known.width != features.width:
-        return FeatureSource.unknown(features.width)
-    return known.without_pca()
+@dataclass
+class _Matched:
+    """Images that have captions, with their photographs and rows of features."""
+
+    images: list[AnnotatedImage]
+    photographs: dict[str, str]
+    rows: dict[str, int]
+    left_out: dict[str, list[str]]
+
+    def url_of(self, image: AnnotatedImage) -> str:
+        """Return the path of an image in the folder of the photographs, or its address."""
+        return self.photographs.get(image.name) or image.url or image.name
+
+
+def _match(sources: Sources) -> _Matched:
+    """Find the photograph, the features and the split of each image; tell what has no other."""
+    annotations = sources.annotations
+    images = list(annotations.images)
+    found = _Matched([], {}, {}, {})
+    have: Sequence[str] = ()
+    if sources.photographs is not None:
+        folder = sources.photographs
+        have = [path.relative_to(folder).as_posix() for path in find_images(folder)]
+        rows, missing, unused = rows_of(images, NameIndex(have, str(folder)))
+        found.photographs = {name: have[row] for name, row in rows.items()}
+        found.left_out["captions without photograph"] = missing
+        found.left_out["photographs without captions"] = unused
+    if sources.features is not None:
+        have = sources.features.names or ()
+        found.rows = _rows_of_features(sources.features, images, found.left_out)
+        images = [image for image in images if image.name in found.rows]
+    else:
+        images = [image for image in images if image.name in found.photographs]
+    if sources.lists:
+        images, unknown = listed_splits(images, sources.lists)
+        found.left_out["listed images without captions"] = unknown
+    found.images = [image for image in images if image.captions]
+    found.left_out["images without captions"] = [i.name for i in images if not i.captions]
+    if not found.images:
+        such = f", such as {annotations.images[0].name!r:.60}" if annotations.images else ""
+        others = f"; the photographs or features are of {have[0]!r:.60} and others" if have else ""
+        raise ValueError(
+            f"{annotations.sources[0]}: no image has both captions and features; expected some of "
+            f"{len(annotations.images)} images{such}{others}"
+        )
+    return found
 
 
 def _rows_of_features(
@@ -755,22 +771,19 @@ def _check_splits(splits: Mapping[str, Sequence[AnnotatedImage]], words: WordOpt
 
 
 def _extract(
-    sources: Sources, names: Sequence[str], out: Path
-) -> tuple[FeatureFiles, dict[str, str]]:
-    """Compute the features of photographs; return them, and the problem of each without."""
+    sources: Sources, matched: _Matched, out: Path
+) -> tuple[FeatureFiles, dict[str, int], dict[str, str]]:
+    """Compute the features of photographs; return the row of each, or why there is none."""
     from ..vision.extract import extract_features  # only where photographs are read
 
     assert sources.photographs is not None and sources.network is not None
+    paths = [sources.photographs / matched.photographs[image.name] for image in matched.images]
     done = extract_features(
-        [sources.photographs / name for name in names],
-        sources.network,
-        out,
-        batch_size=sources.batch_size,
-        progress=sources.progress,
+        paths, sources.network, out, batch_size=sources.batch_size, progress=sources.progress,
         keep=True,
-    )
-    features = FeatureFiles([out], [names[number] for number in done.rows])
+    )  # fmt: skip
+    names = [matched.images[number].name for number in done.rows]
     unreadable = {
         path.relative_to(sources.photographs).as_posix(): why for path, why in done.unreadable
     }
-    return features, unreadable
+    return FeatureFiles([out], names), {name: row for row, name in enumerate(names)}, unreadable
