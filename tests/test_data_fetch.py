@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import re
+import resource
 import stat
 import threading
 import time
@@ -370,6 +372,20 @@ def test_the_disk_is_too_small(server, tmp_path, monkeypatch):
     assert len(server.requests) == 1
     with pytest.raises(OSError, match="are free"):
         unpack(archive(tmp_path, {"a": b"a" * 2000}), tmp_path)
+
+
+def test_the_disk_becomes_full(server, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*a\.zip\.part") as caught:
+            download(server, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG
+    assert len(server.requests) == 1
+    assert download(server, tmp_path) == CONTENT
+    assert server.requests[1]["Range"].startswith("bytes=")
 
 
 # -- unpacking

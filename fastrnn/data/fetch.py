@@ -186,8 +186,11 @@ class Download:
                     problem = f"the server answers {error.code} {error.reason}"
                 except (http.client.HTTPException, urllib.error.URLError, OSError) as error:
                     cause = getattr(error, "reason", error)
-                    if _is_local(error):
+                    if isinstance(error, FetchError):
                         raise
+                    if isinstance(error, OSError) and _is_local(error):
+                        where = error.filename or str(self.part)
+                        raise OSError(error.errno, error.strerror, where) from error
                     if isinstance(cause, str):  # refused before anything was sent
                         raise self._error(cause) from None
                     problem = one_line(cause) or type(cause).__name__
@@ -306,12 +309,10 @@ class Download:
                 since, seen = now, done
 
 
-def _is_local(error: BaseException) -> bool:
+def _is_local(error: OSError) -> bool:
     """Whether an error is about this machine's disk, and another try does not help."""
-    return isinstance(error, FetchError) or (
-        isinstance(error, OSError)
-        and (error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-    )
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+    return error.filename is not None or error.errno in full
 
 
 def _described(url: str, headers: Message) -> _Known:
