@@ -14,6 +14,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import stat
 import sys
 import zipfile
@@ -119,6 +120,37 @@ def make_directory(path: str | os.PathLike[str]) -> None:
             raise _about(path, error) from error
 
 
+def move_directory(source: str | os.PathLike[str], place: str | os.PathLike[str]) -> None:
+    """Flush the files of a directory to the disk, and rename it; an old one at `place` is removed.
+
+    Parameters
+    ----------
+    source : path
+        The directory, whole. Its files are flushed, not those of directories in it.
+    place : path
+        Where it is to be, in the same file system. If a directory with files is there, it is
+        renamed first and removed afterwards.
+    """
+    source, place = Path(source), Path(place).resolve()
+    for path in source.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    _flush_directory(source)
+    old = None
+    if place.is_dir() and any(place.iterdir()):
+        old = place.with_name(f".{place.name}.{secrets.token_hex(8)}{_UNFINISHED}")
+        place.rename(old)
+    try:
+        source.rename(place)  # an empty directory is replaced
+    except BaseException:
+        if old is not None:
+            old.rename(place)
+        raise
+    _flush_directory(place.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def is_unfinished(path: str | os.PathLike[str]) -> bool:
     """Return whether a file is a temporary file of `write_aside`, left by a killed process."""
     name = Path(path).name
@@ -193,12 +225,19 @@ def parse_json(text: str) -> Any:
         If the text is not JSON, is nested too deeply, or has an object with a duplicate key.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make the dict of a JSON object, for ``object_pairs_hook``.
+
+    Raises
+    ------
+    ValueError
+        If a key is there twice.
+    """
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]

@@ -62,8 +62,14 @@ else:
 with contextlib.redirect_stderr(io.StringIO()), own_modules:
     import fastrnn.checkpoint
     import fastrnn.coco_utils
+<<<<<<< HEAD
     import fastrnn.data.h5
     import fastrnn.data.h5_process
+=======
+    import fastrnn.data.annotations
+    import fastrnn.data.feature_files
+    import fastrnn.data.fetch
+>>>>>>> e56c866275da7b4adfac827957d028de2aa5838c
     import fastrnn.data.pca
     import fastrnn.data.references
     import fastrnn.data.scenes.dataset
@@ -480,6 +486,132 @@ class Scenes(Reader):
                 caption_is_true(caption, scene)
 
 
+class Coco(Reader):
+    """Annotations in JSON: COCO's, Karpathy's, records"""
+
+    def prepare(self) -> None:
+        self.path = self.place / "captions.json"
+        images = [
+            {"id": 9, "file_name": "a.jpg", "coco_url": "http://c/9.jpg"},
+            {"id": 25, "file_name": "b.jpg", "flickr_url": "http://f/25.jpg"},
+        ]
+        annotations = [
+            {"image_id": 25, "id": 1, "caption": "Two giraffes."},
+            {"image_id": 9, "id": 2, "caption": "A meal."},
+        ]
+        sentences = [{"tokens": ["a", "man"], "raw": "A man.", "sentid": 7}]
+        karpathy = [
+            {
+                "filepath": "val2014",
+                "filename": "a.jpg",
+                "cocoid": 391,
+                "split": "test",
+                "sentences": sentences,
+            },
+            {"filename": "b.jpg", "split": "restval", "sentences": []},
+        ]
+        records = [
+            {"file_path": "a.jpg", "captions": ["A", "B"]},
+            {"image": "b.jpg", "caption": "C", "split": "val"},
+        ]
+        for found in (
+            {"images": images, "annotations": annotations, "info": {"year": 2014}},
+            {"images": karpathy, "dataset": "coco"}, records,
+        ):  # fmt: skip
+            self.seeds.append(json.dumps(found).encode())
+        names = {
+            key for one in [*images, *annotations, *sentences, *karpathy, *records] for key in one
+        }
+        self.mutate = json_mutator(sorted({*names, "images", "annotations"}))
+
+    def read(self) -> None:
+        for tokens in (False, True):
+            read = fastrnn.data.annotations.read_annotations(self.path, tokens=tokens)
+            names = [image.name for image in read.images]
+            require(len(set(names)) == len(names), "every image once")
+            for image in read.images:
+                require(image.split in (None, "train", "val", "test"), "a split")
+                require(all(type(text) is str for text in image.captions), "captions")
+                for text in (image.name, image.url or "", *image.captions):
+                    require("\0" not in text, "no null characters")
+                    text.encode("utf-8")
+                require("\n" not in image.name + (image.url or ""), "a name in one line")
+
+
+class Lines(Coco):
+    """Annotations in lines: CSV, TSV, JSON Lines, token files of Flickr"""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.path = self.place / "captions.txt"
+        self.seeds = [
+            b'image,caption,split\na.jpg,"A ""big"" dog, here .",train\nb.jpg,"two\nlines",dev\n',
+            b"image_name| comment_number| comment\na.jpg| 0| Two young guys\n",
+            b'image\tcaption\na.jpg\t"Stop" says a sign\nb.jpg\t"say ""hi"""\n',
+            b"a.jpg#0\tA child .\na.jpg#1\tA girl .\r\nb.jpg#0\tA \xc3\xa9 .\n",
+            b'{"image": "a.jpg", "caption": "A cat"}\n{"image": 3, "captions": ["A", "B"]}\n',
+        ]
+        self.mutate = mutate_text
+
+
+class Vectors(Reader):
+    """Features in an npy file"""
+
+    def prepare(self) -> None:
+        self.path = self.place / "x.npy"
+        for array in (np.ones((3, 2), np.float32), np.asfortranarray(np.ones((2, 3)))):
+            np.save(self.path, array)
+            self.seeds.append(self.path.read_bytes())
+        self.mutate = mutate_bytes
+
+    def read(self) -> None:
+        found = fastrnn.data.feature_files.FeatureFiles([self.path])
+        rows = 0
+        for start, block in found.blocks():
+            require(start == rows and block.shape[1] == found.width, "rows")
+            require(block.dtype == np.float32 and bool(np.isfinite(block).all()), "numbers")
+            rows += len(block)
+        require(rows == found.count, "all rows")
+
+
+class Table(Vectors):
+    """Features in an npz file"""
+
+    def prepare(self) -> None:
+        self.path = self.place / "x.npz"
+        x = np.ones((3, 2), np.float32)
+        for arrays in ({"features": x, "names": np.array(["a", "b", "c"])}, {"a": x[0], "b": x[1]}):
+            np.savez(self.path, **arrays)
+            self.seeds.append(self.path.read_bytes())
+        self.mutate = npz_mutator(sealed=False)
+
+
+class Archive(Reader):
+    """A zip archive that was fetched"""
+
+    def prepare(self) -> None:
+        self.path = self.place / "archive.zip"
+        for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            with zipfile.ZipFile(self.path, "w", compression) as content:
+                content.writestr("data/a.txt", b"a" * 50)
+                content.writestr("data/b/", b"")
+                content.writestr("data/b/c.txt", bytes(range(60)))
+            self.seeds.append(self.path.read_bytes())
+        self.mutate = mutate_bytes
+
+    def read(self) -> None:
+        out = self.place / "unpacked"
+        # By whole paths, which the watch knows as ours.
+        for path in sorted(out.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        out.mkdir(exist_ok=True)
+        fastrnn.data.fetch.unpack(self.path, out, max_size=1 << 20)
+        files = [path for path in out.rglob("*") if not path.is_dir()]
+        require(bool(files) and all(path.is_file() for path in files), "plain files")
+        require(not any(path.is_symlink() for path in out.rglob("*")), "no links")
+        require(sum(path.stat().st_size for path in files) <= 1 << 20, "a bound")
+
+
 class Holder(Reader):
     """.lock-holder of a run that another process uses"""
 
@@ -537,7 +669,8 @@ class Picture(Reader):
 READERS: dict[str, type[Reader]] = {
     kind.__name__.lower(): kind
     for kind in (Captions, Features, Vocabulary, Urls, Model, Checkpoint, Components, Settings,
-                 History, Metrics, References, Scenes, Holder, Picture)
+                 History, Metrics, References, Scenes, Coco, Lines, Vectors, Table, Archive, Holder,
+                 Picture)
 }  # fmt: skip
 
 

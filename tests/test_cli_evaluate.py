@@ -227,7 +227,9 @@ def test_refusals(trained, out: Path, capsys: pytest.CaptureFixture[str]):
     assert "--data is needed" in refused(capsys, folder / "model.npz")
     assert "no such data directory" in refused(capsys, folder, "--data", out / "none")
     assert "--beam" in refused(capsys, folder, "--beam", 0)
-    assert "--split is 'test'; expected train or val" in refused(capsys, folder, "--split", "test")
+    wrong = refused(capsys, folder, "--split", "dev")
+    assert "--split is 'dev'; expected train, val or test" in wrong
+    assert "test2014_vgg16_fc7_pca.h5" in refused(capsys, folder, "--split", "test")
     for option in ("--json", "--results"):
         line = refused(capsys, folder, option, out / "none" / "x.json")
         assert f"{option} is {out / 'none' / 'x.json'}; expected a file" in line

@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> Any:
         help="read the features before PCA (default: as the run did)",
     )  # fmt: skip
     what.add_argument(
-        "--split", action=Choice, words=SPLITS, default="val",
+        "--split", action=Choice, words=(*SPLITS, "test"), default="val",
         help="the images to caption (default: %(default)s)",
     )  # fmt: skip
     add_integer(what, "--limit", help="only the first N images (default: all)")
@@ -167,7 +167,8 @@ def _read(arguments: argparse.Namespace) -> tuple[CaptioningRNN, Path, dict[str,
         raise ValueError(f"--data is needed: {place} does not say what it was trained on")
     directory = Path(data_place)
     raw = arguments.raw_features or bool(known and known.settings.get("raw_features"))
-    data = read_captioning_directory(directory, pca_features=not raw)
+    splits = tuple(dict.fromkeys((*SPLITS, arguments.split)))
+    data = read_captioning_directory(directory, pca_features=not raw, splits=splits)
     if dict(model.word_to_idx) != data["word_to_idx"]:
         raise ValueError(
             f"{directory / VOCABULARY_FILE}: is not the vocabulary of {place} "
