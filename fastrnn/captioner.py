@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -75,6 +75,17 @@ class ImageCaption:
     log_prob: float
     score: float
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the caption as JSON has it."""
+        return {
+            "caption": self.text,
+            "words": self.words,
+            "probabilities": self.probabilities,
+            "end_probability": self.end_probability,
+            "log_prob": self.log_prob,
+            "score": self.score,
+        }
+
 
 @dataclass(frozen=True)
 class Captioned:
@@ -101,6 +112,14 @@ class Captioned:
     def caption(self) -> str:
         """The text of the best caption."""
         return self.captions[0].text
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the name and the captions as JSON has them."""
+        return {
+            "image": self.name,
+            "caption": self.caption,
+            "captions": [caption.as_dict() for caption in self.captions],
+        }
 
 
 class Captioner:
@@ -345,8 +364,11 @@ class Captioner:
             yield from self._caption(batch, options)
 
     def _prepare(self, name: str, image: ImageSource, preview: int | None = None) -> _Prepared:
-        picture = open_image(image() if callable(image) else image)
-        pixels = prepare_image(picture, self.network.preprocessing)
+        preprocessing = self.network.preprocessing
+        if callable(image):
+            image = image()
+        picture = open_image(image, size=preprocessing.size, name=name)
+        pixels = prepare_image(picture, preprocessing)
         small = None
         if preview is not None:
             small = picture.copy()
@@ -551,7 +573,7 @@ def _name(
 
 def _read_ahead(
     read: Callable[[Any], Any], images: Iterator[Any], ahead: int
-) -> Iterator[tuple[Any, Any]]:
+) -> Generator[tuple[Any, Any], None, None]:
     """Yield each image with what `read` makes of it, while others are read in other threads."""
     first = list(islice(images, 2))
     if len(first) < 2:  # a thread would only cost time
