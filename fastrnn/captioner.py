@@ -7,6 +7,7 @@ that do not belong to the model are refused.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -30,7 +31,7 @@ from .rnn_layers import (
     word_embedding_forward,
 )
 from .vision.images import open_image, prepare_image
-from .vision.networks import Network, load_network
+from .vision.networks import Network
 from .vision.source import SOURCE_FILE, FeatureSource
 from .words import END, NULL, START, UNK
 
@@ -131,21 +132,20 @@ class Captioner:
         The captioning model.
     network : Network
         The network that makes the features.
-    pca : PCA, optional
-        What is applied to the features of the network before the model reads them.
-    source : FeatureSource, optional
-        How the features of the model were made.
+    source : FeatureSource
+        How the features that the model was trained on were made: its network must be `network`,
+        and its PCA is applied to the features.
 
     Attributes
     ----------
-    model, network, pca, source
+    model, network, source
         The arguments.
 
     Raises
     ------
     ValueError
-        If the network is not the one of `source`, or if the width of its features does not fit
-        the PCA or the model.
+        If the network is not the one of `source`, or if the number of its features does not fit
+        the model.
 
     Examples
     --------
@@ -155,32 +155,23 @@ class Captioner:
     'a dog runs through the grass'
     """
 
-    def __init__(
-        self,
-        model: CaptioningRNN,
-        network: Network,
-        pca: PCA | None = None,
-        source: FeatureSource | None = None,
-    ) -> None:
-        if source is not None:
-            source.check(network)
-        width, made = network.width, "the network"
-        if pca is not None:
-            if len(pca.mean) != width:
-                raise ValueError(
-                    f"the PCA is of {len(pca.mean)} features; expected {width}, as the network "
-                    "makes them"
-                )
-            width, made = len(pca.components), "the network with its PCA"
+    def __init__(self, model: CaptioningRNN, network: Network, source: FeatureSource) -> None:
+        source.check(network)
         expected = model.params["W_proj"].shape[0]
-        if width != expected:
+        if source.columns != expected:
+            made = "before PCA" if source.pca is None else "after PCA"
             raise ValueError(
-                f"{made} makes {width} features of an image; expected {expected}, as in the model"
+                f"{SOURCE_FILE} is about {source.columns} features {made}; expected {expected}, as "
+                "the model reads"
             )
         self.model = model
         self.network = network
-        self.pca = pca
         self.source = source
+
+    @property
+    def pca(self) -> PCA | None:
+        """The PCA that is applied to the features of the network; None if there is none."""
+        return self.source.pca
 
     @classmethod
     def load(
@@ -198,12 +189,12 @@ class Captioner:
         run : path
             A run directory, or a model file in it or in its ``checkpoints``.
         threads : int, optional
-            Threads of the network; by default its engine decides.
+            Number of threads of the network. Default `fastrnn.get_num_threads`.
         onnx : path, optional
-            The ONNX file of the network, if the features were made by one and it was moved. It
-            must be the same file: its digest decides.
+            Where the ONNX model is now, if the features were made by one. It must be the same
+            model: its digest decides. Default where it was.
         engine : str, optional
-            See `fastrnn.vision.networks.load_network`.
+            What computes, see `fastrnn.vision.networks.load_network`.
 
         Returns
         -------
@@ -224,20 +215,22 @@ class Captioner:
         directory = place if place.is_dir() else place.parent
         if directory.name == runs.CHECKPOINT_DIRECTORY:
             directory = directory.parent
-        source, pca = _read_source(directory)
-        if source.network == "onnx":
-            network = load_network(
-                onnx=onnx or source.file, layer=source.layer, engine=engine, threads=threads
-            )
-        elif onnx is not None:
+        source = _read_source(directory)
+        if onnx is not None and source.network != "onnx":
             raise ValueError(
-                f"{directory}: its features were made by {source.network}; expected no ONNX file, "
-                f"but {onnx} is given"
+                f"{directory}: its features were made by {source.network}; expected no ONNX model, "
+                f"but {onnx} was given"
             )
-        else:
-            network = load_network(source.network, engine=engine, threads=threads)
         try:
-            return cls(model, network, pca, source)
+            network = source.load_network(onnx=onnx, engine=engine, threads=threads)
+            return cls(model, network, source)
+        except FileNotFoundError as error:
+            if source.network != "onnx" or onnx is not None:
+                raise
+            raise FileNotFoundError(
+                errno.ENOENT, f"no such ONNX model, which made the features of {directory}; give "
+                "its place (--network)", error.filename or source.file,
+            ) from None  # fmt: skip
         except ValueError as error:
             raise ValueError(f"{directory}: {error}") from None
 
@@ -449,8 +442,7 @@ class Captioner:
     def _features(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         if not pixels:
             return np.empty((0, self.model.params["W_proj"].shape[0]), np.float32)
-        features = self.network.features(np.stack(pixels))
-        return features if self.pca is None else self.pca.transform(features)
+        return self.source.project(self.network.features(np.stack(pixels)))
 
     def alternatives(
         self, image: ImageSource, caption: ImageCaption | Sequence[int], k: int = 5
@@ -519,18 +511,19 @@ class _Prepared:
     preview: Image.Image | None
 
 
-def _read_source(directory: Path) -> tuple[FeatureSource, PCA | None]:
-    """Read how the features of a run were made, and the PCA that the run's model was trained on."""
+def _read_source(directory: Path) -> FeatureSource:
+    """Read how the features that the model of a run reads were made."""
     source = FeatureSource.read(directory)
     if source is None:
         raise ValueError(_unknown_source(directory))
     if source.network is None:
         raise ValueError(
             f"{directory / SOURCE_FILE}: the features were given as numbers, and no network is "
-            "known that makes them; expected a run trained on features that fastrnn made of images"
+            "known that makes them of images; expected a run trained on data of "
+            "`fastrnn prepare --images`"
         )
     raw = runs.is_run(directory) and runs.read_settings(directory).get("raw_features")
-    return source, None if raw else source.read_pca(directory)
+    return source.without_pca() if raw else source
 
 
 def _unknown_source(directory: Path) -> str:
