@@ -132,20 +132,21 @@ class Captioner:
         The captioning model.
     network : Network
         The network that makes the features.
-    source : FeatureSource
-        How the features that the model was trained on were made: its network must be `network`,
-        and its PCA is applied to the features.
+    pca : PCA, optional
+        What is applied to the features of the network before the model reads them.
+    source : FeatureSource, optional
+        How the features that the model was trained on were made.
 
     Attributes
     ----------
-    model, network, source
+    model, network, pca, source
         The arguments.
 
     Raises
     ------
     ValueError
         If the network is not the one of `source`, or if the number of its features does not fit
-        the model.
+        the PCA or the model.
 
     Examples
     --------
@@ -155,23 +156,32 @@ class Captioner:
     'a dog runs through the grass'
     """
 
-    def __init__(self, model: CaptioningRNN, network: Network, source: FeatureSource) -> None:
-        source.check(network)
+    def __init__(
+        self,
+        model: CaptioningRNN,
+        network: Network,
+        pca: PCA | None = None,
+        source: FeatureSource | None = None,
+    ) -> None:
+        if source is not None:
+            source.check(network)
+        width, made = network.width, "before PCA"
+        if pca is not None:
+            if len(pca.mean) != width:
+                raise ValueError(
+                    f"the network makes {width} features; expected {len(pca.mean)}, as the PCA has"
+                )
+            width, made = len(pca.components), "after PCA"
         expected = model.params["W_proj"].shape[0]
-        if source.columns != expected:
-            made = "before PCA" if source.pca is None else "after PCA"
+        if width != expected:
             raise ValueError(
-                f"{SOURCE_FILE} is about {source.columns} features {made}; expected {expected}, as "
-                "the model reads"
+                f"the network makes {width} features {made}; expected {expected}, as the model "
+                "reads"
             )
         self.model = model
         self.network = network
+        self.pca = pca
         self.source = source
-
-    @property
-    def pca(self) -> PCA | None:
-        """The PCA that is applied to the features of the network; None if there is none."""
-        return self.source.pca
 
     @classmethod
     def load(
@@ -223,7 +233,7 @@ class Captioner:
             )
         try:
             network = source.load_network(onnx=onnx, engine=engine, threads=threads)
-            return cls(model, network, source)
+            return cls(model, network, source.pca, source)
         except FileNotFoundError as error:
             if source.network != "onnx" or onnx is not None:
                 raise
@@ -317,14 +327,52 @@ class Captioner:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
-        options |= {
-            "width": beam, "n_best": n_best, "max_length": max_length,
-            "suppress_unk": suppress_unk and UNK in self.model.word_to_idx,
-        }  # fmt: skip
+        options |= self._search_options(beam, n_best, max_length, suppress_unk)
         none = np.empty((0, self.model.params["W_proj"].shape[0]), np.float32)
         beam_search(self.model, none, **options)  # only to check the options
         named = _name(images, names)
         return self._each(named, options, batch_size, preview, failed)
+
+    def caption_pixels(
+        self,
+        pixels: np.ndarray,
+        *,
+        beam: int = 1,
+        n_best: int = 1,
+        max_length: int = 30,
+        suppress_unk: bool = True,
+        **options: Any,
+    ) -> list[Captioned]:
+        """Caption images that are prepared for the network already, in one batch.
+
+        Parameters
+        ----------
+        pixels : float32 ndarray (N, 3, S, S)
+            What `fastrnn.vision.images.prepare_image` makes of each image, with the
+            ``preprocessing`` of `network`.
+        beam, n_best, max_length, suppress_unk, **options : optional
+            As for `each`.
+
+        Returns
+        -------
+        list of Captioned
+
+        Raises
+        ------
+        ValueError
+            If the pixels do not fit the network, or an option is out of range.
+        """
+        options |= self._search_options(beam, n_best, max_length, suppress_unk)
+        named = [(f"image {number}", _Prepared(row, None)) for number, row in enumerate(pixels)]
+        return list(self._caption(named, options))
+
+    def _search_options(
+        self, beam: int, n_best: int, max_length: int, suppress_unk: bool
+    ) -> dict[str, Any]:
+        return {
+            "width": beam, "n_best": n_best, "max_length": max_length,
+            "suppress_unk": suppress_unk and UNK in self.model.word_to_idx,
+        }  # fmt: skip
 
     def _each(
         self,
@@ -442,7 +490,8 @@ class Captioner:
     def _features(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         if not pixels:
             return np.empty((0, self.model.params["W_proj"].shape[0]), np.float32)
-        return self.source.project(self.network.features(np.stack(pixels)))
+        features = self.network.features(np.stack(pixels))
+        return features if self.pca is None else self.pca.transform(features)
 
     def alternatives(
         self, image: ImageSource, caption: ImageCaption | Sequence[int], k: int = 5
