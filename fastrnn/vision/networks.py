@@ -230,7 +230,7 @@ class _Once:
         return self._made
 
 
-def _torch_runner(module: torch.nn.Module, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+def _torch_runner(module: Any, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     import torch
 
     module = module.to(memory_format=torch.channels_last)
