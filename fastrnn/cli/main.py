@@ -12,10 +12,7 @@ from typing import Any
 import fastrnn
 
 from ..training import Interrupted
-from . import caption, evaluate, export, info, report, train
-from .options import Parser, describe_error
-
-COMMANDS = (train, evaluate, caption, export, report, info)
+from . import caption, evaluate, export, features, info, report, train
 """In the order of ``fastrnn --help``."""
 USER_ERRORS = (OSError, ValueError, ImportError, FloatingPointError, MemoryError)
 """What input, files or the machine can cause. Any other error is a bug."""
