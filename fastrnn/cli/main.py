@@ -13,6 +13,9 @@ import fastrnn
 
 from ..training import Interrupted
 from . import caption, evaluate, export, features, info, report, train
+from .options import Parser, describe_error
+
+COMMANDS = (train, evaluate, caption, features, export, report, info)
 """In the order of ``fastrnn --help``."""
 USER_ERRORS = (OSError, ValueError, ImportError, FloatingPointError, MemoryError)
 """What input, files or the machine can cause. Any other error is a bug."""
