@@ -10,10 +10,10 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "fastrnn"
 FLOORS = [
-    ("checks", "words", "seeds", "files"),
+    ("checks", "words", "seeds", "files", "remote"),
     ("decoding", "metrics", "rewards", "runlock", "vision"),
     ("runs", "checkpoint"),
-    ("evaluation",),
+    ("evaluation", "captioner"),
     ("training",),
     ("report", "export"),
     ("cli",),
