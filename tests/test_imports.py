@@ -13,10 +13,10 @@ import fastrnn
 
 PACKAGE = Path(fastrnn.__file__).resolve().parent
 FLOORS = [
-    ("checks", "words", "seeds", "files"),
+    ("checks", "words", "seeds", "files", "remote"),
     ("decoding", "metrics", "rewards", "runlock", "vision"),
     ("runs", "checkpoint"),
-    ("evaluation",),
+    ("evaluation", "captioner"),
     ("training",),
     ("report", "export"),
     ("cli",),
