@@ -62,14 +62,11 @@ else:
 with contextlib.redirect_stderr(io.StringIO()), own_modules:
     import fastrnn.checkpoint
     import fastrnn.coco_utils
-<<<<<<< HEAD
-    import fastrnn.data.h5
-    import fastrnn.data.h5_process
-=======
     import fastrnn.data.annotations
     import fastrnn.data.feature_files
     import fastrnn.data.fetch
->>>>>>> e56c866275da7b4adfac827957d028de2aa5838c
+    import fastrnn.data.h5
+    import fastrnn.data.h5_process
     import fastrnn.data.pca
     import fastrnn.data.references
     import fastrnn.data.scenes.dataset

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..files import one_line, open_file, read_npz
 from .annotations import read_names
-from .layout import dataset_shapes, read_rows
+from .layout import dataset_shapes, read_blocks
 
 _BLOCK = 1 << 24
 """Bytes of features that are read at once."""
@@ -350,4 +350,4 @@ class _H5:
         self.names = _names_beside(path, self.count)
 
     def blocks(self, rows: int) -> Iterator[np.ndarray]:
-        return read_rows(self.path, self._name, rows)
+        return read_blocks(self.path, self._name)
