@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 METHODS = ("plain", "smooth", "integrated")
 TOLERANCE = 0.01
-"""Largest error of the sum of integrated gradients: as a share of the change, or in nats."""
+"""Largest error of the sum of integrated gradients, as a share of the change."""
+_LEAST_CHANGE = 0.1
+"""Smaller changes, in nats, have the same tolerance as this one."""
 _SPLITS = 8
 """Intervals of the path that are divided at a time."""
 
@@ -119,7 +121,7 @@ def saliency(
     -----
     RuntimeWarning
         If `max_passes` is not enough for the sum of a map of integrated gradients to be the change
-        of the log-probability to 1 %, or to 0.01 nats for changes of less than one nat.
+        of the log-probability to 1 %, or to 0.001 nats for changes of less than 0.1 nats.
 
     Raises
     ------
@@ -210,7 +212,7 @@ def _integrated(
     ]
     passes = len(parts)
     changes = ends[-1] - ends[0]
-    allowed = TOLERANCE * np.maximum(np.abs(changes), 1)
+    allowed = TOLERANCE * np.maximum(np.abs(changes), _LEAST_CHANGE)
     while True:
         errors = np.sum([part.error for part in parts], axis=0)
         if (np.abs(errors) <= allowed).all() or passes + 2 > max_passes:
