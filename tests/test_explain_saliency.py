@@ -7,10 +7,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from explain_models import VOCABULARY, WORDS, tiny_captioner, tiny_image  # noqa: E402
+from explain_models import VOCABULARY, WORDS, tiny_captioner, tiny_image
 
-from fastrnn.explain import pixel_gradients, saliency  # noqa: E402
-from fastrnn.vision.images import open_image, prepare_image  # noqa: E402
+from fastrnn.explain import pixel_gradients, saliency
+from fastrnn.vision.images import open_image, prepare_image
 
 CAPTION = "a dog runs a red cat"
 

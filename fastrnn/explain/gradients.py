@@ -85,7 +85,9 @@ def word_gradients(
     if measure not in MEASURES:
         raise ValueError(f"measure is {measure!r}; expected {', '.join(MEASURES)}")
     if START not in model.word_to_idx:
-        raise ValueError(f"word_to_idx has no {START!r}; expected the word that captions begin with")
+        raise ValueError(
+            f"word_to_idx has no {START!r}; expected the word that captions begin with"
+        )
     ids = np.asarray(ids, dtype=np.intp)
     targets = ids if words is None else np.asarray(words, dtype=np.intp)
     T = len(ids)
@@ -107,9 +109,7 @@ def word_gradients(
     inputs = np.concatenate([[model.word_to_idx[START]], ids])[: at.max() + 1]
     vectors, _ = word_embedding_forward(inputs[None], p["W_embed"])
     forward, backward = (
-        (lstm_forward, lstm_backward)
-        if model.cell_type == "lstm"
-        else (rnn_forward, rnn_backward)
+        (lstm_forward, lstm_backward) if model.cell_type == "lstm" else (rnn_forward, rnn_backward)
     )
     images = max(1, _ROWS // K)
     for first in range(0, N, images):

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,8 @@ _LEAST_CHANGE = 0.1
 """Smaller changes, in nats, have the same tolerance as this one."""
 _SPLITS = 8
 """Intervals of the path that are divided at a time."""
+_COPIES = 8
+"""Copies with noise whose gradients are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -174,10 +177,11 @@ def _smooth(
     std = np.asarray(captioner.network.preprocessing.std, dtype=np.float64)
     scale = (noise * 255 / std)[:, None, None]
     total: Any = 0
-    for _ in range(samples):
-        noisy = (x + scale * random.standard_normal(x.shape)).astype(x.dtype)
-        total = total + pixel_gradients(captioner, noisy[None], ids, steps=steps)[1]
-    return total / samples
+    for first in range(0, samples, _COPIES):
+        shape = (min(_COPIES, samples - first), *x.shape)
+        noisy = (x + scale * random.standard_normal(shape)).astype(x.dtype)
+        total = total + pixel_gradients(captioner, noisy, ids, steps=steps)[1].sum(axis=0)
+    return total[None] / samples
 
 
 def _integrated(
@@ -189,11 +193,10 @@ def _integrated(
     log-probability over an interval is known from its ends, so the intervals with the largest
     errors can be divided: into three, so that the gradient in the middle serves again.
     """
-    baseline = np.zeros_like(x)
-    difference = x - baseline
+    difference = x  # from gray, which is 0 for the network
 
     def at(places: Sequence[float]) -> np.ndarray:
-        return np.stack([baseline + difference * x.dtype.type(place) for place in places])
+        return np.stack([difference * x.dtype.type(place) for place in places])
 
     def values_at(places: Sequence[float]) -> list[np.ndarray]:
         found = pixel_values(captioner, at(places), ids, steps=steps)
@@ -205,10 +208,9 @@ def _integrated(
 
     edges = np.linspace(0, 1, min(_SPLITS, max_passes) + 1).tolist()
     ends = values_at(edges)
-    middles = maps_at([(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)])
+    middles = maps_at([(a + b) / 2 for a, b in pairwise(edges)])
     parts = [
-        _Part(edges[i], edges[i + 1], ends[i], ends[i + 1], middles[i])
-        for i in range(len(middles))
+        _Part(edges[i], edges[i + 1], ends[i], ends[i + 1], middles[i]) for i in range(len(middles))
     ]
     passes = len(parts)
     changes = ends[-1] - ends[0]
