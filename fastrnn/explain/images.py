@@ -549,10 +549,8 @@ def create_class_visualization(
 
     _check_options(num_iterations, blur_every, max_jitter)
     if preprocessing is None:
-        preprocessing = Preprocessing(
-            mean=tuple(255 * float(value) for value in SQUEEZENET_MEAN),
-            std=tuple(255 * float(value) for value in SQUEEZENET_STD),
-        )
+        (r, g, b), (sr, sg, sb) = (255 * SQUEEZENET_MEAN).tolist(), (255 * SQUEEZENET_STD).tolist()
+        preprocessing = Preprocessing(mean=(r, g, b), std=(sr, sg, sb))
     number = getattr(dtype, "dtype", dtype) or torch.float32
 
     def gradient(x: np.ndarray) -> np.ndarray:

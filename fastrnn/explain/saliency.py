@@ -231,8 +231,8 @@ def _integrated(
             parts += part.divide(inner[2 * i : 2 * i + 2], ends[2 * i : 2 * i + 2],
                                  middles[2 * i : 2 * i + 2])  # fmt: skip
         passes += 2 * count
-    maps = np.sum([part.map * part.width for part in parts], axis=0, dtype=np.float64)
-    maps = maps.astype(np.float32)
+    total = np.sum([part.map * part.width for part in parts], axis=0, dtype=np.float64)
+    maps = total.astype(np.float32)
     errors = maps.sum(axis=(1, 2), dtype=np.float64) - changes
     if (np.abs(errors) > allowed).any():
         worst = int(np.argmax(np.abs(errors) / allowed))
