@@ -148,7 +148,7 @@ def _fit(picture: Image.Image) -> Image.Image:
     how = Image.Resampling.LANCZOS
     if longest <= _PIXEL_ART:
         scale, how = SHEET_PICTURE // longest, Image.Resampling.NEAREST
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     return picture if size == picture.size else picture.resize(size, how)
 
 
