@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MEASURES = ("log_prob", "score", "margin")
 """What of a word can be differentiated."""
-_IMAGES = 16
+_IMAGES = 8
 """Images that the network reads at a time."""
 _ROWS = 256
 """Rows of the recurrent network in a batch."""
