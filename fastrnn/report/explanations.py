@@ -203,7 +203,9 @@ def _share(log_prob: float) -> str:
     return f"{probability:.0%}" if probability >= 0.0995 else f"{probability:.2g}"
 
 
-def section(about: Explanation, *, kind: str = "jpeg", heading: str = "h3") -> str:
+def section(
+    about: Explanation, *, kind: str = "jpeg", heading: str = "h3", alone: bool = False
+) -> str:
     """Return an explanation as HTML.
 
     Parameters
@@ -214,6 +216,8 @@ def section(about: Explanation, *, kind: str = "jpeg", heading: str = "h3") -> s
         Format of the maps. Images that were made by gradients are always PNG, which keeps them.
     heading : str, optional
         The element of the headings.
+    alone : bool, optional
+        Whether the page is about this image alone, so that its title says the caption.
 
     Returns
     -------
@@ -239,9 +243,12 @@ def section(about: Explanation, *, kind: str = "jpeg", heading: str = "h3") -> s
                 kind=kind,
             )
         )  # fmt: skip
+    title, name = escape(about.caption) or "(no words)", f"{escape(about.name)}. "
+    if alone:
+        title, name = "Which pixels made it say each word", ""
     parts = [
-        f"<{heading}>{escape(about.caption) or '(no words)'}</{heading}>",
-        f'<p class="about">{escape(about.name)}. '
+        f"<{heading}>{title}</{heading}>",
+        f'<p class="about">{name}'
         f"{_METHODS[found.method].format(passes=found.passes)} "
         "Each map has its own scale.</p>",
         _pictures(pictures),
@@ -309,7 +316,8 @@ def write_page(
         ),
         "title": html.escape(title), "about": html.escape(about), "style": style,
         "sections": "".join(
-            section(one, kind="png", heading="h2") for one in explanations
+            section(one, kind="png", heading="h2", alone=len(explanations) == 1)
+            for one in explanations
         ),
         "made": html.escape(f"fastrnn {__version__}"),
     }  # fmt: skip
