@@ -78,7 +78,7 @@ def test_a_bound_is_kept():
     before = captioner([tiny_image()])[0].captions[0]
     word = next(word for word in SPOKEN if word not in before.words)
     least = fool(captioner, tiny_image(), word, bound=80).change
-    with pytest.raises(ValueError, match="within a bound of 0.01, but the smallest"):
+    with pytest.raises(ValueError, match=r"within a bound of 0\.01, but the smallest"):
         fool(captioner, tiny_image(), word, bound=0.01, max_steps=5)
     with pytest.raises(ValueError, match="the smallest change found is"):
         fool(captioner, tiny_image(), word, bound=0.9 * least)
@@ -129,7 +129,7 @@ def test_wrong_arguments_are_named(call, message):
 def test_a_search_without_success_says_how_far_it_came():
     captioner = tiny_captioner()
     captioner.model.params["b_vocab"][9] -= 1000
-    with pytest.raises(ValueError, match="but it says '.*' after a change of .* in 3 steps"):
+    with pytest.raises(ValueError, match=r"but it says '.*' after a change of .* in 3 steps"):
         fool(captioner, tiny_image(), "red", max_steps=3)
 
 
