@@ -256,13 +256,14 @@ def visualise(
     *,
     caption: str | None = None,
     l2_reg: float = 1e-3,
-    learning_rate: float = 12.0,
+    learning_rate: float = 10.0,
     num_iterations: int = 100,
     blur_every: int = 4,
-    blur_sigma: float = 1.0,
+    blur_sigma: float = 0.7,
+    smooth: tuple[float, float] = (4.0, 1.0),
     max_jitter: int = 16,
     noise: float = 0.1,
-    measure: str = "log_prob",
+    measure: str = "score",
     seed: int = 0,
     on_step: Callable[[int], Any] | None = None,
 ) -> Visualisation:
@@ -281,17 +282,23 @@ def visualise(
         Weight of the squared L2 norm of the image, which is subtracted from the score. Default
         1e-3.
     learning_rate : float, optional
-        L2 norm of each step, in units of the network's input. Default 12.
+        L2 norm of each step, in units of the network's input. Default 10.
     num_iterations : int, optional
         Number of steps. Default 100.
     blur_every : int, optional
         The image is blurred after each such number of steps. Default 4.
     blur_sigma : float, optional
-        Standard deviation of the blur, in pixels. Default 1.
+        Standard deviation of the blur, in pixels of an image of 224 x 224. Default 0.7.
+    smooth : (float, float), optional
+        Gradients are blurred: the standard deviation in the first and the last step, as for
+        `blur_sigma`. Large forms come first, which the course's visualisation lacks. Default (4,
+        1); (0, 0) takes the gradients as they are.
     max_jitter : int, optional
         The image is moved by up to this many pixels for each step. Default 16.
     noise : float, optional
         Standard deviation of the first image, in units of the network's input. Default 0.1.
+    measure : {'score', 'log_prob', 'margin'}, optional
+        What is maximised, see `word_gradients`. Default 'score', as in the course.
     seed : int, optional
         Seed of the noise and of the moves. Default 0.
     on_step : callable, optional
@@ -333,7 +340,7 @@ def visualise(
     image = _ascend(
         gradient, preprocessing, l2_reg=l2_reg, learning_rate=learning_rate,
         num_iterations=num_iterations, blur_every=blur_every, blur_sigma=blur_sigma,
-        max_jitter=max_jitter, seed=seed, noise=noise, on_step=on_step,
+        smooth=smooth, max_jitter=max_jitter, seed=seed, noise=noise, on_step=on_step,
     )  # fmt: skip
     x = prepared(captioner, image)
     found = _greedy(captioner, [image])[0]
@@ -363,6 +370,7 @@ def _ascend(
     num_iterations: int,
     blur_every: int,
     blur_sigma: float,
+    smooth: tuple[float, float],
     max_jitter: int,
     noise: float,
     seed: int,
@@ -379,14 +387,20 @@ def _ascend(
     low, high = -mean / std, (255 - mean) / std
     size = preprocessing.size
     x = (noise * random.standard_normal((3, size, size))).astype(np.float32)
+
+    def blurred(values: np.ndarray, sigma: float) -> np.ndarray:
+        sigma *= size / 224
+        return gaussian_filter(values, (0, sigma, sigma)) if sigma > 0 else values
+
     for t in range(num_iterations):
         ox, oy = random.integers(0, max_jitter + 1, size=2)
         x = np.roll(x, (oy, ox), axis=(1, 2))
-        dx = gradient(x, t) - 2 * l2_reg * x
+        dx = blurred(gradient(x, t), smooth[0] + (smooth[1] - smooth[0]) * t / num_iterations)
+        dx = dx - 2 * l2_reg * x
         x = x + learning_rate * dx / max(float(np.linalg.norm(dx)), 1e-30)
         x = np.clip(np.roll(x, (-oy, -ox), axis=(1, 2)), low, high).astype(np.float32)
         if (t + 1) % blur_every == 0:
-            x = gaussian_filter(x, (0, blur_sigma, blur_sigma))
+            x = blurred(x, blur_sigma)
         if on_step is not None:
             on_step(t + 1)
     return _shown(x, preprocessing)
@@ -581,7 +595,7 @@ def create_class_visualization(
 
     return _ascend(
         gradient, preprocessing, l2_reg=l2_reg, learning_rate=learning_rate,
-        num_iterations=num_iterations, blur_every=blur_every, blur_sigma=0.5,
+        num_iterations=num_iterations, blur_every=blur_every, blur_sigma=0.5, smooth=(0, 0),
         max_jitter=max_jitter, noise=1.0, seed=seed,
     )  # fmt: skip
 
