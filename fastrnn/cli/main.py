@@ -12,10 +12,10 @@ from typing import Any
 import fastrnn
 
 from ..training import Interrupted
-from . import caption, evaluate, explain, export, info, report, train
+from . import caption, evaluate, explain, export, features, info, report, train
 from .options import Parser, describe_error
 
-COMMANDS = (train, evaluate, caption, explain, export, report, info)
+COMMANDS = (features, train, evaluate, caption, explain, export, report, info)
 """In the order of ``fastrnn --help``."""
 USER_ERRORS = (OSError, ValueError, ImportError, FloatingPointError, MemoryError)
 """What input, files or the machine can cause. Any other error is a bug."""

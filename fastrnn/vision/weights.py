@@ -8,6 +8,7 @@ only strings, numbers, tuples, dictionaries and tensors have a meaning. Anything
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickletools
 from collections.abc import Iterator
@@ -62,7 +63,8 @@ class _Tensor:
         last = self.offset + sum(
             (n - 1) * step for n, step in zip(self.shape, self.strides, strict=True)
         )
-        if 0 in self.shape or last >= self.storage.size:
+        size = math.prod(self.shape)  # a stride of 0 would repeat numbers
+        if not 0 < size <= self.storage.size or last >= self.storage.size:
             raise ValueError("a tensor is larger than its numbers")
         values = self.storage.values
         view = np.lib.stride_tricks.as_strided(
