@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ pytest.importorskip("onnx")
 
 from photo_runs import (
     COMPONENTS,
+    PREPROCESSING,
     WIDTH,
     WORDS,
     draw_pixels,
@@ -29,8 +31,10 @@ from photo_runs import (
 )
 
 from fastrnn.captioner import Captioner
+from fastrnn.data.pca import PCA
 from fastrnn.reference import decoding as reference
 from fastrnn.vision.images import ImageError
+from fastrnn.vision.networks import load_network
 
 PIXELS = draw_pixels(11)
 
@@ -93,6 +97,12 @@ def test_caption_that_is_cut_has_no_end(captioner):
     assert all(len(caption.words) == len(caption.probabilities) == 2 for caption in cut)
 
 
+def test_search_that_finds_fewer_captions(captioner):
+    others = set(WORDS) - {"<END>", "dog"}
+    [image] = captioner(PIXELS[:1], beam=4, n_best=4, max_length=2, suppress=others)
+    assert sorted(caption.text for caption in image.captions) == ["", "dog", "dog dog"]
+
+
 def test_image_may_be_anything_that_holds_one(captioner, photos):
     wanted = texts(captioner(photos))
     path, pixels = photos[3], PIXELS[3]
@@ -111,8 +121,13 @@ def test_image_may_be_anything_that_holds_one(captioner, photos):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 10, 11, 100])
-def test_batches_keep_the_order(captioner, photos, batch_size):
+def test_batches_keep_the_order(captioner, photos, batch_size, monkeypatch):
+    sizes, compute = [], captioner.network.features
+    monkeypatch.setattr(
+        captioner.network, "features", lambda batch: sizes.append(len(batch)) or compute(batch)
+    )
     found = list(captioner.each(photos, batch_size=batch_size))
+    assert sizes == [min(batch_size, 11 - start) for start in range(0, 11, batch_size)]
     assert texts(found) == texts(captioner(PIXELS))
     assert [image.name for image in found] == [str(path) for path in photos]
 
@@ -141,13 +156,22 @@ def test_images_are_read_only_so_far_ahead(captioner):
 
 def test_readers_end_with_a_caller_that_has_enough(captioner):
     before = threading.active_count()
-    found = captioner.each([PIXELS[number % 11] for number in range(100)], batch_size=2)
+    read = []
+
+    def slow():
+        time.sleep(0.005)
+        read.append(1)
+        return PIXELS[0]
+
+    found = captioner.each([slow] * 100, batch_size=40)
     next(found)
     found.close()
+    done = len(read)
     for thread in threading.enumerate():
         if thread.name.startswith("image"):
             thread.join(5)
     assert threading.active_count() <= before
+    assert len(read) < min(done + 20, 80)  # of the 80 that were waiting
 
 
 def test_preview_is_small_and_upright(captioner, tmp_path):
@@ -324,7 +348,9 @@ def test_run_that_does_not_know_its_features(tmp_path):
     assert "copy it" not in said
     (tmp_path / "data").mkdir()
     shutil.copy(source, tmp_path / "data")
-    assert f"(its data directory {tmp_path / 'data'} has one now: copy it" in refused(run)
+    again = refused(run)
+    assert again.startswith(said)
+    assert f"(its data directory {tmp_path / 'data'} has one now: copy it" in again
 
 
 def test_features_that_were_given_as_numbers(run, tmp_path):
@@ -364,6 +390,19 @@ def test_other_network_in_the_same_place(run, tmp_path):
     copy = change(run, tmp_path, file=str(other))
     assert "the network's digest is" in refused(copy)
     assert "which made the features" in refused(run, onnx=other)
+
+
+def test_parts_that_do_not_belong_together(captioner, tmp_path):
+    model, network, pca = captioner.model, captioner.network, captioner.pca
+    other = load_network(
+        onnx=write_network(tmp_path / "other.onnx", sign=-1.0), preprocessing=PREPROCESSING
+    )
+    Captioner(model, other, pca)
+    with pytest.raises(ValueError, match="the network's digest is"):
+        Captioner(model, other, pca, captioner.source)
+    narrow = PCA(np.zeros(7, np.float32), np.zeros((5, 7), np.float32))
+    with pytest.raises(ValueError, match="the network makes 12 features; expected 7, as the PCA"):
+        Captioner(model, network, narrow)
 
 
 def test_network_that_was_moved(run, tmp_path):
