@@ -239,7 +239,8 @@ def section(
     if about.network is not None:
         pictures.append(
             _picture(
-                overlay(found.image, about.network.map), f"class {about.network.number} of ImageNet",
+                overlay(found.image, about.network.map),
+                f"class {about.network.number} of ImageNet",
                 "what the network alone takes it for; "
                 f"probability {about.network.probability:.0%}",
                 kind=kind,
