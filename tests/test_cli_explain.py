@@ -13,12 +13,15 @@ import pytest
 
 pytest.importorskip("torch")
 
+import coco_layout
 from commands import refused, run
 from explain_models import SIZE, WORDS, tiny_captioner, tiny_image
 from PIL import Image
 
 from fastrnn.captioner import Captioner
+from fastrnn.checkpoint import save_model
 from fastrnn.classifiers.rnn import seeded_model
+from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.explain import saliency
 from fastrnn.report.explanations import amplified, explanations_of_run, overlay
 
@@ -123,6 +126,7 @@ def test_a_fooling_image_and_a_visualisation(captioner, photo, tmp_path, capsys)
         (["--caption", "a dog", "--word", "3"], "--word is '3'; expected a word of 'a dog'"),
         (["--caption", "a dog", "--word", "cat"], "--word is 'cat'"),
         (["--bound", "3"], "--bound needs --fool"),
+        (["--fool", "red", "--bound", "0", "--method", "plain"], "bound is 0"),
         (["--iterations", "3"], "--iterations needs --visualise"),
         (["--method", "plain", "--samples", "3"], "--samples needs --method smooth"),
         (["--method", "deep"], "--method is 'deep'; expected plain, smooth or integrated"),
@@ -198,6 +202,32 @@ def test_a_report_says_why_nothing_is_explained(tmp_path):
     assert sections == ""
     assert note.startswith("No caption is explained: ")
     assert "features.json" in note
+
+
+def test_the_page_of_a_run_has_the_explanations(captioner, tmp_path, capsys):
+    data, directory = tmp_path / "data", tmp_path / "run"
+    coco_layout.write_layout(data)
+    found = read_captioning_directory(data)
+    Image.fromarray(tiny_image()).save(data / "0.png")
+    urls = ["0.png"] + ["lost.png"] * (len(found["val_urls"]) - 1)
+    (data / "val2014_urls.txt").write_text("\n".join(urls) + "\n")
+    directory.mkdir()
+    model = seeded_model(found["word_to_idx"], found["val_features"].shape[1], 6, 8, "lstm")
+    save_model(directory / "model.npz", model)
+    (directory / "history.jsonl").write_text("")
+    settings = {"fastrnn": "0", "data": str(data), "raw_features": False, "epochs": 1}
+    (directory / "settings.json").write_text(json.dumps(settings))
+    assert run("report", directory, "--beam", 1) == 0
+    page = (directory / "report.html").read_text(encoding="utf-8")
+    assert "Why it says so" not in page
+    assert "{{" not in page
+    assert run("report", directory, "--beam", 1, "--explain", 2) == 0
+    page = (directory / "report.html").read_text(encoding="utf-8")
+    assert page.count("Why it says so") == 1
+    words = captioner([tiny_image()])[0].captions[0].words
+    assert page.count("<figure>") == len(words) + 2
+    assert f"<h3>{' '.join(words)}</h3>" in page
+    assert "at least 0" in refused(capsys, "report", directory, "--explain", "-1")
 
 
 # -- The real network

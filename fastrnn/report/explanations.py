@@ -428,16 +428,19 @@ def explanations_of_run(
     from ..captioner import Captioner
     from ..evaluation import evenly_spread
     from ..explain import saliency
+    from ..vision.source import FeatureSource
     from .gallery import find_picture
 
-    places = [
-        (str(url), path)
-        for url in data["val_urls"]
-        if (path := find_picture(str(url), directory)) is not None
-    ]
-    if not places:
-        return "", "The validation images are not files here, so no caption is explained."
     try:
+        source = FeatureSource.read(directory)
+        images = None if source is None or source.images is None else Path(source.images)
+        places = [
+            (str(url), path)
+            for url in data["val_urls"]
+            if (path := find_picture(str(url), directory, images)) is not None
+        ]
+        if not places:
+            return "", "The validation images are not files here, so no caption is explained."
         captioner = Captioner.load(run)
         sections = []
         for row in evenly_spread(len(places), count).tolist():
