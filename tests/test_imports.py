@@ -18,7 +18,7 @@ FLOORS = [
     ("runs", "checkpoint"),
     ("evaluation", "captioner"),
     ("training",),
-    ("report", "export"),
+    ("report", "export", "explain"),
     ("cli",),
 ]
 """From below. Modules and packages that are not named here may be imported from anywhere."""

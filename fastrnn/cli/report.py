@@ -39,6 +39,11 @@ def add_parser(commands: Any) -> Any:
         parser, "--pictures", at_least=0, default=96,
         help="largest number of them that are shown as pictures (default: %(default)s)",
     )  # fmt: skip
+    add_integer(
+        parser, "--explain", at_least=0, default=0,
+        help="explain the captions of N validation images by maps of what the model looked at; "
+        'needs the extra "vision" and the images (default: %(default)s)',
+    )  # fmt: skip
     parser.add_argument(
         "--watch", action="store_true",
         help="update the page until training has finished; an open page reloads itself "
@@ -66,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         "images": arguments.images,
         "pictures": arguments.pictures,
         "beam": arguments.beam,
+        "explain": arguments.explain,
     }
     if not arguments.watch:
         out = write_report(arguments.of_run, arguments.out, **options)
