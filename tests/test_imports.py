@@ -15,7 +15,7 @@ FLOORS = [
     ("runs", "checkpoint"),
     ("evaluation",),
     ("training",),
-    ("report", "export"),
+    ("report", "export", "serve"),
     ("cli",),
 ]
 """From below. Modules and packages that are not named here may be imported from anywhere."""

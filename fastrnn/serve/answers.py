@@ -1,0 +1,47 @@
+"""What the server answers, as OpenAPI describes it."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+
+class Alternative(BaseModel):
+    """A word that could have stood at a step."""
+
+    word: str
+    probability: float
+
+
+class Word(BaseModel):
+    """A word of a caption."""
+
+    word: str = Field(description="The word; <END> for the end of the caption.")
+    probability: float = Field(description="Its probability, given the words before it.")
+    alternatives: list[Alternative] = Field(
+        description="The most probable words at this step, most probable first."
+    )
+
+
+class Caption(BaseModel):
+    """A caption of a picture."""
+
+    text: str
+    log_prob: float = Field(description="The sum of the logarithms of the words' probabilities.")
+    score: float = Field(description="What the captions are ranked by.")
+    words: list[Word]
+
+
+class CaptionAnswer(BaseModel):
+    """The answer to POST /caption."""
+
+    caption: str = Field(description="The best caption.")
+    captions: list[Caption] = Field(description="All captions that were asked for, best first.")
+    width: int = Field(description="Width of the picture in pixels, turned as EXIF says.")
+    height: int
+    seconds: float = Field(description="Time from the whole upload to the answer.")
+
+
+class Fault(BaseModel):
+    """The answer to a request that is refused."""
+
+    detail: str

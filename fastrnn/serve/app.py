@@ -1,0 +1,230 @@
+"""The application: a page, what it asks for, and the same for programs."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import importlib.resources
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+from .. import __version__
+from .answers import CaptionAnswer, Fault
+from .describer import MOST_ALTERNATIVES, MOST_BEAM, MOST_LENGTH, Describer, Picture, Wanted
+from .form import Form, read_form
+from .guard import Guard
+from .limits import Limits, Refused
+from .worker import Worker
+
+T = TypeVar("T")
+
+_FILES = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+_ABOUT = """\
+Captions of photographs by a model that was trained with fastrnn.
+
+Pictures are held in memory while they are captioned, and are not stored. An error is answered by
+`{"detail": "what is wrong"}`.
+"""
+_FAULTS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Fault, "description": "The form is malformed, or a field is out of range"},
+    403: {"model": Fault, "description": "The request comes from another site's page"},
+    408: {"model": Fault, "description": "The upload is too slow"},
+    413: {"model": Fault, "description": "The upload is too large"},
+    415: {"model": Fault, "description": "The file cannot be read as a picture"},
+    421: {"model": Fault, "description": "The request names another host"},
+    503: {"model": Fault, "description": "Too much is waiting; Retry-After says when to try again"},
+}
+
+
+def make_app(
+    describer: Describer,
+    *,
+    wanted: Wanted | None = None,
+    limits: Limits | None = None,
+    network: bool = False,
+) -> Guard:
+    """Make the ASGI application of a server.
+
+    Parameters
+    ----------
+    describer : Describer
+    wanted : Wanted, optional
+        What is told where a request does not say what it wants.
+    limits : Limits, optional
+    network : bool, optional
+        Whether other machines may ask. Default False.
+
+    Returns
+    -------
+    ASGI application
+    """
+    wanted = wanted or Wanted()
+    limits = limits or Limits()
+    # Pictures are decoded beside the network. More threads than processors do not help.
+    readers = ThreadPoolExecutor(max(os.cpu_count() or 1, 2), "picture")
+    captions = Worker[Picture, dict[str, Any]](
+        describer.describe, batch=limits.batch, waiting=limits.waiting, name="captions"
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        readers.shutdown(wait=False, cancel_futures=True)
+        captions.close(limits.stop_seconds)
+
+    app = FastAPI(
+        title="fastrnn serve", version=__version__, description=_ABOUT, lifespan=lifespan,
+        # The pages for these load scripts from a content delivery network.
+        docs_url=None, redoc_url=None,
+    )  # fmt: skip
+
+    @app.exception_handler(Refused)
+    async def refuse(_: Request, refused: Refused) -> JSONResponse:
+        headers = {"Retry-After": "2"} if refused.status == 503 else None
+        return JSONResponse({"detail": refused.detail}, refused.status, headers)
+
+    for path, (name, kind) in _FILES.items():
+        content = importlib.resources.files(__package__).joinpath(name).read_bytes()
+        app.add_api_route(
+            path, _answer_with(content, kind), methods=["GET", "HEAD"], include_in_schema=False
+        )
+
+    facts = {
+        **describer.about(),
+        "wanted": {"beam": wanted.beam, "n_best": wanted.n_best},
+        "upload_bytes": limits.upload_bytes,
+    }
+
+    @app.get("/health", summary="Whether the server answers, and how many pictures wait")
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", "waiting": captions.waiting}
+
+    @app.get("/about", summary="The model, its network, and what is told by default")
+    async def about() -> dict[str, Any]:
+        return facts
+
+    @app.post(
+        "/caption", summary="Caption a picture",
+        responses={200: {"model": CaptionAnswer}, **_FAULTS},
+        openapi_extra=_form_schema(
+            beam=_number("Width of the beam search; 1 is greedy.", 1, MOST_BEAM, wanted.beam),
+            n_best=_number(
+                "Number of captions, at most beam.", 1, MOST_BEAM, wanted.n_best
+            ),
+            max_length=_number(
+                "Largest number of words.", 1, MOST_LENGTH, wanted.max_length
+            ),
+            alternatives=_number(
+                "Number of words told at each step.", 0, MOST_ALTERNATIVES, wanted.alternatives
+            ),
+        ),
+    )  # fmt: skip
+    async def caption(request: Request) -> JSONResponse:
+        start = time.perf_counter()
+        form, picture = await _read(request, readers, describer)
+        answer = await _unless_gone(request, captions.submit(_wanted(form, wanted), picture))
+        return JSONResponse({**answer, "seconds": round(time.perf_counter() - start, 4)})
+
+    return Guard(app, limits, network)
+
+
+def _answer_with(content: bytes, kind: str) -> Callable[[], Any]:
+    async def answer() -> Response:
+        return Response(content, media_type=kind)
+
+    return answer
+
+
+async def _in_thread(readers: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    try:
+        future = asyncio.get_running_loop().run_in_executor(readers, work)
+    except RuntimeError:  # it is shut down
+        raise Refused(503, "the server is stopping") from None
+    return await future
+
+
+async def _read(
+    request: Request, readers: ThreadPoolExecutor, describer: Describer
+) -> tuple[Form, Picture]:
+    """Read the form of a request, and the picture in it."""
+    content_type = request.headers.get("content-type", "")
+    body = await request.body()
+
+    def read() -> tuple[Form, Picture]:
+        form = read_form(content_type, body)
+        return form, describer.read(form.file)
+
+    return await _in_thread(readers, read)
+
+
+async def _unless_gone(request: Request, work: Any) -> Any:
+    """Wait for a result; give it up if whoever asked closes the connection."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = (asyncio.ensure_future(work), asyncio.ensure_future(gone()))
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise Refused(499, "the client has closed the connection")
+        return tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _wanted(form: Form, default: Wanted) -> Wanted:
+    """Read what a request wants to know."""
+    fields = {
+        "beam": MOST_BEAM, "n_best": MOST_BEAM, "max_length": MOST_LENGTH,
+        "alternatives": MOST_ALTERNATIVES,
+    }  # fmt: skip
+    found: dict[str, int] = {}
+    for name, text in form.fields.items():
+        if name not in fields:
+            raise Refused(400, f"{name[:40]!r} is no field; expected one of {', '.join(fields)}")
+        least = 0 if name == "alternatives" else 1
+        if not (text.isdecimal() and len(text) < 6 and least <= int(text) <= fields[name]):
+            raise Refused(
+                400,
+                f"{name} is {text[:40]!r}; expected a number from {least} to {fields[name]}",
+            )
+        found[name] = int(text)
+    # A request that names one of these two does not mean the default of the other.
+    if "beam" in found:
+        found.setdefault("n_best", min(default.n_best, found["beam"]))
+    elif "n_best" in found:
+        found["beam"] = max(default.beam, found["n_best"])
+    wanted = dataclasses.replace(default, **found)
+    if wanted.n_best > wanted.beam:
+        raise Refused(400, f"n_best is {wanted.n_best}; expected at most beam, {wanted.beam}")
+    return wanted
+
+
+def _number(about: str, least: int, most: int, default: int) -> dict[str, Any]:
+    return {
+        "type": "integer", "minimum": least, "maximum": most, "default": default,
+        "description": about,
+    }  # fmt: skip
+
+
+def _form_schema(**fields: dict[str, Any]) -> dict[str, Any]:
+    file = {
+        "type": "string", "format": "binary",
+        "description": "The picture: JPEG, PNG, GIF, BMP, PPM, WebP or TIFF.",
+    }  # fmt: skip
+    schema = {"type": "object", "required": ["file"], "properties": {"file": file, **fields}}
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
