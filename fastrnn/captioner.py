@@ -305,14 +305,52 @@ class Captioner:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
-        options |= {
-            "width": beam, "n_best": n_best, "max_length": max_length,
-            "suppress_unk": suppress_unk and UNK in self.model.word_to_idx,
-        }  # fmt: skip
+        options |= self._search_options(beam, n_best, max_length, suppress_unk)
         none = np.empty((0, self.model.params["W_proj"].shape[0]), np.float32)
         beam_search(self.model, none, **options)  # only to check the options
         named = _name(images, names)
         return self._each(named, options, batch_size, preview, failed)
+
+    def caption_pixels(
+        self,
+        pixels: np.ndarray,
+        *,
+        beam: int = 1,
+        n_best: int = 1,
+        max_length: int = 30,
+        suppress_unk: bool = True,
+        **options: Any,
+    ) -> list[Captioned]:
+        """Caption images that are prepared for the network already, in one batch.
+
+        Parameters
+        ----------
+        pixels : float32 ndarray (N, 3, S, S)
+            What `fastrnn.vision.images.prepare_image` makes of each image, with the
+            ``preprocessing`` of `network`.
+        beam, n_best, max_length, suppress_unk, **options : optional
+            As for `each`.
+
+        Returns
+        -------
+        list of Captioned
+
+        Raises
+        ------
+        ValueError
+            If the pixels do not fit the network, or an option is out of range.
+        """
+        options |= self._search_options(beam, n_best, max_length, suppress_unk)
+        named = [(f"image {number}", _Prepared(row, None)) for number, row in enumerate(pixels)]
+        return list(self._caption(named, options))
+
+    def _search_options(
+        self, beam: int, n_best: int, max_length: int, suppress_unk: bool
+    ) -> dict[str, Any]:
+        return {
+            "width": beam, "n_best": n_best, "max_length": max_length,
+            "suppress_unk": suppress_unk and UNK in self.model.word_to_idx,
+        }  # fmt: skip
 
     def _each(
         self,

@@ -36,8 +36,6 @@ class CaptionAnswer(BaseModel):
 
     caption: str = Field(description="The best caption.")
     captions: list[Caption] = Field(description="All captions that were asked for, best first.")
-    width: int = Field(description="Width of the picture in pixels, turned as EXIF says.")
-    height: int
     seconds: float = Field(description="Time from the whole upload to the answer.")
 
 

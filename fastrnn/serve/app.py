@@ -26,10 +26,11 @@ from .worker import Worker
 T = TypeVar("T")
 
 _FILES = {
-    "/": ("page.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
+    "/": (["serve/page.html"], "text/html"),
+    "/page.css": (["report/page.css", "serve/page.css"], "text/css"),
+    "/page.js": (["serve/page.js"], "text/javascript"),
 }
+"""What the page is made of; it looks like the report of a run."""
 _ABOUT = """\
 Captions of photographs by a model that was trained with fastrnn.
 
@@ -94,8 +95,14 @@ def make_app(
         headers = {"Retry-After": "2"} if refused.status == 503 else None
         return JSONResponse({"detail": refused.detail}, refused.status, headers)
 
-    for path, (name, kind) in _FILES.items():
-        content = importlib.resources.files(__package__).joinpath(name).read_bytes()
+    @app.exception_handler(Exception)
+    async def fail(_: Request, __: Exception) -> JSONResponse:
+        # The guard tells the terminal.
+        return JSONResponse({"detail": "internal error"}, 500)
+
+    for path, (names, kind) in _FILES.items():
+        files = [importlib.resources.files("fastrnn").joinpath(name) for name in names]
+        content = b"".join(file.read_bytes() for file in files)
         app.add_api_route(
             path, _answer_with(content, kind), methods=["GET", "HEAD"], include_in_schema=False
         )
@@ -104,6 +111,7 @@ def make_app(
         **describer.about(),
         "wanted": {"beam": wanted.beam, "n_best": wanted.n_best},
         "upload_bytes": limits.upload_bytes,
+        "maps": {"available": False, "why": "x"},
     }
 
     @app.get("/health", summary="Whether the server answers, and how many pictures wait")
@@ -227,4 +235,5 @@ def _form_schema(**fields: dict[str, Any]) -> dict[str, Any]:
         "description": "The picture: JPEG, PNG, GIF, BMP, PPM, WebP or TIFF.",
     }  # fmt: skip
     schema = {"type": "object", "required": ["file"], "properties": {"file": file, **fields}}
-    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+    content = {"multipart/form-data": {"schema": schema}}
+    return {"requestBody": {"required": True, "content": content}}

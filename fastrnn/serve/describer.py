@@ -47,13 +47,9 @@ class Picture:
     Attributes
     ----------
     pixels : float32 ndarray (3, S, S)
-    width, height : int
-        Of the picture itself, turned as EXIF says.
     """
 
     pixels: np.ndarray
-    width: int
-    height: int
 
 
 class Describer:
@@ -92,11 +88,11 @@ class Describer:
             If it cannot be read as a picture.
         """
         try:
-            image = open_image(content)
+            image = open_image(content, name="the file")
         except ImageError as error:
             raise Refused(415, str(error)) from None
         pixels = prepare_image(image, self.captioner.network.preprocessing)
-        return Picture(pixels, image.width, image.height)
+        return Picture(pixels)
 
     def describe(self, wanted: Wanted, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
         """Caption pictures.
@@ -122,10 +118,8 @@ class Describer:
                     self._tell(captioned.features, caption, wanted.alternatives)
                     for caption in captioned.captions
                 ],
-                "width": picture.width,
-                "height": picture.height,
             }
-            for picture, captioned in zip(pictures, found, strict=True)
+            for captioned in found
         ]
 
     def _tell(self, features: np.ndarray, caption: ImageCaption, count: int) -> dict[str, Any]:

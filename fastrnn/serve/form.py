@@ -49,7 +49,8 @@ def read_form(content_type: str, body: bytes) -> Form:
     from python_multipart.multipart import FormParser, parse_options_header
 
     kind, options = parse_options_header(content_type)
-    if kind != b"multipart/form-data" or not options.get(b"boundary"):
+    boundary = options.get(b"boundary", b"")
+    if kind != b"multipart/form-data" or not boundary:
         raise Refused(415, "the body is not multipart/form-data; expected a form with a file")
     files: list[bytes] = []
     fields: dict[str, str] = {}
@@ -85,12 +86,12 @@ def read_form(content_type: str, body: bytes) -> Form:
         nonlocal ended
         ended = True
 
-    parser = FormParser(
-        "multipart/form-data", on_field, on_file, on_end, boundary=options[b"boundary"],
-        # In memory always: the default moves larger files to a directory of temporary files.
-        config={"MAX_MEMORY_FILE_SIZE": len(body) + 1},
-    )  # fmt: skip
     try:
+        parser = FormParser(
+            "multipart/form-data", on_field, on_file, on_end, boundary=boundary,
+            # In memory always: by default, larger files become temporary files.
+            config={"MAX_MEMORY_FILE_SIZE": len(body) + 1},
+        )  # fmt: skip
         parser.write(body)
         parser.finalize()
     except FormParserError:

@@ -118,7 +118,7 @@
     byId("unshown").hidden = true;
     byId("shown").hidden = false;
     byId("shown").src = state.url;
-    byId("name").textContent = `${file.name || "picture"}, ${answer.width} × ${answer.height}`;
+    byId("name").textContent = file.name || "picture";
     byId("captions").replaceChildren(...answer.captions.map(card));
     byId("result").hidden = false;
     const more = state.more ? ` One picture at a time: ${state.more} more were left out.` : "";
@@ -267,8 +267,8 @@
   // The map lies over the part of the picture that the network read.
   function place() {
     const picture = byId("shown");
-    byId("map").style.setProperty("--wide", `${picture.clientWidth}px`);
-    byId("map").style.setProperty("--high", `${picture.clientHeight}px`);
+    const side = Math.min(picture.clientWidth, picture.clientHeight);
+    byId("map").style.setProperty("--side", `${side}px`);
   }
 
   // -- What the visitor does
@@ -297,7 +297,12 @@
   byId("count").addEventListener("change", caption);
   byId("show-map").addEventListener("change", showMap);
   byId("method").addEventListener("change", showMap);
-  byId("shown").addEventListener("load", place);
+  byId("shown").addEventListener("load", () => {
+    const { naturalWidth: width, naturalHeight: height } = byId("shown");
+    byId("name").textContent = `${state.file.name || "picture"}, ${width} × ${height}`
+      + `${width === height ? "" : ". The network reads the square in the middle."}`;
+    place();
+  });
   byId("shown").addEventListener("error", () => {
     byId("shown").hidden = true;
     byId("unshown").hidden = false;

@@ -48,7 +48,8 @@ def open_socket(host: str, port: int, backlog: int = 512) -> socket.socket:
     except (OSError, UnicodeError):
         raise ValueError(f"--host is {host}; expected an address of this machine") from None
     family, _, _, _, address = found[0]
-    opened = socket.socket(family, socket.SOCK_STREAM)
+    # With the protocol named, asyncio switches off the delay of small packets (Nagle).
+    opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(address)
