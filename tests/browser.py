@@ -117,10 +117,14 @@ class Browser:
 
     def open(self, path: Path, fragment: str = "") -> None:
         """Open a file, and wait until it is loaded."""
+        self.visit(path.resolve().as_uri() + fragment)
+
+    def visit(self, url: str) -> None:
+        """Open a page, and wait until it is loaded."""
         self.send("Page.navigate", url="about:blank")
         before = self._loaded
         self.requests.clear()
-        self.send("Page.navigate", url=path.resolve().as_uri() + fragment)
+        self.send("Page.navigate", url=url)
         self.wait_for_load(before)
 
     def wait_for_load(self, before: int | None = None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import io
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,7 +88,7 @@ class Describer:
         try:
             image = open_image(content, name="the file")
         except ImageError as error:
-            raise Refused(415, str(error)) from None
+            raise Refused(415, f"the file {str(error).removeprefix('the file: ')}") from None
         pixels = prepare_image(image, self.captioner.network.preprocessing)
         return Picture(pixels)
 

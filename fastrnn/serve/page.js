@@ -26,7 +26,7 @@
   const percent = (p) => (p >= 0.9995 ? "100%" : p >= 0.095 ? `${Math.round(100 * p)}%`
     : p >= 0.0005 ? `${(100 * p).toFixed(1)}%` : "<0.1%");
   const megabytes = (bytes) => `${(bytes / 1e6).toPrecision(3)} MB`;
-  const shown = (word) => (word === "<END>" ? "end" : word);
+  const shown = (word) => ({ "<END>": "end", "<UNK>": "unknown word" }[word] || word);
 
   function say(text) {
     byId("status").textContent = text;
@@ -125,6 +125,10 @@
     say(`${answer.caption ? `“${answer.caption}”` : "The caption is empty."} `
       + `(${Math.max(1, Math.round(1000 * answer.seconds))} ms)${more}`);
     choose(null);
+    document.body.classList.add("answered");
+    if (byId("result").getBoundingClientRect().top > window.innerHeight / 2) {
+      byId("status").scrollIntoView();
+    }
   }
 
   function card(caption, index) {
@@ -173,7 +177,7 @@
     }));
     const word = chosen();
     byId("step-title").textContent = !word ? "Choose a word"
-      : word.word === "<END>" ? "Where the caption ends" : `Instead of “${word.word}”`;
+      : word.word === "<END>" ? "Where the caption ends" : `Instead of “${shown(word.word)}”`;
     byId("step-about").textContent = word ? "The most probable words at this step:"
       : "It is shaded where the model was unsure. Choose one to see what else it could have been"
         + `${state.about && state.about.maps.available ? ", and where the network looked" : ""}.`;
