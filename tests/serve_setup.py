@@ -15,6 +15,7 @@ from PIL import Image
 
 from fastrnn.captioner import Captioner
 from fastrnn.classifiers.rnn import CaptioningRNN
+from fastrnn.serve.describer import Describer
 from fastrnn.vision.images import Preprocessing
 
 WORDS = ["<NULL>", "<START>", "<END>", "<UNK>", "a", "cat", "dog", "on", "the", "mat", "sofa"]
@@ -42,6 +43,10 @@ def make_captioner() -> Captioner:
         model.params[name] = (rng.standard_normal(w.shape) * 0.7).astype(np.float32)
     model.params["b_vocab"][:4] = -9, -9, 1, 2
     return Captioner(model, Network())
+
+
+def make_describer(explain: Any = "no maps in this test") -> Describer:
+    return Describer(make_captioner(), "mine", explain)
 
 
 def picture(colour: Any = (200, 30, 40), size: tuple[int, int] = (40, 30), kind="PNG") -> bytes:

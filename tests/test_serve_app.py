@@ -45,7 +45,7 @@ def captioner():
 
 @pytest.fixture(scope="module")
 def port(captioner):
-    app = make_app(Describer(captioner, "mine"), limits=QUICK)
+    app = make_app(Describer(captioner, "mine", "no maps"), limits=QUICK)
     with serving(app, QUICK) as port:
         yield port
 
@@ -99,7 +99,7 @@ def test_an_answer_is_what_the_captioner_says(port, captioner, beam):
 
 
 def test_defaults_are_those_of_the_server(captioner):
-    app = make_app(Describer(captioner, "mine"), wanted=Wanted(4, 2, 6, 0), limits=QUICK)
+    app = make_app(Describer(captioner, "mine", "no maps"), wanted=Wanted(4, 2, 6, 0), limits=QUICK)
     with serving(app, QUICK) as port:
         file = picture()
         for fields, count in (({}, 2), ({"n_best": 3}, 3), ({"beam": 1}, 1), ({"n_best": 6}, 6)):
@@ -442,7 +442,7 @@ def held(captioner):
     network = Held()
     own = make_captioner()
     own.network = network
-    with serving(make_app(Describer(own, "mine"), limits=limits), limits) as port:
+    with serving(make_app(Describer(own, "mine", "no maps"), limits=limits), limits) as port:
         yield network, port
         network.go.set()
 
@@ -493,7 +493,7 @@ def test_what_is_under_way_is_finished_when_the_server_stops(captioner):
     own = make_captioner()
     own.network = network = Held()
     with ThreadPoolExecutor(1) as pool:
-        with serving(make_app(Describer(own, "mine"), limits=limits), limits) as port:
+        with serving(make_app(Describer(own, "mine", "no maps"), limits=limits), limits) as port:
             answer = pool.submit(caption, port, picture())
             until(lambda: network.asked)
             threading.Timer(0.3, network.go.set).start()
@@ -503,7 +503,7 @@ def test_what_is_under_way_is_finished_when_the_server_stops(captioner):
 def test_uploads_wait_for_room(captioner):
     """Bodies that do not fit into memory together are read one after the other."""
     limits = Limits(upload_bytes=200_000, held_bytes=200_000, idle_seconds=0.5, body_seconds=0.5)
-    app = make_app(Describer(captioner, "mine"), limits=limits)
+    app = make_app(Describer(captioner, "mine", "no maps"), limits=limits)
     with serving(app, limits) as port, ThreadPoolExecutor(8) as pool, connect(port) as slow:
         slow.sendall(head(port, "POST /caption", "Content-Length: 190000") + b"x")
         file = picture(size=(230, 200), kind="BMP")
@@ -569,7 +569,7 @@ def test_a_bug_is_told_in_one_line_without_the_picture(captioner, capsys):
 
     own = make_captioner()
     own.network = Broken()
-    with serving(make_app(Describer(own, "mine"), limits=QUICK), QUICK) as port:
+    with serving(make_app(Describer(own, "mine", "no maps"), limits=QUICK), QUICK) as port:
         status, answer, _ = ask(port, "/caption", *form(picture()))
         assert (status, answer) == (500, {"detail": "internal error"})
         assert ask(port, "/health")[0] == 200

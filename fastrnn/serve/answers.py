@@ -39,6 +39,25 @@ class CaptionAnswer(BaseModel):
     seconds: float = Field(description="Time from the whole upload to the answer.")
 
 
+class Map(BaseModel):
+    """Where the pixels lie that change a word's probability most."""
+
+    word: str
+    image: str = Field(
+        description="A data URI of a gray PNG of the square that the network reads: black is 0, "
+        "white the largest magnitude."
+    )
+
+
+class SaliencyAnswer(BaseModel):
+    """The answer to POST /saliency."""
+
+    caption: str
+    method: str
+    maps: list[Map] = Field(description="A map for each word.")
+    seconds: float
+
+
 class Fault(BaseModel):
     """The answer to a request that is refused."""
 

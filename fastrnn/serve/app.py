@@ -16,8 +16,17 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from .. import __version__
-from .answers import CaptionAnswer, Fault
-from .describer import MOST_ALTERNATIVES, MOST_BEAM, MOST_LENGTH, Describer, Picture, Wanted
+from .answers import CaptionAnswer, Fault, SaliencyAnswer
+from .describer import (
+    METHODS,
+    MOST_ALTERNATIVES,
+    MOST_BEAM,
+    MOST_LENGTH,
+    Describer,
+    Explained,
+    Picture,
+    Wanted,
+)
 from .form import Form, read_form
 from .guard import Guard
 from .limits import Limits, Refused
@@ -77,12 +86,18 @@ def make_app(
     captions = Worker[Picture, dict[str, Any]](
         describer.describe, batch=limits.batch, waiting=limits.waiting, name="captions"
     )
+    # Maps take long; captions do not wait for them.
+    maps = Worker[Explained, dict[str, Any]](
+        lambda _, asked: describer.explain(asked), batch=1, waiting=limits.maps_waiting,
+        name="maps",
+    )  # fmt: skip
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         readers.shutdown(wait=False, cancel_futures=True)
         captions.close(limits.stop_seconds)
+        maps.close(limits.stop_seconds)
 
     app = FastAPI(
         title="fastrnn serve", version=__version__, description=_ABOUT, lifespan=lifespan,
@@ -111,7 +126,6 @@ def make_app(
         **describer.about(),
         "wanted": {"beam": wanted.beam, "n_best": wanted.n_best},
         "upload_bytes": limits.upload_bytes,
-        "maps": {"available": False, "why": "x"},
     }
 
     @app.get("/health", summary="Whether the server answers, and how many pictures wait")
@@ -142,6 +156,26 @@ def make_app(
         start = time.perf_counter()
         form, picture = await _read(request, readers, describer)
         answer = await _unless_gone(request, captions.submit(_wanted(form, wanted), picture))
+        return JSONResponse({**answer, "seconds": round(time.perf_counter() - start, 4)})
+
+    @app.post(
+        "/saliency", summary="Saliency maps of the words of a caption",
+        responses={
+            200: {"model": SaliencyAnswer},
+            501: {"model": Fault, "description": "This server has no maps; /about says why"},
+            **_FAULTS,
+        },
+        openapi_extra=_form_schema(
+            caption={"type": "string", "description": "The caption; by default the greedy one."},
+            method={"type": "string", "enum": [*METHODS], "default": next(iter(METHODS))},
+        ),
+    )  # fmt: skip
+    async def saliency(request: Request) -> JSONResponse:
+        start = time.perf_counter()
+        content_type = request.headers.get("content-type", "")
+        body = await request.body()
+        asked = _explained(await _in_thread(readers, lambda: read_form(content_type, body)))
+        answer = await _unless_gone(request, maps.submit(None, asked))
         return JSONResponse({**answer, "seconds": round(time.perf_counter() - start, 4)})
 
     return Guard(app, limits, network)
@@ -220,6 +254,19 @@ def _wanted(form: Form, default: Wanted) -> Wanted:
     if wanted.n_best > wanted.beam:
         raise Refused(400, f"n_best is {wanted.n_best}; expected at most beam, {wanted.beam}")
     return wanted
+
+
+def _explained(form: Form) -> Explained:
+    """Read what a request for maps asks."""
+    fields = dict(form.fields)
+    caption, method = fields.pop("caption", None), fields.pop("method", next(iter(METHODS)))
+    for name in fields:
+        raise Refused(400, f"{name[:40]!r} is no field; expected one of caption, method")
+    if method not in METHODS:
+        raise Refused(400, f"method is {method[:40]!r}; expected one of {', '.join(METHODS)}")
+    if caption is not None and not 0 < len(caption.split()) <= MOST_LENGTH:
+        raise Refused(400, f"caption has {len(caption.split())} words; expected 1 to {MOST_LENGTH}")
+    return Explained(form.file, caption, method)
 
 
 def _number(about: str, least: int, most: int, default: int) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -13,6 +15,16 @@ from ..captioner import Captioner, ImageCaption
 from ..vision.images import ImageError, open_image, prepare_image
 from .limits import Refused
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+Explain: TypeAlias = Callable[["Image.Image", str, str], tuple[Sequence[str], np.ndarray]]
+"""Called with an image, a caption and a method; returns words, and maps (T, S, S) of them."""
+METHODS = {
+    "smooth": "smoothed gradient",
+    "plain": "gradient",
+    "integrated": "integrated gradients",
+}
 MOST_BEAM, MOST_LENGTH, MOST_ALTERNATIVES = 10, 50, 20
 
 
@@ -50,6 +62,25 @@ class Picture:
     pixels: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class Explained:
+    """What a request for saliency maps asks.
+
+    Attributes
+    ----------
+    content : bytes
+        The file of the picture.
+    caption : str or None
+        The caption; None for the greedy one.
+    method : str
+        One of `METHODS`.
+    """
+
+    content: bytes
+    caption: str | None
+    method: str
+
+
 class Describer:
     """What the server asks of a captioner.
 
@@ -58,11 +89,14 @@ class Describer:
     captioner : Captioner
     name : str
         What the run is called.
+    explain : Explain or str
+        What makes saliency maps; or why there are none, in a sentence.
     """
 
-    def __init__(self, captioner: Captioner, name: str) -> None:
+    def __init__(self, captioner: Captioner, name: str, explain: Explain | str) -> None:
         self.captioner = captioner
         self.name = name
+        self._explain = explain
 
     def about(self) -> dict[str, Any]:
         """Return what the page says of the model."""
@@ -74,8 +108,14 @@ class Describer:
             "words": len(model.word_to_idx),
             "network": network.name,
             "engine": network.engine,
-            "features": int(model.params["W_proj"].shape[0]),
+            "maps": self._about_maps(),
         }
+
+    def _about_maps(self) -> dict[str, Any]:
+        if isinstance(self._explain, str):
+            return {"available": False, "why": self._explain}
+        methods = [{"name": name, "title": title} for name, title in METHODS.items()]
+        return {"available": True, "methods": methods}
 
     def read(self, content: bytes) -> Picture:
         """Read a picture, and bring it to the size that the network reads.
@@ -85,12 +125,14 @@ class Describer:
         Refused
             If it cannot be read as a picture.
         """
+        pixels = prepare_image(self._open(content), self.captioner.network.preprocessing)
+        return Picture(pixels)
+
+    def _open(self, content: bytes) -> Image.Image:
         try:
-            image = open_image(content, name="the file")
+            return open_image(content, name="the file")
         except ImageError as error:
             raise Refused(415, f"the file {str(error).removeprefix('the file: ')}") from None
-        pixels = prepare_image(image, self.captioner.network.preprocessing)
-        return Picture(pixels)
 
     def describe(self, wanted: Wanted, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
         """Caption pictures.
@@ -142,3 +184,55 @@ class Describer:
                 for word, probability, row in zip(words, probabilities, others, strict=True)
             ],
         }
+
+    def explain(self, asked: Sequence[Explained]) -> list[dict[str, Any]]:
+        """Compute saliency maps of captions.
+
+        Parameters
+        ----------
+        asked : sequence of Explained
+
+        Returns
+        -------
+        list of dict
+            The answers to ``POST /saliency``.
+
+        Raises
+        ------
+        Refused
+            If there are no maps, or a caption has a word that the model does not know.
+        """
+        if isinstance(self._explain, str):
+            raise Refused(501, self._explain)
+        return [self._map(one, self._explain) for one in asked]
+
+    def _map(self, asked: Explained, explain: Explain) -> dict[str, Any]:
+        image = self._open(asked.content)
+        caption = asked.caption
+        if caption is None:
+            pixels = prepare_image(image, self.captioner.network.preprocessing)
+            caption = self.captioner.caption_pixels(pixels[None])[0].caption
+        unknown = [word for word in caption.split() if word not in self.captioner.model.word_to_idx]
+        if unknown:
+            raise Refused(400, f"caption has the word {unknown[0][:40]!r}; expected known words")
+        words, maps = explain(image, caption, asked.method)
+        return {
+            "caption": caption,
+            "method": asked.method,
+            "maps": [
+                {"word": word, "image": _gray_png(values)}
+                for word, values in zip(words, maps, strict=True)
+            ],
+        }
+
+
+def _gray_png(values: np.ndarray) -> str:
+    """Return a map as a data URI of a PNG, where black is 0 and white the largest magnitude."""
+    from PIL import Image
+
+    sizes = np.abs(values)
+    peak = sizes.max()
+    levels = np.rint(sizes * (255 / peak if peak > 0 else 0)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -246,9 +246,11 @@
     }
     const image = new Image();
     image.src = one.image;
+    const { word } = state;
     await image.decode();
+    if (state.word !== word || !byId("show-map").checked) return; // something else was chosen
     const canvas = byId("map");
-    const pen = canvas.getContext("2d");
+    const pen = canvas.getContext("2d", { willReadFrequently: true });
     canvas.width = image.width;
     canvas.height = image.height;
     pen.drawImage(image, 0, 0);
