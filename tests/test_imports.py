@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "fastrnn"
 FLOORS = [
     ("checks", "words", "seeds", "files"),
-    ("decoding", "metrics", "rewards", "runlock"),
+    ("decoding", "metrics", "rewards", "runlock", "vision"),
     ("runs", "checkpoint"),
     ("evaluation",),
     ("training",),
