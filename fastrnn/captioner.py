@@ -7,9 +7,10 @@ that do not belong to the model are refused.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from .rnn_layers import (
     word_embedding_forward,
 )
 from .vision.images import open_image, prepare_image
-from .vision.networks import Network, load_network
+from .vision.networks import Network
 from .vision.source import SOURCE_FILE, FeatureSource
 from .words import END, NULL, START, UNK
 
@@ -75,6 +76,17 @@ class ImageCaption:
     log_prob: float
     score: float
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the caption as JSON has it."""
+        return {
+            "caption": self.text,
+            "words": self.words,
+            "probabilities": self.probabilities,
+            "end_probability": self.end_probability,
+            "log_prob": self.log_prob,
+            "score": self.score,
+        }
+
 
 @dataclass(frozen=True)
 class Captioned:
@@ -102,6 +114,14 @@ class Captioned:
         """The text of the best caption."""
         return self.captions[0].text
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the name and the captions as JSON has them."""
+        return {
+            "image": self.name,
+            "caption": self.caption,
+            "captions": [caption.as_dict() for caption in self.captions],
+        }
+
 
 class Captioner:
     """A model with the network that makes its features: photographs in, captions out.
@@ -115,7 +135,7 @@ class Captioner:
     pca : PCA, optional
         What is applied to the features of the network before the model reads them.
     source : FeatureSource, optional
-        How the features of the model were made.
+        How the features that the model was trained on were made.
 
     Attributes
     ----------
@@ -125,7 +145,7 @@ class Captioner:
     Raises
     ------
     ValueError
-        If the network is not the one of `source`, or if the width of its features does not fit
+        If the network is not the one of `source`, or if the number of its features does not fit
         the PCA or the model.
 
     Examples
@@ -145,18 +165,18 @@ class Captioner:
     ) -> None:
         if source is not None:
             source.check(network)
-        width, made = network.width, "the network"
+        width, made = network.width, "before PCA"
         if pca is not None:
             if len(pca.mean) != width:
                 raise ValueError(
-                    f"the PCA is of {len(pca.mean)} features; expected {width}, as the network "
-                    "makes them"
+                    f"the network makes {width} features; expected {len(pca.mean)}, as the PCA has"
                 )
-            width, made = len(pca.components), "the network with its PCA"
+            width, made = len(pca.components), "after PCA"
         expected = model.params["W_proj"].shape[0]
         if width != expected:
             raise ValueError(
-                f"{made} makes {width} features of an image; expected {expected}, as in the model"
+                f"the network makes {width} features {made}; expected {expected}, as the model "
+                "reads"
             )
         self.model = model
         self.network = network
@@ -179,12 +199,12 @@ class Captioner:
         run : path
             A run directory, or a model file in it or in its ``checkpoints``.
         threads : int, optional
-            Threads of the network; by default its engine decides.
+            Number of threads of the network. Default `fastrnn.get_num_threads`.
         onnx : path, optional
-            The ONNX file of the network, if the features were made by one and it was moved. It
-            must be the same file: its digest decides.
+            Where the ONNX model is now, if the features were made by one. It must be the same
+            model: its digest decides. Default where it was.
         engine : str, optional
-            See `fastrnn.vision.networks.load_network`.
+            What computes, see `fastrnn.vision.networks.load_network`.
 
         Returns
         -------
@@ -205,20 +225,22 @@ class Captioner:
         directory = place if place.is_dir() else place.parent
         if directory.name == runs.CHECKPOINT_DIRECTORY:
             directory = directory.parent
-        source, pca = _read_source(directory)
-        if source.network == "onnx":
-            network = load_network(
-                onnx=onnx or source.file, layer=source.layer, engine=engine, threads=threads
-            )
-        elif onnx is not None:
+        source = _read_source(directory)
+        if onnx is not None and source.network != "onnx":
             raise ValueError(
-                f"{directory}: its features were made by {source.network}; expected no ONNX file, "
-                f"but {onnx} is given"
+                f"{directory}: its features were made by {source.network}; expected no ONNX model, "
+                f"but {onnx} was given"
             )
-        else:
-            network = load_network(source.network, engine=engine, threads=threads)
         try:
-            return cls(model, network, pca, source)
+            network = source.load_network(onnx=onnx, engine=engine, threads=threads)
+            return cls(model, network, source.pca, source)
+        except FileNotFoundError as error:
+            if source.network != "onnx" or onnx is not None:
+                raise
+            raise FileNotFoundError(
+                errno.ENOENT, f"no such ONNX model, which made the features of {directory}; give "
+                "its place (--network)", error.filename or source.file,
+            ) from None  # fmt: skip
         except ValueError as error:
             raise ValueError(f"{directory}: {error}") from None
 
@@ -383,8 +405,11 @@ class Captioner:
             yield from self._caption(batch, options)
 
     def _prepare(self, name: str, image: ImageSource, preview: int | None = None) -> _Prepared:
-        picture = open_image(image() if callable(image) else image)
-        pixels = prepare_image(picture, self.network.preprocessing)
+        preprocessing = self.network.preprocessing
+        if callable(image):
+            image = image()
+        picture = open_image(image, size=preprocessing.size, name=name)
+        pixels = prepare_image(picture, preprocessing)
         small = None
         if preview is not None:
             small = picture.copy()
@@ -535,18 +560,19 @@ class _Prepared:
     preview: Image.Image | None
 
 
-def _read_source(directory: Path) -> tuple[FeatureSource, PCA | None]:
-    """Read how the features of a run were made, and the PCA that the run's model was trained on."""
+def _read_source(directory: Path) -> FeatureSource:
+    """Read how the features that the model of a run reads were made."""
     source = FeatureSource.read(directory)
     if source is None:
         raise ValueError(_unknown_source(directory))
     if source.network is None:
         raise ValueError(
             f"{directory / SOURCE_FILE}: the features were given as numbers, and no network is "
-            "known that makes them; expected a run trained on features that fastrnn made of images"
+            "known that makes them of images; expected a run trained on data of "
+            "`fastrnn prepare --images`"
         )
     raw = runs.is_run(directory) and runs.read_settings(directory).get("raw_features")
-    return source, None if raw else source.read_pca(directory)
+    return source.without_pca() if raw else source
 
 
 def _unknown_source(directory: Path) -> str:
@@ -589,7 +615,7 @@ def _name(
 
 def _read_ahead(
     read: Callable[[Any], Any], images: Iterator[Any], ahead: int
-) -> Iterator[tuple[Any, Any]]:
+) -> Generator[tuple[Any, Any], None, None]:
     """Yield each image with what `read` makes of it, while others are read in other threads."""
     first = list(islice(images, 2))
     if len(first) < 2:  # a thread would only cost time

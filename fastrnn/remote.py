@@ -304,7 +304,7 @@ class _Connection(http.client.HTTPConnection):
                 if not self._allow_private and not is_public_address(peer):
                     raise self._private(peer)
                 # Longer than the deadline, which ends every call by itself.
-                connected.settimeout(self._deadline.remaining() + 1)
+                connected.settimeout(self._deadline.remaining() + 30)
             except BaseException:
                 connected.close()
                 raise

@@ -12,10 +12,7 @@ from typing import Any
 import fastrnn
 
 from ..training import Interrupted
-from . import evaluate, export, info, report, serve, train
-from .options import Parser, describe_error
-
-COMMANDS = (train, evaluate, export, report, serve, info)
+COMMANDS = (train, evaluate, caption, export, report, serve, info)
 """In the order of ``fastrnn --help``."""
 USER_ERRORS = (OSError, ValueError, ImportError, FloatingPointError, MemoryError)
 """What input, files or the machine can cause. Any other error is a bug."""
