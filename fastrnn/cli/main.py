@@ -12,6 +12,9 @@ from typing import Any
 import fastrnn
 
 from ..training import Interrupted
+from . import caption, evaluate, export, info, report, serve, train
+from .options import Parser, describe_error
+
 COMMANDS = (train, evaluate, caption, export, report, serve, info)
 """In the order of ``fastrnn --help``."""
 USER_ERRORS = (OSError, ValueError, ImportError, FloatingPointError, MemoryError)
