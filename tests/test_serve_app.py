@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import io
 import json
@@ -22,12 +23,22 @@ pytest.importorskip("fastapi", reason="fastrnn[serve] is not installed")
 pytest.importorskip("uvicorn", reason="fastrnn[serve] is not installed")
 pytest.importorskip("python_multipart", reason="fastrnn[serve] is not installed")
 
-from serve_setup import Network, ask, caption, form, make_captioner, picture, serving
+from serve_setup import (
+    Network,
+    ask,
+    caption,
+    form,
+    make_captioner,
+    make_describer,
+    picture,
+    serving,
+)
 
+from fastrnn.explain import Saliency, saliency
 from fastrnn.serve import guard
-from fastrnn.serve.answers import CaptionAnswer
+from fastrnn.serve.answers import CaptionAnswer, SaliencyAnswer
 from fastrnn.serve.app import make_app
-from fastrnn.serve.describer import Describer, Wanted
+from fastrnn.serve.describer import Describer, Wanted, explain_by
 from fastrnn.serve.limits import Limits, Refused
 from fastrnn.serve.worker import Worker
 
@@ -609,3 +620,128 @@ def test_answers_are_json_that_a_browser_reads(port):
     status, _, _ = ask(port, "/caption", body, headers)
     assert status == 200
     json.dumps(ask(port, "/caption", body, headers)[1], allow_nan=False)
+
+
+# -- Saliency maps
+
+
+def explain(image, text, method, steps):
+    """Maps that say what was asked: the mean colour, the number of words, the method."""
+    if text == "unknown":
+        raise ValueError("caption has 'unknown'; expected words of the model's vocabulary")
+    words = (text or "a cat").split()
+    steps = list(range(len(words))) if steps is None else steps
+    maps = np.zeros((len(steps), 8, 8), np.float32)
+    for row, step in enumerate(steps):
+        maps[row, step] = np.linspace(-4, 4, 8)
+    return Saliency(maps, [words[k] for k in steps], np.zeros((8, 8, 3)), steps, words)
+
+
+def levels(uri: str) -> np.ndarray:
+    kind, _, content = uri.partition(",")
+    assert kind == "data:image/png;base64"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+
+
+@pytest.fixture(scope="module")
+def mapped():
+    with serving(make_app(make_describer(explain), limits=QUICK), QUICK) as port:
+        yield port
+
+
+@pytest.mark.parametrize(
+    ("fields", "words", "steps"),
+    [({"caption": "the dog on a mat", "method": "integrated"}, "the dog on a mat", range(5)),
+     ({}, "a cat", range(2)), ({"caption": "the dog on", "step": 1}, "the dog on", [1])],
+)  # fmt: skip
+def test_maps_of_a_caption(mapped, fields, words, steps):
+    status, answer, _ = ask(mapped, "/saliency", *form(picture(), fields))
+    assert status == 200
+    SaliencyAnswer.model_validate(answer, strict=True)
+    assert answer["caption"] == words
+    assert answer["method"] == fields.get("method", "smooth")
+    assert [one["step"] for one in answer["maps"]] == list(steps)
+    assert [one["word"] for one in answer["maps"]] == [words.split()[k] for k in steps]
+    for one in answer["maps"]:
+        expected = np.zeros((8, 8))
+        expected[one["step"]] = np.abs(np.linspace(-255, 255, 8)).round()
+        assert np.allclose(levels(one["image"]), expected, atol=2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [({"caption": "unknown"}, "vocabulary"), ({"caption": " "}, "words"), ({"step": "x"}, "step"),
+     ({"caption": "a " * 60}, "60 words"), ({"method": "other"}, "plain"), ({"beam": 3}, "field"),
+     ({"caption": "a" * 3000}, "longer")],
+)  # fmt: skip
+def test_maps_that_cannot_be_made_are_refused(mapped, fields, said):
+    status, answer, _ = ask(mapped, "/saliency", *form(picture(), fields))
+    assert status == 400
+    assert said in answer["detail"]
+    assert ask(mapped, "/saliency", *form(b"a text"))[0] == 415
+
+
+def test_a_server_without_maps_says_why(port):
+    assert ask(port, "/about")[1]["maps"] == {"available": False, "why": "no maps"}
+    assert ask(port, "/saliency", *form(picture()))[:2] == (501, {"detail": "no maps"})
+    assert caption(port, picture())[0] == 200
+
+
+def test_networks_without_gradients_have_no_maps(captioner, monkeypatch):
+    own = make_captioner()
+    own.network.name = "onnx"
+    assert "ONNX" in explain_by(own)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "PyTorch" in explain_by(captioner)
+
+
+def test_captions_do_not_wait_for_maps(captioner):
+    go = threading.Event()
+
+    def slow(*asked):
+        assert go.wait(20)
+        return explain(*asked)
+
+    limits = Limits(maps_waiting=1)
+    app = make_app(make_describer(slow), limits=limits)
+    with serving(app, limits) as port, ThreadPoolExecutor(2) as pool:
+        asked = []
+        for _ in range(2):
+            asked.append(pool.submit(ask, port, "/saliency", *form(picture())))
+            time.sleep(0.1)
+        assert caption(port, picture())[0] == 200
+        status, answer, _ = ask(port, "/saliency", *form(picture()))
+        assert (status, "waiting" in answer["detail"]) == (503, True)
+        go.set()
+        assert [one.result()[0] for one in asked] == [200, 200]
+
+
+def test_maps_are_those_of_explain():
+    """With a network of PyTorch, as small as can be, the maps are what `saliency` gives."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+    class Module(torch.nn.Module):
+        def forward(self, pixels):
+            return torch.nn.functional.avg_pool2d(torch.tanh(pixels), 4).flatten(1)
+
+    class Tanh(Network):
+        module = Module()
+
+        def features(self, batch):
+            return self.module(torch.from_numpy(batch)).numpy()
+
+    captioner = make_captioner()
+    captioner.network = Tanh()
+    file = picture((10, 200, 10), (60, 40))
+    app = make_app(Describer(captioner, "mine", explain_by(captioner)), limits=QUICK)
+    with serving(app, QUICK) as port:
+        said = caption(port, file)[1]["caption"]
+        found = saliency(captioner, file, said, "plain")
+        status, answer, _ = ask(
+            port, "/saliency", *form(file, {"caption": said, "method": "plain"})
+        )
+        assert status == 200
+        assert [one["word"] for one in answer["maps"]] == said.split()
+        for one, own in zip(answer["maps"], np.abs(found.maps), strict=True):
+            shares = np.minimum(own / np.quantile(own, 0.995), 1)
+            assert np.allclose(levels(one["image"]), 255 * shares, atol=1)

@@ -65,13 +65,18 @@ def run(arguments: argparse.Namespace) -> int:
     n_best = min(3, arguments.beam) if arguments.n_best is None else arguments.n_best
     if n_best > arguments.beam:
         raise ValueError(f"--n-best is {n_best}; expected at most --beam, {arguments.beam}")
+    most_megabytes = 200
+    if arguments.max_upload > most_megabytes:
+        raise ValueError(
+            f"--max-upload is {arguments.max_upload:g}; expected at most {most_megabytes}"
+        )
     use_threads(arguments)
 
     def say(url: str) -> None:
         print(f"{arguments.of_run}: {url} (Ctrl-C ends it)", flush=True)
         if arguments.allow_network:
             print(
-                "fastrnn: warning: whoever reaches this address can use the server: there is no "
+                "fastrnn: warning: whoever reaches this machine can use the server: there is no "
                 "password, and pictures and captions are sent unencrypted",
                 file=sys.stderr,
             )

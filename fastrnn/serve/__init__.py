@@ -77,7 +77,7 @@ def serve(
         ) from None
     from ..captioner import Captioner
     from .app import make_app
-    from .describer import Describer, Wanted
+    from .describer import Describer, Wanted, explain_by
     from .limits import Limits
     from .server import Server, open_socket, url_of
 
@@ -86,7 +86,8 @@ def serve(
     try:
         url = url_of(opened)
         name = Path(run).resolve().name
-        describer = Describer(Captioner.load(run, threads=threads), name)
+        captioner = Captioner.load(run, threads=threads)
+        describer = Describer(captioner, name, explain_by(captioner))
         app = make_app(
             describer, wanted=Wanted(beam, n_best), limits=limits, network=not is_loopback(host)
         )

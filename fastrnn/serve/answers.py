@@ -42,10 +42,11 @@ class CaptionAnswer(BaseModel):
 class Map(BaseModel):
     """Where the pixels lie that change a word's probability most."""
 
+    step: int = Field(description="The place of the word in the caption, from 0.")
     word: str
     image: str = Field(
         description="A data URI of a gray PNG of the square that the network reads: black is 0, "
-        "white the largest magnitude."
+        "white the largest 0.5 % of the magnitudes."
     )
 
 
@@ -54,7 +55,7 @@ class SaliencyAnswer(BaseModel):
 
     caption: str
     method: str
-    maps: list[Map] = Field(description="A map for each word.")
+    maps: list[Map] = Field(description="A map for each word, or for the one that was asked for.")
     seconds: float
 
 

@@ -168,6 +168,10 @@ def make_app(
         openapi_extra=_form_schema(
             caption={"type": "string", "description": "The caption; by default the greedy one."},
             method={"type": "string", "enum": [*METHODS], "default": next(iter(METHODS))},
+            step={
+                "type": "integer", "minimum": 0,
+                "description": "The word that is wanted, from 0; by default all.",
+            },
         ),
     )  # fmt: skip
     async def saliency(request: Request) -> JSONResponse:
@@ -259,14 +263,17 @@ def _wanted(form: Form, default: Wanted) -> Wanted:
 def _explained(form: Form) -> Explained:
     """Read what a request for maps asks."""
     fields = dict(form.fields)
-    caption, method = fields.pop("caption", None), fields.pop("method", next(iter(METHODS)))
+    caption, step = fields.pop("caption", None), fields.pop("step", None)
+    method = fields.pop("method", next(iter(METHODS)))
     for name in fields:
-        raise Refused(400, f"{name[:40]!r} is no field; expected one of caption, method")
+        raise Refused(400, f"{name[:40]!r} is no field; expected one of caption, method, step")
     if method not in METHODS:
         raise Refused(400, f"method is {method[:40]!r}; expected one of {', '.join(METHODS)}")
     if caption is not None and not 0 < len(caption.split()) <= MOST_LENGTH:
         raise Refused(400, f"caption has {len(caption.split())} words; expected 1 to {MOST_LENGTH}")
-    return Explained(form.file, caption, method)
+    if step is not None and not (step.isdecimal() and len(step) < 4):
+        raise Refused(400, f"step is {step[:40]!r}; expected the place of a word, from 0")
+    return Explained(form.file, caption, method, None if step is None else int(step))
 
 
 def _number(about: str, least: int, most: int, default: int) -> dict[str, Any]:

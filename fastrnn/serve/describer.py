@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import importlib.util
 import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -18,13 +19,18 @@ from .limits import Refused
 if TYPE_CHECKING:
     from PIL import Image
 
-Explain: TypeAlias = Callable[["Image.Image", str, str], tuple[Sequence[str], np.ndarray]]
-"""Called with an image, a caption and a method; returns words, and maps (T, S, S) of them."""
+    from ..explain import Saliency
+
+Explain: TypeAlias = "Callable[[Image.Image, str | None, str, list[int] | None], Saliency]"
+"""Called with an image, a caption, a method and the steps that are wanted."""
 METHODS = {
     "smooth": "smoothed gradient",
     "plain": "gradient",
     "integrated": "integrated gradients",
 }
+"""Of saliency maps, and what the page calls them. The first is the default."""
+_WHITE = 0.005
+"""The share of a map's pixels that are shown as white: a few are far above the others."""
 MOST_BEAM, MOST_LENGTH, MOST_ALTERNATIVES = 10, 50, 20
 
 
@@ -74,11 +80,14 @@ class Explained:
         The caption; None for the greedy one.
     method : str
         One of `METHODS`.
+    step : int or None
+        The word that is wanted, from 0; None for all.
     """
 
     content: bytes
-    caption: str | None
-    method: str
+    caption: str | None = None
+    method: str = "smooth"
+    step: int | None = None
 
 
 class Describer:
@@ -200,39 +209,55 @@ class Describer:
         Raises
         ------
         Refused
-            If there are no maps, or a caption has a word that the model does not know.
+            If there are no maps, or the caption has a word that the model does not know, or the
+            step is not in it.
         """
         if isinstance(self._explain, str):
             raise Refused(501, self._explain)
         return [self._map(one, self._explain) for one in asked]
 
     def _map(self, asked: Explained, explain: Explain) -> dict[str, Any]:
-        image = self._open(asked.content)
-        caption = asked.caption
-        if caption is None:
-            pixels = prepare_image(image, self.captioner.network.preprocessing)
-            caption = self.captioner.caption_pixels(pixels[None])[0].caption
-        unknown = [word for word in caption.split() if word not in self.captioner.model.word_to_idx]
-        if unknown:
-            raise Refused(400, f"caption has the word {unknown[0][:40]!r}; expected known words")
-        words, maps = explain(image, caption, asked.method)
+        steps = None if asked.step is None else [asked.step]
+        try:
+            found = explain(self._open(asked.content), asked.caption, asked.method, steps)
+        except ValueError as error:
+            raise Refused(400, str(error)) from None
         return {
-            "caption": caption,
+            "caption": " ".join(found.caption),
             "method": asked.method,
             "maps": [
-                {"word": word, "image": _gray_png(values)}
-                for word, values in zip(words, maps, strict=True)
+                {"step": step, "word": word, "image": _gray_png(values)}
+                for step, word, values in zip(found.steps, found.words, found.maps, strict=True)
             ],
         }
 
 
+def explain_by(captioner: Captioner) -> Explain | str:
+    """Return what makes saliency maps for a captioner; or why there are none, in a sentence."""
+    if captioner.network.name == "onnx":
+        return (
+            "There are no saliency maps: this model's network is an ONNX file, which gives no "
+            "gradients."
+        )
+    if importlib.util.find_spec("torch") is None:
+        return 'There are no saliency maps: they need PyTorch, pip install "fastrnn[vision]".'
+    from ..explain import saliency
+
+    def explain(
+        image: Image.Image, caption: str | None, method: str, steps: list[int] | None
+    ) -> Saliency:
+        return saliency(captioner, image, caption, method, steps=steps)
+
+    return explain
+
+
 def _gray_png(values: np.ndarray) -> str:
-    """Return a map as a data URI of a PNG, where black is 0 and white the largest magnitude."""
+    """Return a map as a data URI of a PNG: black is 0, white what few pixels exceed."""
     from PIL import Image
 
     sizes = np.abs(values)
-    peak = sizes.max()
-    levels = np.rint(sizes * (255 / peak if peak > 0 else 0)).astype(np.uint8)
+    peak = np.quantile(sizes, 1 - _WHITE) or sizes.max()
+    levels = np.rint(np.minimum(sizes / peak if peak > 0 else sizes, 1) * 255).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(levels).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -10,7 +10,7 @@
     sent: null, // the request for captions under way
     asked: null, // the request for maps under way
     word: null, // [caption, step] that is chosen
-    maps: new Map(), // "caption method" to maps
+    maps: new Map(), // "caption step method" to the map
   };
 
   function element(tag, attributes, ...children) {
@@ -215,17 +215,21 @@
     }
     const [index, step] = state.word;
     const method = byId("method").value;
-    const key = `${index} ${method}`;
+    const key = `${index} ${step} ${method}`;
+    if (word.word === "<END>") {
+      byId("map").hidden = true;
+      byId("map-about").textContent = "There is no map for the end of a caption.";
+      return;
+    }
     if (!state.maps.has(key)) {
       byId("map").hidden = true;
-      byId("map-about").textContent = "Computing the maps…";
+      byId("map-about").textContent = "Computing the map…";
       const asked = new AbortController();
       state.asked = asked;
       try {
-        const text = state.answer.captions[index].text;
-        const body = form({ caption: text, method });
+        const body = form({ caption: state.answer.captions[index].text, method, step });
         const found = await ask("saliency", { method: "POST", body, signal: asked.signal });
-        state.maps.set(key, found);
+        state.maps.set(key, found.maps[0]);
       } catch (error) {
         if (error.name !== "AbortError") byId("map-about").textContent = error.message;
         return;
@@ -233,19 +237,13 @@
         if (state.asked === asked) state.asked = null;
       }
     }
-    await draw(state.maps.get(key), step);
+    await draw(state.maps.get(key));
   }
 
   // From transparent to yellow: the values of a map are its gray levels.
-  async function draw(found, step) {
-    const one = found.maps[step];
-    if (!one) {
-      byId("map").hidden = true;
-      byId("map-about").textContent = "There is no map for this step.";
-      return;
-    }
+  async function draw(map) {
     const image = new Image();
-    image.src = one.image;
+    image.src = map.image;
     const { word } = state;
     await image.decode();
     if (state.word !== word || !byId("show-map").checked) return; // something else was chosen
