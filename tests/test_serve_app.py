@@ -38,7 +38,7 @@ from fastrnn.explain import Saliency, saliency
 from fastrnn.serve import guard
 from fastrnn.serve.answers import CaptionAnswer, SaliencyAnswer
 from fastrnn.serve.app import make_app
-from fastrnn.serve.describer import Describer, Wanted, explain_by
+from fastrnn.serve.describer import Describer, explain_by
 from fastrnn.serve.limits import Limits, Refused
 from fastrnn.serve.worker import Worker
 
@@ -109,15 +109,17 @@ def test_an_answer_is_what_the_captioner_says(port, captioner, beam):
     assert len(said) > 2  # the answers are of these pictures
 
 
-def test_defaults_are_those_of_the_server(captioner):
-    app = make_app(Describer(captioner, "mine", "no maps"), wanted=Wanted(4, 2, 6, 0), limits=QUICK)
-    with serving(app, QUICK) as port:
-        file = picture()
-        for fields, count in (({}, 2), ({"n_best": 3}, 3), ({"beam": 1}, 1), ({"n_best": 6}, 6)):
-            status, answer = caption(port, file, **fields)
-            assert (status, len(answer["captions"])) == (200, count)
-            assert all(word["alternatives"] == [] for word in answer["captions"][0]["words"])
-            assert max(len(one["words"]) for one in answer["captions"]) <= 6
+def test_what_a_request_need_not_say(port, captioner):
+    """Greedy, one caption, no alternatives; a beam where several captions are asked for."""
+    file = picture((10, 200, 10))
+    pixels = np.asarray(Image.open(io.BytesIO(file)))
+    for fields, beam, n_best in (({}, 1, 1), ({"n_best": 3}, 3, 3), ({"beam": 5}, 5, 1)):
+        _, answer = caption(port, file, **fields)
+        [expected] = captioner([pixels], beam=beam, n_best=n_best)
+        assert [one["text"] for one in answer["captions"]] == [
+            one.text for one in expected.captions
+        ]
+        assert all(word["alternatives"] == [] for word in answer["captions"][0]["words"])
 
 
 @pytest.mark.parametrize(

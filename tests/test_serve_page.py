@@ -21,11 +21,9 @@ from serve_setup import Network, caption, make_describer, picture, serving
 
 from fastrnn.explain import Saliency
 from fastrnn.serve.app import make_app
-from fastrnn.serve.describer import Wanted
 from fastrnn.serve.limits import Limits
 
 LIMITS = Limits(upload_bytes=300_000)
-WANTED = Wanted(beam=3, n_best=3)
 MARKUP = "<img src=x onerror=\"document.title='taken'\">"
 
 
@@ -57,7 +55,7 @@ def describer():
 
 @pytest.fixture(scope="module")
 def port(describer):
-    with serving(make_app(describer, wanted=WANTED, limits=LIMITS), LIMITS) as port:
+    with serving(make_app(describer, limits=LIMITS), LIMITS) as port:
         yield port
 
 
@@ -122,7 +120,7 @@ def test_a_picture_is_chosen(page, port, tmp_path):
     file = picture((10, 200, 10), (60, 40))
     choose(page, write(tmp_path, "mine.png", file))
     settled(page, "mine.png")
-    _, answer = caption(port, file, beam=3, n_best=3)
+    _, answer = caption(port, file, beam=3, n_best=3, alternatives=5)
     assert words_shown(page) == words_answered(answer)
     assert answer["caption"] in text(page, "#status")
     assert "60 × 40" in text(page, "#name")
@@ -168,7 +166,7 @@ def test_a_word_shows_what_else_it_could_have_been(page, port, tmp_path):
     settled(page, "a.png")
     assert text(page, "#step-title") == "Choose a word"
     page.click(".captions li:nth-child(2) .word:nth-child(1)")
-    word = caption(port, file, beam=3, n_best=3)[1]["captions"][1]["words"][0]
+    word = caption(port, file, beam=3, n_best=3, alternatives=5)[1]["captions"][1]["words"][0]
     rows = page.run(
         "[...document.querySelectorAll('#alternatives li')].map((li) =>"
         " [li.children[0].textContent, parseFloat(li.children[2].textContent),"
@@ -267,7 +265,7 @@ def test_a_map_lies_over_what_the_network_read(page, tmp_path, size):
 
 def test_without_maps_the_page_says_why(chromium, tmp_path):
     describer = make_describer("Maps need the moon.")
-    with serving(make_app(describer, wanted=WANTED, limits=LIMITS), LIMITS) as port:
+    with serving(make_app(describer, limits=LIMITS), LIMITS) as port:
         chromium.visit(f"http://127.0.0.1:{port}/")
         choose(chromium, write(tmp_path, "a.png", picture()))
         settled(chromium, "a.png")
@@ -327,7 +325,7 @@ def test_the_last_picture_is_what_is_shown(chromium, tmp_path):
 
     describer = make_describer()
     describer.captioner.network = Slow()
-    with serving(make_app(describer, wanted=WANTED, limits=LIMITS), LIMITS) as port:
+    with serving(make_app(describer, limits=LIMITS), LIMITS) as port:
         chromium.visit(f"http://127.0.0.1:{port}/")
         for name in ("first", "second", "third"):
             choose(chromium, write(tmp_path, f"{name}.png", picture()))

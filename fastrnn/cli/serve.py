@@ -36,14 +36,6 @@ def add_parser(commands: Any) -> Any:
         "there is no password, and pictures and captions are sent unencrypted",
     )  # fmt: skip
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    add_integer(
-        parser, "--beam", default=3,
-        help="beam width, where a request says nothing; 1: greedy captions (default: %(default)s)",
-    )  # fmt: skip
-    add_integer(
-        parser, "--n-best",
-        help="number of captions, at most the beam width (default: 3, or the beam width)",
-    )  # fmt: skip
     add_float(
         parser, "--max-upload", at_least=0.001, default=25.0, metavar="MB",
         help="largest upload in megabytes (default: %(default)g)",
@@ -59,12 +51,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.port > 65535:
         raise ValueError(f"--port is {arguments.port}; expected at most 65535")
-    most = 10
-    if arguments.beam > most:
-        raise ValueError(f"--beam is {arguments.beam}; expected at most {most}")
-    n_best = min(3, arguments.beam) if arguments.n_best is None else arguments.n_best
-    if n_best > arguments.beam:
-        raise ValueError(f"--n-best is {n_best}; expected at most --beam, {arguments.beam}")
     most_megabytes = 200
     if arguments.max_upload > most_megabytes:
         raise ValueError(
@@ -85,8 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     caught = serve(
         arguments.of_run, host=arguments.host, port=arguments.port,
-        allow_network=arguments.allow_network, beam=arguments.beam, n_best=n_best,
-        threads=arguments.threads, upload_bytes=round(arguments.max_upload * 1e6), on_start=say,
+        allow_network=arguments.allow_network, threads=arguments.threads,
+        upload_bytes=round(arguments.max_upload * 1e6), on_start=say,
     )  # fmt: skip
     if caught == signal.SIGINT:
         raise KeyboardInterrupt

@@ -6,6 +6,7 @@ and time, wait in a bounded queue for the network, and are not stored.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,6 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8231,
     allow_network: bool = False,
-    beam: int = 3,
-    n_best: int = 3,
     threads: int | None = None,
     upload_bytes: int | None = None,
     on_start: Callable[[str], None] | None = None,
@@ -38,8 +37,6 @@ def serve(
     allow_network : bool, optional
         Allow a `host` that other machines reach. Whoever reaches it may use the server: there is
         no password, and nothing is encrypted. Default False.
-    beam, n_best : int, optional
-        Width of the beam search and number of captions, where a request says nothing. Default 3.
     threads : int, optional
         Threads of the network; by default its engine decides.
     upload_bytes : int, optional
@@ -71,28 +68,37 @@ def serve(
         import fastapi  # noqa: F401
         import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
+        from threadpoolctl import threadpool_limits
     except ImportError as error:
         raise ImportError(
             f'fastrnn serve needs {error.name}; pip install "fastrnn[serve]"'
         ) from None
+    from .. import get_num_threads, set_num_threads
     from ..captioner import Captioner
     from .app import make_app
-    from .describer import Describer, Wanted, explain_by
+    from .describer import Describer, explain_by
     from .limits import Limits
     from .server import Server, open_socket, url_of
 
     limits = Limits() if upload_bytes is None else Limits(upload_bytes=upload_bytes)
     opened = open_socket(host, port)
+    threads_before = get_num_threads()
     try:
         url = url_of(opened)
         name = Path(run).resolve().name
         captioner = Captioner.load(run, threads=threads)
         describer = Describer(captioner, name, explain_by(captioner))
-        app = make_app(
-            describer, wanted=Wanted(beam, n_best), limits=limits, network=not is_loopback(host)
-        )
+        app = make_app(describer, limits=limits, network=not is_loopback(host))
         server = Server(app, limits, None if on_start is None else lambda: on_start(url))
-        server.run(sockets=[opened])
+        # The network has its threads. What follows it is so small that more than one would wait
+        # for each other longer than they compute, above all where other programs run.
+        set_num_threads(1)
+        # What was imported is not looked through for garbage again and again.
+        gc.freeze()
+        with threadpool_limits(1, user_api="blas"):
+            server.run(sockets=[opened])
     finally:
+        gc.unfreeze()
+        set_num_threads(threads_before)
         opened.close()
     return server.caught

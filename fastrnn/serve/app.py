@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import importlib.resources
 import os
 import time
@@ -34,6 +33,8 @@ from .worker import Worker
 
 T = TypeVar("T")
 
+_SMALL = 1 << 18
+"""Bytes that are handled where they are: another thread would take longer."""
 _FILES = {
     "/": (["serve/page.html"], "text/html"),
     "/page.css": (["report/page.css", "serve/page.css"], "text/css"),
@@ -60,7 +61,6 @@ _FAULTS: dict[int | str, dict[str, Any]] = {
 def make_app(
     describer: Describer,
     *,
-    wanted: Wanted | None = None,
     limits: Limits | None = None,
     network: bool = False,
 ) -> Guard:
@@ -69,8 +69,6 @@ def make_app(
     Parameters
     ----------
     describer : Describer
-    wanted : Wanted, optional
-        What is told where a request does not say what it wants.
     limits : Limits, optional
     network : bool, optional
         Whether other machines may ask. Default False.
@@ -79,11 +77,10 @@ def make_app(
     -------
     ASGI application
     """
-    wanted = wanted or Wanted()
     limits = limits or Limits()
     # Pictures are decoded beside the network. More threads than processors do not help.
     readers = ThreadPoolExecutor(max(os.cpu_count() or 1, 2), "picture")
-    captions = Worker[Picture, dict[str, Any]](
+    captions = Worker[Picture | bytes, dict[str, Any]](
         describer.describe, batch=limits.batch, waiting=limits.waiting, name="captions"
     )
     # Maps take long; captions do not wait for them.
@@ -124,7 +121,6 @@ def make_app(
 
     facts = {
         **describer.about(),
-        "wanted": {"beam": wanted.beam, "n_best": wanted.n_best},
         "upload_bytes": limits.upload_bytes,
     }
 
@@ -140,22 +136,27 @@ def make_app(
         "/caption", summary="Caption a picture",
         responses={200: {"model": CaptionAnswer}, **_FAULTS},
         openapi_extra=_form_schema(
-            beam=_number("Width of the beam search; 1 is greedy.", 1, MOST_BEAM, wanted.beam),
+            beam=_number("Width of the beam search; 1 is greedy.", 1, MOST_BEAM, Wanted.beam),
             n_best=_number(
-                "Number of captions, at most beam.", 1, MOST_BEAM, wanted.n_best
+                "Number of captions, at most beam.", 1, MOST_BEAM, Wanted.n_best
             ),
             max_length=_number(
-                "Largest number of words.", 1, MOST_LENGTH, wanted.max_length
+                "Largest number of words.", 1, MOST_LENGTH, Wanted.max_length
             ),
             alternatives=_number(
-                "Number of words told at each step.", 0, MOST_ALTERNATIVES, wanted.alternatives
+                "Number of words told at each step.", 0, MOST_ALTERNATIVES, Wanted.alternatives
             ),
         ),
     )  # fmt: skip
     async def caption(request: Request) -> JSONResponse:
         start = time.perf_counter()
-        form, picture = await _read(request, readers, describer)
-        answer = await _unless_gone(request, captions.submit(_wanted(form, wanted), picture))
+        form = await _form(request, readers)
+        asked = _wanted(form)
+        picture: Picture | bytes = form.file
+        # A small picture is read as soon as the network would wait for it in another thread.
+        if len(form.file) > _SMALL or not captions.idle:
+            picture = await _in_thread(readers, lambda: describer.read(form.file))
+        answer = await _unless_gone(request, captions.submit(asked, picture))
         return JSONResponse({**answer, "seconds": round(time.perf_counter() - start, 4)})
 
     @app.post(
@@ -176,9 +177,7 @@ def make_app(
     )  # fmt: skip
     async def saliency(request: Request) -> JSONResponse:
         start = time.perf_counter()
-        content_type = request.headers.get("content-type", "")
-        body = await request.body()
-        asked = _explained(await _in_thread(readers, lambda: read_form(content_type, body)))
+        asked = _explained(await _form(request, readers))
         answer = await _unless_gone(request, maps.submit(None, asked))
         return JSONResponse({**answer, "seconds": round(time.perf_counter() - start, 4)})
 
@@ -200,18 +199,13 @@ async def _in_thread(readers: ThreadPoolExecutor, work: Callable[[], T]) -> T:
     return await future
 
 
-async def _read(
-    request: Request, readers: ThreadPoolExecutor, describer: Describer
-) -> tuple[Form, Picture]:
-    """Read the form of a request, and the picture in it."""
+async def _form(request: Request, readers: ThreadPoolExecutor) -> Form:
+    """Read the form of a request; a large one beside the loop that serves all requests."""
     content_type = request.headers.get("content-type", "")
     body = await request.body()
-
-    def read() -> tuple[Form, Picture]:
-        form = read_form(content_type, body)
-        return form, describer.read(form.file)
-
-    return await _in_thread(readers, read)
+    if len(body) <= _SMALL:
+        return read_form(content_type, body)
+    return await _in_thread(readers, lambda: read_form(content_type, body))
 
 
 async def _unless_gone(request: Request, work: Any) -> Any:
@@ -232,7 +226,7 @@ async def _unless_gone(request: Request, work: Any) -> Any:
             task.cancel()
 
 
-def _wanted(form: Form, default: Wanted) -> Wanted:
+def _wanted(form: Form) -> Wanted:
     """Read what a request wants to know."""
     fields = {
         "beam": MOST_BEAM, "n_best": MOST_BEAM, "max_length": MOST_LENGTH,
@@ -249,12 +243,9 @@ def _wanted(form: Form, default: Wanted) -> Wanted:
                 f"{name} is {text[:40]!r}; expected a number from {least} to {fields[name]}",
             )
         found[name] = int(text)
-    # A request that names one of these two does not mean the default of the other.
-    if "beam" in found:
-        found.setdefault("n_best", min(default.n_best, found["beam"]))
-    elif "n_best" in found:
-        found["beam"] = max(default.beam, found["n_best"])
-    wanted = dataclasses.replace(default, **found)
+    # Several captions need a beam.
+    found.setdefault("beam", found.get("n_best", Wanted.beam))
+    wanted = Wanted(**found)
     if wanted.n_best > wanted.beam:
         raise Refused(400, f"n_best is {wanted.n_best}; expected at most beam, {wanted.beam}")
     return wanted

@@ -53,7 +53,7 @@ class Wanted:
     beam: int = 1
     n_best: int = 1
     max_length: int = 30
-    alternatives: int = 5
+    alternatives: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,21 +143,23 @@ class Describer:
         except ImageError as error:
             raise Refused(415, f"the file {str(error).removeprefix('the file: ')}") from None
 
-    def describe(self, wanted: Wanted, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
+    def describe(self, wanted: Wanted, pictures: Sequence[Picture | bytes]) -> list[dict[str, Any]]:
         """Caption pictures.
 
         Parameters
         ----------
         wanted : Wanted
-        pictures : sequence of Picture
+        pictures : sequence of Picture or bytes
+            Bytes are read first, see `read`.
 
         Returns
         -------
         list of dict
             The answers to ``POST /caption``.
         """
+        read = [self.read(one) if isinstance(one, bytes) else one for one in pictures]
         found = self.captioner.caption_pixels(
-            np.stack([picture.pixels for picture in pictures]),
+            np.stack([picture.pixels for picture in read]),
             beam=wanted.beam, n_best=wanted.n_best, max_length=wanted.max_length,
         )  # fmt: skip
         return [

@@ -89,7 +89,7 @@
     say("Captioning…");
     document.body.classList.add("busy");
     try {
-      const body = form({ beam: byId("beam").value, n_best: byId("count").value || 1 });
+      const body = form({ beam: byId("beam").value, n_best: byId("count").value, alternatives: 5 });
       const answer = await ask("caption", { method: "POST", body, signal: sent.signal });
       if (state.sent === sent) show(answer);
     } catch (error) {
@@ -277,12 +277,14 @@
 
   // -- What the visitor does
 
+  // As many captions as the beam is wide, at most.
   function counts() {
     const beam = Number(byId("beam").value);
-    const before = Number(byId("count").value) || (state.about ? state.about.wanted.n_best : 3);
-    byId("count").replaceChildren(...[1, 3, 5, 10].filter((n) => n <= beam).map((n) =>
+    const before = Number(byId("count").value) || 3;
+    const possible = [1, 3, 5, 10].filter((n) => n <= beam);
+    byId("count").replaceChildren(...possible.map((n) =>
       element("option", { value: n }, String(n))));
-    byId("count").value = String(Math.max(...[1, 3, 5, 10].filter((n) => n <= Math.min(beam, before))));
+    byId("count").value = String(Math.max(...possible.filter((n) => n <= before)));
     byId("count-label").hidden = beam === 1;
   }
 
@@ -333,18 +335,10 @@
     else complain("There is no picture in the clipboard.");
   });
 
-  byId("example").textContent = `curl -F file=@photo.jpg -F beam=3 ${location.origin}/caption`;
+  byId("example").textContent = `curl -F file=@photo.jpg -F beam=3 -F alternatives=5 ${location.origin}/caption`;
   counts();
   ask("about").then((about) => {
     state.about = about;
-    const wanted = String(about.wanted.beam);
-    const options = [...byId("beam").options].map((option) => option.value);
-    if (!options.includes(wanted)) {
-      byId("beam").append(element("option", { value: wanted }, `beam of ${wanted}`));
-    }
-    byId("beam").value = wanted;
-    byId("count").value = "";
-    counts();
     byId("about").textContent = `${about.run}: ${about.cell.toUpperCase()}, `
       + `${about.words.toLocaleString("en")} words, pictures read by ${about.network}.`;
     for (const method of about.maps.methods || []) {

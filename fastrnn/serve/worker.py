@@ -47,6 +47,7 @@ class Worker(Generic[Item, Result]):
         self._queue: collections.deque[tuple[Hashable, Item, Future[Result]]] = collections.deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._busy = False
         # A daemon: a computation that takes long does not keep the process from ending.
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
@@ -55,6 +56,11 @@ class Worker(Generic[Item, Result]):
     def waiting(self) -> int:
         """The number of items that wait."""
         return len(self._queue)
+
+    @property
+    def idle(self) -> bool:
+        """Whether an item would be computed at once."""
+        return not self._busy and not self._queue
 
     async def submit(self, kind: Hashable, item: Item) -> Result:
         """Return the result for an item.
@@ -88,10 +94,12 @@ class Worker(Generic[Item, Result]):
 
     def _take(self) -> tuple[Any, list[tuple[Item, Future[Result]]]] | None:
         with self._changed:
+            self._busy = False
             while not self._queue:
                 if self._closed:
                     return None
                 self._changed.wait()
+            self._busy = True
             kind = self._queue[0][0]
             taken: list[tuple[Item, Future[Result]]] = []
             left: list[tuple[Hashable, Item, Future[Result]]] = []
