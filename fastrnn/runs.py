@@ -18,6 +18,7 @@ from typing import Any
 from . import __version__
 from .classifiers.rnn import MODEL_FILE
 from .files import open_file, parse_json, read_json, write_json, write_text
+from .vision import PCA_FILE, SOURCE_FILE
 
 __all__ = [
     "CHECKPOINT_DIRECTORY",
@@ -53,7 +54,10 @@ METRICS_FILE = "metrics.json"
 """Metrics of the best model, written when training has finished."""
 PLOT_FILE = "loss.png"
 REPORT_FILE = "report.html"
-RUN_FILES = (SETTINGS_FILE, MODEL_FILE, HISTORY_FILE, METRICS_FILE, PLOT_FILE, REPORT_FILE)
+RUN_FILES = (
+    SETTINGS_FILE, MODEL_FILE, HISTORY_FILE, METRICS_FILE, PLOT_FILE, REPORT_FILE, SOURCE_FILE,
+    PCA_FILE,
+)  # fmt: skip
 CHECKPOINT_DIRECTORY = "checkpoints"
 EVENT_DIRECTORY = "tensorboard"
 SCENE_DIRECTORY = "data"

@@ -2,11 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
+import h5py
 import numpy as np
+from scipy.linalg.blas import dsyrk
 
-from ..files import read_npz, write_npz
+from ..files import one_line, open_file, read_npz, write_aside, write_npz
+
+_FEATURES = "features"
+_PART_BYTES = 1 << 26
+"""Size of what is read at a time, in float64."""
+
+
+@contextlib.contextmanager
+def _open_features(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """Open features (N, D) of floats in an HDF5 or npy file without reading them."""
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open_file(path))
+        try:
+            if file.read(6) == b"\x93NUMPY":
+                source: Any = np.load(os.fspath(path), mmap_mode="r", allow_pickle=False)
+            else:
+                file.seek(0)
+                h5 = stack.enter_context(h5py.File(file, "r"))
+                source = h5[_FEATURES]
+            if len(source.shape) != 2 or 0 in source.shape or source.dtype.kind != "f":
+                raise ValueError(f"it has shape {source.shape} and dtype {source.dtype}")
+        except Exception as error:  # h5py and numpy raise many types for damaged files
+            raise ValueError(
+                f"{path}: not a file of features ({one_line(error)}); expected the dataset "
+                "features, or an array, of floats (N, D)"
+            ) from error
+        yield source
+
+
+def _parts(source: Any, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield rows, in increasing order, in parts of bounded size."""
+    step = max(_PART_BYTES // (8 * source.shape[1]), 1)
+    for start in range(0, len(source), step):
+        first, last = np.searchsorted(rows, (start, start + step))
+        if first < last:
+            block = np.asarray(source[start : start + step])
+            yield block if last - first == len(block) else block[rows[first:last] - start]
 
 
 class PCA:
@@ -54,7 +95,13 @@ class PCA:
             raise ValueError(f"size is {size}; expected at least 1")
         mean = x.mean(axis=0, dtype=np.float64)
         centered = x - mean
-        variance, vectors = np.linalg.eigh(centered.T @ centered / len(x))
+        return cls._of_covariance(mean, centered.T @ centered / len(x), size, floor)
+
+    @classmethod
+    def _of_covariance(
+        cls, mean: np.ndarray, covariance: np.ndarray, size: int, floor: float
+    ) -> PCA:
+        variance, vectors = np.linalg.eigh(covariance)
         order = np.argsort(variance)[::-1][:size]
         deviation = np.sqrt(np.maximum(variance[order], 0))
         scale = np.maximum(deviation, max(floor * deviation[0], np.finfo(np.float32).tiny))
@@ -63,6 +110,111 @@ class PCA:
         signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(len(order))])
         components = (vectors * signs / scale).T
         return cls(mean.astype(np.float32), np.ascontiguousarray(components, np.float32))
+
+    @classmethod
+    def fit_file(
+        cls,
+        path: str | os.PathLike[str],
+        size: int,
+        floor: float = 0.01,
+        *,
+        rows: np.ndarray | None = None,
+    ) -> PCA:
+        """Fit the components to the features in a file, which need not fit in memory.
+
+        Parameters
+        ----------
+        path : path
+            An HDF5 file with the dataset ``features``, or a npy file: floats (N, D).
+        size, floor
+            As for `fit`.
+        rows : int ndarray, optional
+            The rows to fit to, in increasing order, such as those of the training part. Default
+            all.
+
+        Returns
+        -------
+        PCA
+            That of `fit`, up to rounding.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ValueError
+            If it has no such features, a value is not finite, or `size` is less than 1.
+
+        Notes
+        -----
+        The file is read twice: for the mean, and for the covariance, which takes 8 D^2 bytes, and
+        three times as much for its eigenvectors.
+        """
+        if size < 1:
+            raise ValueError(f"size is {size}; expected at least 1")
+        with _open_features(path) as source:
+            width = source.shape[1]
+            chosen = np.arange(len(source)) if rows is None else np.asarray(rows)
+            if not len(chosen) or chosen[0] < 0 or chosen[-1] >= len(source):
+                raise ValueError(
+                    f"{path}: rows has {len(chosen)} numbers; expected some from 0 to "
+                    f"{len(source) - 1}"
+                )
+            total = np.zeros(width)
+            for part in _parts(source, chosen):
+                total += part.sum(axis=0, dtype=np.float64)
+            mean = total / len(chosen)
+            if not np.isfinite(mean).all():
+                raise ValueError(f"{path}: features has values that are not finite")
+            # One triangle is enough; SciPy's function takes and returns arrays by columns.
+            covariance = np.zeros((width, width), order="F")
+            for part in _parts(source, chosen):
+                centered = part - mean
+                covariance = dsyrk(1 / len(chosen), centered.T, 1.0, covariance, overwrite_c=1)
+        return cls._of_covariance(mean, covariance.T, size, floor)
+
+    def transform_file(
+        self, path: str | os.PathLike[str], out: str | os.PathLike[str]
+    ) -> tuple[int, int]:
+        """Project the features in a file, which need not fit in memory, and write an HDF5 file.
+
+        Parameters
+        ----------
+        path : path
+            An HDF5 file with the dataset ``features``, or a npy file: floats (N, D).
+        out : path
+            The file to write, atomically: the dataset ``features``, float32 (N, K).
+
+        Returns
+        -------
+        tuple of int
+            N and K.
+
+        Raises
+        ------
+        OSError
+            If a file cannot be read or written.
+        ValueError
+            If the features have another width than the PCA.
+        """
+        with _open_features(path) as source:
+            count, width = source.shape
+            if width != len(self.mean):
+                raise ValueError(
+                    f"{path}: features has shape {source.shape}; expected (N, {len(self.mean)}), "
+                    "as the PCA has"
+                )
+
+            def write(file: BinaryIO) -> None:
+                with h5py.File(file, "w") as h5:
+                    shape = (count, len(self.components))
+                    target = h5.create_dataset(_FEATURES, shape, "<f4")
+                    start = 0
+                    for part in _parts(source, np.arange(count)):
+                        target[start : start + len(part)] = self.transform(part)
+                        start += len(part)
+
+            write_aside(out, write)
+        return count, len(self.components)
 
     def transform(self, x: np.ndarray) -> np.ndarray:
         """Project features (N, D) to float32 (N, K)."""

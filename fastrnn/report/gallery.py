@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,15 +13,13 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
-from PIL import Image
 
 from ..checkpoint import describe_mismatch
 from ..classifiers.rnn import CaptioningRNN
 from ..decoding import Decoded
 from ..evaluation import Evaluator, evenly_spread, truth_of
-from ..files import open_file
-from ..image_utils import IMAGE_FORMATS, check_pixels
 from ..metrics import METRIC_NAMES
+from ..vision.images import open_image, read_picture
 from ..words import END, NULL
 from .tables import table
 
@@ -266,12 +263,10 @@ def _add_previews(
 def _preview(path: Path) -> tuple[str, bool] | None:
     """Return an image as a data URI, and whether it is so small that its pixels are visible."""
     try:
-        with open_file(path) as content, Image.open(content, formats=IMAGE_FORMATS) as picture:
-            check_pixels(*picture.size, os.fstat(content.fileno()).st_size)
+        with read_picture(path) as picture:
             is_png = picture.format == "PNG"
-            picture.draft("RGB", (_MAX_PIXELS, _MAX_PIXELS))
-            image = picture.convert("RGB")
-    except Exception:  # Pillow raises SyntaxError, struct.error and others for damaged files
+        image = open_image(path, size=_MAX_PIXELS)
+    except (OSError, ValueError):
         return None
     image.thumbnail((_MAX_PIXELS, _MAX_PIXELS))
     kind = "png" if is_png else "jpeg"

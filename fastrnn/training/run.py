@@ -15,6 +15,7 @@ from ..classifiers.rnn import CaptioningRNN
 from ..data.layout import CAPTIONS_FILE, VOCABULARY_FILE, read_captioning_directory
 from ..data.references import read_references, references_file
 from ..files import one_line
+from ..vision.source import check_source
 from ..words import END, NULL, START
 from .config import ModelConfig, TrainConfig
 from .start import start_model
@@ -159,11 +160,12 @@ def read_training_data(
     FileNotFoundError, OSError
         A file is missing or damaged.
     ValueError
-        The files do not fit together, there are no training captions, or the vocabulary lacks
-        ``<NULL>``, ``<START>`` or ``<END>``.
+        The files do not fit together, ``features.json`` describes other features, there are no
+        training captions, or the vocabulary lacks ``<NULL>``, ``<START>`` or ``<END>``.
     """
     directory = Path(directory)
     data = read_captioning_directory(directory, pca_features=not raw_features)
+    check_source(directory, data["train_features"].shape[1], raw=raw_features)
     for word in (NULL, START, END):
         if word not in data["word_to_idx"]:
             raise ValueError(f"{directory / VOCABULARY_FILE}: has no {word}")

@@ -23,6 +23,7 @@ from ..checkpoint import Checkpoint, describe_mismatch, read_newest_checkpoint
 from ..classifiers.rnn import CaptioningRNN, CaptioningWorkspace
 from ..evaluation import loss_per_word
 from ..runlock import RunLock
+from ..vision.source import carry_source
 from .config import TrainConfig
 from .learner import Learner
 from .objectives import CaptionObjective, Gradients, Objective, RewardObjective, TrainingSet
@@ -425,6 +426,9 @@ class Trainer:
         assert run is not None
         saver.open(self.step)
         runs.write_settings(run, self._all_settings(), dataclasses.asdict(self.config))
+        directory = self.settings.get("data")
+        if isinstance(directory, (str, os.PathLike)):
+            carry_source(directory, run, raw=bool(self.settings.get("raw_features")))
         saver.write_again()
         saved = self._resumed and self.step in runs.checkpoint_steps(run)
         saver.saved_step = self.step if saved else -1

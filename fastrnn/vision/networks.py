@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +47,9 @@ class Network:
         "onnxruntime" or "torch".
     threads : int
         Number of threads.
+    chunk : int
+        Number of images that are best computed at a time by a thread. For small networks it is
+        small, so that the activations stay in the caches.
     file : Path or None
         The file of an ONNX model.
     """
@@ -60,6 +65,7 @@ class Network:
         engine: str,
         threads: int,
         run: Callable[[np.ndarray], np.ndarray],
+        chunk: int,
         classify: Callable[[np.ndarray], np.ndarray] | None = None,
         make_module: Callable[[], torch.nn.Module] | None = None,
         file: Path | None = None,
@@ -67,6 +73,7 @@ class Network:
         self.name, self.layer, self.width = name, layer, width
         self.preprocessing, self.digest = preprocessing, digest
         self.engine, self.threads, self.file = engine, threads, file
+        self.chunk = chunk
         self._run, self._classify, self._make_module = run, classify, make_module
 
     def features(self, batch: np.ndarray) -> np.ndarray:
@@ -85,6 +92,13 @@ class Network:
         ------
         ValueError
             If the shape or the dtype of `batch` is another one.
+        """
+        return self._in_chunks(self._run, self._checked(batch))
+
+    def features_of_chunk(self, batch: np.ndarray) -> np.ndarray:
+        """Compute the features of a few images in the calling thread.
+
+        `concurrency` threads may call it at the same time. Otherwise as `features`.
         """
         return self._run(self._checked(batch))
 
@@ -109,7 +123,7 @@ class Network:
         """
         if self._classify is None:
             raise ValueError(f"{self.file or self.name}: has no scores of classes")
-        return self._classify(self._checked(batch))
+        return self._in_chunks(self._classify, self._checked(batch))
 
     @cached_property
     def module(self) -> torch.nn.Module:
@@ -132,6 +146,21 @@ class Network:
             )
         return self._make_module()
 
+    @property
+    def concurrency(self) -> int:
+        """The number of threads that may compute at a time; PyTorch's engine has its own."""
+        return 1 if self.engine == "torch" else self.threads
+
+    def _in_chunks(self, run: Callable[[np.ndarray], np.ndarray], batch: np.ndarray) -> np.ndarray:
+        """Run the chunks of a batch, several at a time."""
+        chunks = [batch[start : start + self.chunk] for start in range(0, len(batch), self.chunk)]
+        if len(chunks) < 2:
+            return run(batch)
+        if self.concurrency == 1:
+            return np.concatenate([run(chunk) for chunk in chunks])
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            return np.concatenate([*pool.map(run, chunks)])
+
     def _checked(self, batch: np.ndarray) -> np.ndarray:
         size = self.preprocessing.size
         batch = np.asarray(batch)
@@ -151,6 +180,7 @@ def load_network(
     engine: str | None = None,
     threads: int | None = None,
     preprocessing: Preprocessing | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> Network:
     """Load a network.
 
@@ -170,6 +200,8 @@ def load_network(
     preprocessing : Preprocessing, optional
         How images become the input of the ONNX model. Default: the size of its input (224 if that
         is free), ``(pixel - 127) / 128``, RGB.
+    changes : mapping, optional
+        Attributes of the preprocessing of the ONNX model that differ from this default.
 
     Returns
     -------
@@ -196,12 +228,12 @@ def load_network(
     if onnx is not None:
         if engine != "onnxruntime":
             raise ValueError(f"engine is {engine!r}; expected 'onnxruntime' for an ONNX model")
-        return _load_onnx(Path(onnx), layer, threads, preprocessing)
+        return _load_onnx(Path(onnx), layer, threads, preprocessing, changes or {})
     if name not in NETWORKS:
         raise ValueError(f"name is {name!r}; expected {', '.join(NETWORKS)}")
     if layer not in (None, efficientnet.POOL):
         raise ValueError(f"layer is {layer!r}; expected {efficientnet.POOL!r} for {name}")
-    if preprocessing is not None:
+    if preprocessing is not None or changes:
         raise ValueError(f"preprocessing is given; expected None, as {name} has its own")
     state = efficientnet.read_weights(name)
     module = _Once(lambda: efficientnet.make_module(name, state))
@@ -209,13 +241,23 @@ def load_network(
         run = _torch_runner(module(), threads)
     else:
         run = _OnnxRunner(efficientnet.make_graph(name, state), threads, name).run
+    size = sum(array.nbytes for array in state.values())
     weight, bias = state["_fc.weight"], state["_fc.bias"]
     return Network(
         name=name, layer=efficientnet.POOL, width=weight.shape[1],
         preprocessing=Preprocessing(size=efficientnet.SIZES[name]),
         digest=f"sha256:{checksum(state)}", engine=engine, threads=threads, run=run,
-        classify=lambda batch: run(batch) @ weight.T + bias, make_module=module,
+        chunk=_chunk(size), classify=lambda batch: run(batch) @ weight.T + bias,
+        make_module=module,
     )  # fmt: skip
+
+
+def _chunk(size: int) -> int:
+    """Return how many images to compute at a time, for the size of the weights in bytes.
+
+    Small networks gain from caches; large ones from reading their weights for more images.
+    """
+    return min(max(size >> 23, 2), 32)
 
 
 class _Once:
@@ -230,7 +272,7 @@ class _Once:
         return self._made
 
 
-def _torch_runner(module: torch.nn.Module, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+def _torch_runner(module: Any, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     import torch
 
     module = module.to(memory_format=torch.channels_last)
@@ -282,7 +324,11 @@ class _OnnxRunner:
 
 
 def _load_onnx(
-    path: Path, layer: str | None, threads: int, preprocessing: Preprocessing | None
+    path: Path,
+    layer: str | None,
+    threads: int,
+    preprocessing: Preprocessing | None,
+    changes: Mapping[str, Any],
 ) -> Network:
     model, digest = _read_onnx(path)
     outputs = [output.name for output in model.graph.output]
@@ -297,15 +343,18 @@ def _load_onnx(
         raise ValueError(f"{path}: an inner layer needs a model of less than 2 GB") from error
     runner = _OnnxRunner(content, threads, str(path))
     pixels = _OnnxInput(path, runner.session, preprocessing)
+    pixels.preprocessing = dataclasses.replace(pixels.preprocessing, **changes)
 
     def run(batch: np.ndarray, output: str = found) -> np.ndarray:
         return _as_matrix(path, output, pixels.run(output, batch))
 
     size = pixels.preprocessing.size
+    held = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     return Network(
         name="onnx", layer=found, width=run(np.zeros((1, 3, size, size), np.float32)).shape[1],
         preprocessing=pixels.preprocessing, digest=digest, engine="onnxruntime", threads=threads,
-        run=run, classify=lambda batch: run(batch, outputs[0]), file=path.resolve(),
+        run=run, chunk=_chunk(held), classify=lambda batch: run(batch, outputs[0]),
+        file=path.resolve(),
     )  # fmt: skip
 
 

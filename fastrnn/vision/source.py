@@ -14,11 +14,10 @@ import numpy as np
 
 from ..data.pca import PCA
 from ..files import checksum, read_json, write_json
+from . import PCA_FILE, SOURCE_FILE
 from .images import ImageError, Preprocessing, open_image, prepare_image
 from .networks import NETWORKS, Network, load_network
 
-SOURCE_FILE = "features.json"
-PCA_FILE = "pca.npz"
 _FORMAT = 1
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -123,30 +122,29 @@ class FeatureSource:
         OSError
             If the directory is not writable.
         """
-        place = Path(directory)
-        about = None
         if self.pca is not None:
             # First: features.json is complete only with it.
-            self.pca.save(place / PCA_FILE)
-            about = {
+            self.pca.save(Path(directory, PCA_FILE))
+        write_json(Path(directory, SOURCE_FILE), self.describe())
+
+    def describe(self) -> dict[str, Any]:
+        """Return what ``features.json`` holds."""
+        return {
+            "format": _FORMAT,
+            "network": self.network,
+            "file": self.file,
+            "layer": self.layer,
+            "digest": self.digest,
+            "preprocessing": self.preprocessing and self.preprocessing.as_dict(),
+            "width": self.width,
+            "pca": self.pca
+            and {
                 "file": PCA_FILE,
                 "components": len(self.pca.components),
                 "digest": pca_digest(self.pca),
-            }
-        write_json(
-            place / SOURCE_FILE,
-            {
-                "format": _FORMAT,
-                "network": self.network,
-                "file": self.file,
-                "layer": self.layer,
-                "digest": self.digest,
-                "preprocessing": self.preprocessing and self.preprocessing.as_dict(),
-                "width": self.width,
-                "pca": about,
-                "images": self.images,
             },
-        )
+            "images": self.images,
+        }
 
     @classmethod
     def read(cls, directory: str | os.PathLike[str]) -> FeatureSource | None:
@@ -331,4 +329,75 @@ class FeatureSource:
         return found
 
 
-__all__ = ["PCA_FILE", "SOURCE_FILE", "FeatureSource", "ImageError", "pca_digest"]
+def check_source(directory: str | os.PathLike[str], columns: int, *, raw: bool = False) -> None:
+    """Refuse a data directory whose ``features.json`` describes features of another width.
+
+    Parameters
+    ----------
+    directory : path
+        The data directory.
+    columns : int
+        The number of features that its files have.
+    raw : bool, optional
+        Whether they are those before PCA.
+
+    Raises
+    ------
+    ValueError
+        If ``features.json`` is damaged, or does not describe these features.
+    OSError
+        If it cannot be read.
+    """
+    source = FeatureSource.read(directory)
+    if source is None:
+        return
+    described = source.width if raw else source.columns
+    if described != columns:
+        kind = "before PCA" if raw else "after PCA" if source.pca is not None else "without PCA"
+        raise ValueError(
+            f"{Path(directory, SOURCE_FILE)}: describes {described} features {kind}; expected "
+            f"{columns}, as the files of features have"
+        )
+
+
+def carry_source(
+    directory: str | os.PathLike[str], run: str | os.PathLike[str], *, raw: bool = False
+) -> None:
+    """Copy what a data directory knows of its features to a run, if it knows anything.
+
+    Parameters
+    ----------
+    directory : path
+        The data directory.
+    run : path
+        The run directory. It has the PCA too then, and captions photographs without the data.
+    raw : bool, optional
+        Whether the run reads the features before PCA.
+
+    Raises
+    ------
+    ValueError, OSError
+        If the files cannot be read or written.
+    """
+    source = FeatureSource.read(directory)
+    if source is None:
+        return
+    if raw:
+        source = source.without_pca()
+    try:
+        carried = FeatureSource.read(run)
+    except (OSError, ValueError):  # damaged in the run: it is written again
+        carried = None
+    if carried is None or carried.describe() != source.describe():
+        source.write(run)
+
+
+__all__ = [
+    "PCA_FILE",
+    "SOURCE_FILE",
+    "FeatureSource",
+    "ImageError",
+    "carry_source",
+    "check_source",
+    "pca_digest",
+]

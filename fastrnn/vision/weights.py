@@ -8,6 +8,7 @@ only strings, numbers, tuples, dictionaries and tensors have a meaning. Anything
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickletools
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from ..files import one_line, open_file
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-_DTYPES = {
+_DTYPES: dict[str, np.dtype[Any]] = {
     "torch FloatStorage": np.dtype("<f4"),
     "torch DoubleStorage": np.dtype("<f8"),
     "torch LongStorage": np.dtype("<i8"),
@@ -40,7 +41,7 @@ class _Name(str):
 class _Storage:
     """Raw numbers that several tensors may share."""
 
-    def __init__(self, dtype: np.dtype, size: int) -> None:
+    def __init__(self, dtype: np.dtype[Any], size: int) -> None:
         self.dtype, self.size, self.values = dtype, size, np.empty(0, dtype)
 
 
@@ -62,7 +63,8 @@ class _Tensor:
         last = self.offset + sum(
             (n - 1) * step for n, step in zip(self.shape, self.strides, strict=True)
         )
-        if 0 in self.shape or last >= self.storage.size:
+        size = math.prod(self.shape)  # a stride of 0 would repeat numbers
+        if not 0 < size <= self.storage.size or last >= self.storage.size:
             raise ValueError("a tensor is larger than its numbers")
         values = self.storage.values
         view = np.lib.stride_tricks.as_strided(
@@ -129,7 +131,7 @@ def _read(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
 def _interpret(file: BinaryIO, storages: dict[str, _Storage]) -> Any:
     """Return the value of the next pickle, in which every object is one of those known here."""
     stack: list[Any] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
     for code, argument, _ in pickletools.genops(file):
         name = code.name
         if name in _PLAIN:
