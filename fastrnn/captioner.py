@@ -239,7 +239,7 @@ class Captioner:
                 raise
             raise FileNotFoundError(
                 errno.ENOENT, f"no such ONNX model, which made the features of {directory}; give "
-                "its place (--network)", error.filename or source.file,
+                "its place as onnx (--network)", error.filename or source.file,
             ) from None  # fmt: skip
         except ValueError as error:
             raise ValueError(f"{directory}: {error}") from None

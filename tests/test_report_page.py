@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from fastrnn.report import find_picture, watch_report, write_report
 from fastrnn.report import page as page_module
 from fastrnn.runs import read_settings
 from fastrnn.training import caption_images, references_of
+from fastrnn.vision.source import FeatureSource
 
 HISTORY = [
     {"step": 5, "epoch": 0.5, "loss": 3.0, "learning_rate": 0.1},
@@ -282,6 +284,67 @@ def test_a_picture_with_far_more_pixels_than_bytes_is_left_out(data_dir: Path, t
     large, usual, *_ = shown(write_report(make_run(tmp_path / "run", data_dir)))["images"]
     assert large["picture"] is None
     assert usual["picture"] is not None
+
+
+def test_photographs_in_the_folder_that_the_data_name(data_dir: Path, tmp_path: Path):
+    photos = tmp_path / "photos"
+    (photos / "inner").mkdir(parents=True)
+    names = ["a.jpg", "inner/b.png", "val2.png", "gone.jpg", "c d.jpg"]
+    noise = np.random.default_rng(1).integers(0, 256, (300, 500, 3), dtype=np.uint8)
+    for name in ("a.jpg", "inner/b.png", "c d.jpg"):
+        Image.fromarray(noise).save(photos / name)
+    (data_dir / "val2014_urls.txt").write_text("\n".join(names))
+    FeatureSource.unknown(7, images=photos).write(data_dir)
+    run = make_run(tmp_path / "run", data_dir)
+    report = shown(write_report(run))
+    jpeg, png, beside, gone, blank = (image["picture"] for image in report["images"])
+    assert [opened(picture).size for picture in (jpeg, png, blank)] == [(320, 192)] * 3
+    # As PNG files, such photographs would be several times as large.
+    assert all(picture.startswith("data:image/jpeg;") for picture in (jpeg, png, blank))
+    assert opened(beside).size == (6, 4)  # in the data directory
+    assert gone is None
+    assert report["notes"] == []
+
+    shutil.rmtree(photos)
+    report = shown(write_report(run))
+    assert [bool(image["picture"]) for image in report["images"]] == [False] * 2 + [True] + [
+        False
+    ] * 2
+    assert report["notes"] == [f"The folder of the images, {photos}, does not exist."]
+    (data_dir / "features.json").write_text("{")
+    # With the data in memory, as after training.
+    (note,) = shown(write_report(run, data=read_captioning_directory(data_dir)))["notes"]
+    assert note.startswith("The folder of the images is not known. ")
+    assert "features.json" in note
+
+
+def test_page_is_bounded(tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(coco_layout.NUM_IMAGES, "val", 30)
+    coco_layout.write_layout(tmp_path / "data")
+    rng = np.random.default_rng(1)
+    for number in range(30):
+        noise = rng.integers(0, 256, (150, 150, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "data" / f"val{number}.png")
+    run = make_run(tmp_path / "run", tmp_path / "data")
+    whole = shown(write_report(run, pictures=12))
+    sizes = [len(image["picture"]) for image in whole["images"] if image["picture"]]
+    assert len(sizes) == 12
+    assert whole["notes"] == []
+    room = sum(sorted(sizes)[-7:])
+    monkeypatch.setattr("fastrnn.report.gallery._MAX_EMBEDDED", room)
+    report = shown(write_report(run, pictures=12))
+    there = [image for image in report["images"] if image["picture"]]
+    assert sum(len(image["picture"]) for image in there) <= room
+    assert len(there) >= 7
+    left_out = len(sizes) - len(there)
+    note = f"{left_out} pictures are left out, because this page would become too large."
+    assert report["notes"] == [note]
+    # There are some of the best, of the worst and of the others.
+    key = "probability" if there[0]["captions"][-1]["cider"] is None else "cider"
+    value = [image["captions"][-1][key] for image in report["images"]]
+    ranks = sorted(sorted(value).index(image["captions"][-1][key]) for image in there)
+    assert ranks[0] < 4
+    assert ranks[-1] >= 24
 
 
 def test_best_and_worst_are_among_the_pictures(data_dir: Path, tmp_path: Path, monkeypatch):
