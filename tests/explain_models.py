@@ -55,23 +55,23 @@ def tiny_network(dtype: Any = np.float32) -> Network:
     return network
 
 
-def tiny_model(cell_type: str = "lstm", dtype: Any = np.float64, scale: float = 3) -> CaptioningRNN:
+def tiny_model(cell_type: str = "lstm", dtype: Any = np.float64) -> CaptioningRNN:
     model = seeded_model(VOCABULARY, 6, 7, 8, cell_type, dtype, seed=1)
-    for name in ("W_embed", "W_proj", "Wx", "W_vocab"):
-        model.params[name] *= {"W_embed": 60, "W_proj": scale}.get(name, 1.5)
-    model.params["b_vocab"][:4] -= (9, 9, 2, 9)
+    wider = {"W_embed": 30, "Wh": 2 if cell_type == "rnn" else 5, "W_vocab": 6}
+    for name, scale in wider.items():
+        model.params[name] *= scale
+    model.params["b_vocab"][:4] -= (40, 40, 2, 40)
     return model
 
 
 def tiny_captioner(
-    cell_type: str = "lstm", dtype: Any = np.float32, scale: float = 3
+    cell_type: str = "lstm", dtype: Any = np.float32, contrast: float = 4
 ) -> Captioner:
     """A captioner of images of 12 x 12 pixels: 10 features, 6 after PCA, 10 words."""
-    random = np.random.default_rng(5)
-    pca = PCA(
-        random.normal(size=WIDTH).astype(dtype) / 10, random.normal(size=(6, WIDTH)).astype(dtype)
-    )
-    return Captioner(tiny_model(cell_type, dtype, scale), tiny_network(dtype), pca)
+    network = tiny_network(dtype)
+    gray = network.features(np.zeros((1, 3, SIZE, SIZE), dtype))[0]
+    components = np.random.default_rng(5).normal(size=(6, WIDTH)).astype(dtype)
+    return Captioner(tiny_model(cell_type, dtype), network, PCA(gray, contrast * components))
 
 
 def tiny_image(seed: int = 0) -> np.ndarray:

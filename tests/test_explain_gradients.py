@@ -90,7 +90,9 @@ def test_gradients_to_pixels_are_differences(cell_type, pca):
         below[(0, *place)] -= step
         wanted = (values_at(above) - values_at(below)) / (2 * step)
         assert np.abs(wanted).max() > 1e-5
-        np.testing.assert_allclose(gradients[(0, slice(None), *place)], wanted, rtol=1e-5, atol=1e-9)
+        np.testing.assert_allclose(
+            gradients[(0, slice(None), *place)], wanted, rtol=1e-5, atol=1e-9
+        )
 
 
 def test_gradients_of_a_batch_are_those_of_its_images():

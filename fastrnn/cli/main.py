@@ -12,10 +12,10 @@ from typing import Any
 import fastrnn
 
 from ..training import Interrupted
-from . import COMMANDS, Parser, caption, describe_error, evaluate, export, features, from, import, info, options, report, serve, train
+from . import COMMANDS, Parser, caption, describe_error, evaluate, explain, export, features, from, import, info, options, report, serve, train
 from .options import Parser, describe_error
 
-COMMANDS = (features, train, evaluate, caption, serve, export, report, info)
+COMMANDS = (features, train, evaluate, caption, explain, serve, export, report, info)
 """In the order of ``fastrnn --help``."""
 USER_ERRORS = (OSError, ValueError, ImportError, FloatingPointError, MemoryError)
 """What input, files or the machine can cause. Any other error is a bug."""

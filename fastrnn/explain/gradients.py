@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MEASURES = ("log_prob", "score", "margin")
 """What of a word can be differentiated."""
-_IMAGES = 16
+_IMAGES = 8
 """Images that the network reads at a time."""
 _ROWS = 256
 """Rows of the recurrent network in a batch."""
@@ -85,13 +85,15 @@ def word_gradients(
     if measure not in MEASURES:
         raise ValueError(f"measure is {measure!r}; expected {', '.join(MEASURES)}")
     if START not in model.word_to_idx:
-        raise ValueError(f"word_to_idx has no {START!r}; expected the word that captions begin with")
-    ids = np.asarray(ids, dtype=np.intp)
-    targets = ids if words is None else np.asarray(words, dtype=np.intp)
-    T = len(ids)
+        raise ValueError(
+            f"word_to_idx has no {START!r}; expected the word that captions begin with"
+        )
+    read = np.asarray(ids, dtype=np.intp)
+    targets = read if words is None else np.asarray(words, dtype=np.intp)
+    T = len(read)
     if targets.shape != (T,):
         raise ValueError(f"words has shape {targets.shape}; expected ({T},) as ids")
-    for name, given in (("ids", ids), ("words", targets)):
+    for name, given in (("ids", read), ("words", targets)):
         if given.size and (given.min() < 0 or given.max() >= V):
             raise IndexError(f"{name} has a word id outside [0, {V})")
     at = np.arange(T) if steps is None else np.asarray(steps, dtype=np.intp)
@@ -104,12 +106,10 @@ def word_gradients(
     if not N * K:
         return values, gradients
     # Steps after the last one that counts are not run.
-    inputs = np.concatenate([[model.word_to_idx[START]], ids])[: at.max() + 1]
+    inputs = np.concatenate([[model.word_to_idx[START]], read])[: at.max() + 1]
     vectors, _ = word_embedding_forward(inputs[None], p["W_embed"])
     forward, backward = (
-        (lstm_forward, lstm_backward)
-        if model.cell_type == "lstm"
-        else (rnn_forward, rnn_backward)
+        (lstm_forward, lstm_backward) if model.cell_type == "lstm" else (rnn_forward, rnn_backward)
     )
     images = max(1, _ROWS // K)
     for first in range(0, N, images):

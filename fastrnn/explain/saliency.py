@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +21,13 @@ if TYPE_CHECKING:
 
 METHODS = ("plain", "smooth", "integrated")
 TOLERANCE = 0.01
-"""Largest error of the sum of integrated gradients: as a share of the change, or in nats."""
+"""Largest error of the sum of integrated gradients, as a share of the change."""
+_LEAST_CHANGE = 0.1
+"""Smaller changes, in nats, have the same tolerance as this one."""
 _SPLITS = 8
 """Intervals of the path that are divided at a time."""
+_COPIES = 8
+"""Copies with noise whose gradients are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def saliency(
     -----
     RuntimeWarning
         If `max_passes` is not enough for the sum of a map of integrated gradients to be the change
-        of the log-probability to 1 %, or to 0.01 nats for changes of less than one nat.
+        of the log-probability to 1 %, or to 0.001 nats for changes of less than 0.1 nats.
 
     Raises
     ------
@@ -172,10 +177,11 @@ def _smooth(
     std = np.asarray(captioner.network.preprocessing.std, dtype=np.float64)
     scale = (noise * 255 / std)[:, None, None]
     total: Any = 0
-    for _ in range(samples):
-        noisy = (x + scale * random.standard_normal(x.shape)).astype(x.dtype)
-        total = total + pixel_gradients(captioner, noisy[None], ids, steps=steps)[1]
-    return total / samples
+    for first in range(0, samples, _COPIES):
+        shape = (min(_COPIES, samples - first), *x.shape)
+        noisy = (x + scale * random.standard_normal(shape)).astype(x.dtype)
+        total = total + pixel_gradients(captioner, noisy, ids, steps=steps)[1].sum(axis=0)
+    return total[None] / samples
 
 
 def _integrated(
@@ -187,61 +193,66 @@ def _integrated(
     log-probability over an interval is known from its ends, so the intervals with the largest
     errors can be divided: into three, so that the gradient in the middle serves again.
     """
-    baseline = np.zeros_like(x)
-    difference = x - baseline
+    difference = x  # from gray, which is 0 for the network
 
     def at(places: Sequence[float]) -> np.ndarray:
-        return np.stack([baseline + difference * x.dtype.type(place) for place in places])
+        return np.stack([difference * x.dtype.type(place) for place in places])
 
-    def values_at(places: Sequence[float]) -> list[np.ndarray]:
-        found = pixel_values(captioner, at(places), ids, steps=steps)
+    def values_at(places: Sequence[float], chosen: Sequence[int] = steps) -> list[np.ndarray]:
+        found = pixel_values(captioner, at(places), ids, steps=chosen)
         return list(found.astype(np.float64))
 
-    def maps_at(places: Sequence[float]) -> list[np.ndarray]:
-        gradients = pixel_gradients(captioner, at(places), ids, steps=steps)[1]
+    def maps_at(places: Sequence[float], chosen: Sequence[int] = steps) -> list[np.ndarray]:
+        gradients = pixel_gradients(captioner, at(places), ids, steps=chosen)[1]
         return list(np.einsum("nkcij,cij->nkij", gradients, difference))
 
     edges = np.linspace(0, 1, min(_SPLITS, max_passes) + 1).tolist()
     ends = values_at(edges)
-    middles = maps_at([(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)])
+    middles = maps_at([(a + b) / 2 for a, b in pairwise(edges)])
     parts = [
         _Part(edges[i], edges[i + 1], ends[i], ends[i + 1], middles[i])
         for i in range(len(middles))
-    ]
+    ]  # fmt: skip
     passes = len(parts)
     changes = ends[-1] - ends[0]
-    allowed = TOLERANCE * np.maximum(np.abs(changes), 1)
+    allowed = TOLERANCE * np.maximum(np.abs(changes), _LEAST_CHANGE)
+    maps = np.empty((len(steps), *x.shape[1:]), np.float32)
+    left = np.arange(len(steps))  # the words whose sums are not right yet
     while True:
         errors = np.sum([part.error for part in parts], axis=0)
-        if (np.abs(errors) <= allowed).all() or passes + 2 > max_passes:
+        last = passes + 2 > max_passes
+        done = np.full(len(left), True) if last else np.abs(errors) <= allowed[left]
+        for k in np.flatnonzero(done):
+            maps[left[k]] = np.sum([part.map[k] * part.width for part in parts], axis=0)
+        left = left[~done]
+        if not len(left):
             break
+        for part in parts:
+            part.keep(~done)
         count = min(_SPLITS, len(parts), (max_passes - passes) // 2)
-        # Words that are right already do not decide where to divide.
-        wanted = np.abs(errors) > allowed
-        parts.sort(key=lambda part: float((np.abs(part.error) / allowed)[wanted].max()))
+        parts.sort(key=lambda part: float((np.abs(part.error) / allowed[left]).max()))
         parts, divided = parts[:-count], parts[-count:]
         inner = [part.start + part.width * k / 3 for part in divided for k in (1, 2)]
         outer = [part.start + part.width * k / 6 for part in divided for k in (1, 5)]
-        ends, middles = values_at(inner), maps_at(outer)
+        chosen = [steps[k] for k in left]
+        values, middles = values_at(inner, chosen), maps_at(outer, chosen)
         for i, part in enumerate(divided):
-            parts += part.divide(inner[2 * i : 2 * i + 2], ends[2 * i : 2 * i + 2],
-                                 middles[2 * i : 2 * i + 2])  # fmt: skip
+            two = slice(2 * i, 2 * i + 2)
+            parts += part.divide(inner[two], values[two], middles[two])
         passes += 2 * count
-    maps = np.sum([part.map * part.width for part in parts], axis=0, dtype=np.float64)
-    maps = maps.astype(np.float32)
     errors = maps.sum(axis=(1, 2), dtype=np.float64) - changes
-    if (np.abs(errors) > allowed).any():
+    if (np.abs(errors) > 1.01 * allowed).any():  # float32 rounds the sum of a map
         worst = int(np.argmax(np.abs(errors) / allowed))
         warnings.warn(
-            f"integrated gradients of word {steps[worst]} sum to "
+            f"integrated gradients of word {steps[worst] + 1} sum to "
             f"{changes[worst] + errors[worst]:.4g} after {passes} images; the log-probability "
             f"changes by {changes[worst]:.4g}",
             RuntimeWarning,
             stacklevel=4,
         )
-    values = next(part.last for part in parts if part.end == 1)
     return {
-        "maps": maps, "log_probs": values, "changes": changes, "errors": errors, "passes": passes,
+        "maps": maps, "log_probs": ends[-1], "changes": changes, "errors": errors,
+        "passes": passes,
     }  # fmt: skip
 
 
@@ -259,6 +270,11 @@ class _Part:
         self.width = self.end - self.start
         total = self.map.sum(axis=(1, 2), dtype=np.float64)
         self.error: np.ndarray = total * self.width - (self.last - self.first)
+
+    def keep(self, words: np.ndarray) -> None:
+        """Forget the other words."""
+        self.first, self.last, self.map = self.first[words], self.last[words], self.map[words]
+        self.error = self.error[words]
 
     def divide(
         self, inner: Sequence[float], values: Sequence[np.ndarray], maps: Sequence[np.ndarray]

@@ -190,8 +190,8 @@ class Report:
         }
         # The browser loads and runs nothing but the parts that are embedded here.
         policy = (
-            f"default-src 'none'; img-src data:; style-src {_csp_source(style)}; "
-            f"script-src {_csp_source(script)}; base-uri 'none'; form-action 'none'"
+            f"default-src 'none'; img-src data:; style-src {csp_source(style)}; "
+            f"script-src {csp_source(script)}; base-uri 'none'; form-action 'none'"
         )
         values = {
             "policy": html.escape(policy, quote=False),
@@ -356,7 +356,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def _csp_source(text: str) -> str:
+def csp_source(text: str) -> str:
     """Return the source expression of an inline style or script for a Content-Security-Policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode()}'"
 
