@@ -12,7 +12,7 @@ from typing import Any
 import fastrnn
 
 from ..training import Interrupted
-from . import COMMANDS, Parser, caption, describe_error, evaluate, explain, export, features, from, import, info, options, report, serve, train
+from . import caption, evaluate, explain, export, features, info, report, serve, train
 from .options import Parser, describe_error
 
 COMMANDS = (features, train, evaluate, caption, explain, serve, export, report, info)
