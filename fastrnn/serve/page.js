@@ -118,6 +118,7 @@
     byId("unshown").hidden = true;
     byId("shown").hidden = false;
     byId("shown").src = state.url;
+    byId("said").append(byId("step"));
     byId("name").textContent = file.name || "picture";
     byId("captions").replaceChildren(...answer.captions.map(card));
     byId("result").hidden = false;
@@ -176,6 +177,8 @@
       button.setAttribute("aria-pressed", String(Boolean(on)));
     }));
     const word = chosen();
+    if (word) byId("captions").children[state.word[0]].append(byId("step"));
+    else byId("said").append(byId("step"));
     byId("step-title").textContent = !word ? "Choose a word"
       : word.word === "<END>" ? "Where the caption ends" : `Instead of “${shown(word.word)}”`;
     byId("step-about").textContent = word ? "The most probable words at this step:"
@@ -201,6 +204,12 @@
 
   // -- Maps
 
+  function hideMap(text) {
+    byId("map").hidden = true;
+    byId("frame").classList.remove("mapped", "computing");
+    byId("map-about").textContent = text;
+  }
+
   async function showMap() {
     const maps = state.about && state.about.maps;
     byId("maps").hidden = !(maps && maps.available);
@@ -209,21 +218,19 @@
     if (state.asked) state.asked.abort();
     const word = chosen();
     if (!maps || !maps.available || !word || !byId("show-map").checked) {
-      byId("map").hidden = true;
-      byId("map-about").textContent = "";
+      hideMap("");
       return;
     }
     const [index, step] = state.word;
     const method = byId("method").value;
     const key = `${index} ${step} ${method}`;
     if (word.word === "<END>") {
-      byId("map").hidden = true;
-      byId("map-about").textContent = "There is no map for the end of a caption.";
+      hideMap("There is no map for the end of a caption.");
       return;
     }
     if (!state.maps.has(key)) {
-      byId("map").hidden = true;
-      byId("map-about").textContent = "Computing the map…";
+      hideMap("Computing the map…");
+      byId("frame").classList.add("computing");
       const asked = new AbortController();
       state.asked = asked;
       try {
@@ -231,7 +238,7 @@
         const found = await ask("saliency", { method: "POST", body, signal: asked.signal });
         state.maps.set(key, found.maps[0]);
       } catch (error) {
-        if (error.name !== "AbortError") byId("map-about").textContent = error.message;
+        if (error.name !== "AbortError") hideMap(error.message);
         return;
       } finally {
         if (state.asked === asked) state.asked = null;
@@ -240,7 +247,8 @@
     await draw(state.maps.get(key));
   }
 
-  // From transparent to yellow: the values of a map are its gray levels.
+  // The values of a map are its gray levels. They are blurred a little, since single pixels are
+  // hard to see, and shown from transparent to yellow.
   async function draw(map) {
     const image = new Image();
     image.src = map.image;
@@ -251,11 +259,14 @@
     const pen = canvas.getContext("2d", { willReadFrequently: true });
     canvas.width = image.width;
     canvas.height = image.height;
+    pen.filter = `blur(${image.width / 80}px)`;
     pen.drawImage(image, 0, 0);
     const pixels = pen.getImageData(0, 0, image.width, image.height);
     const { data } = pixels;
+    let most = 1;
+    for (let k = 0; k < data.length; k += 4) most = Math.max(most, data[k]);
     for (let k = 0; k < data.length; k += 4) {
-      const value = data[k] / 255;
+      const value = data[k] / most;
       data[k] = 255;
       data[k + 1] = Math.round(255 * Math.min(1, 0.1 + 0.9 * value));
       data[k + 2] = Math.round(255 * Math.max(0, 1.6 * value - 0.9));
@@ -263,16 +274,25 @@
     }
     pen.putImageData(pixels, 0, 0);
     place();
+    hideMap("");
     canvas.hidden = byId("shown").hidden;
+    byId("frame").classList.add("mapped");
     byId("map-about").textContent = `Bright: pixels that change the probability of `
       + `“${shown(chosen().word)}” most.`;
   }
 
-  // The map lies over the part of the picture that the network read.
+  // The picture fills the frame, small ones up to three times their size. The map lies over the
+  // square in the middle, which the network read.
   function place() {
     const picture = byId("shown");
-    const side = Math.min(picture.clientWidth, picture.clientHeight);
-    byId("map").style.setProperty("--side", `${side}px`);
+    const { naturalWidth: width, naturalHeight: height } = picture;
+    if (!width) return;
+    const most = parseFloat(getComputedStyle(picture).maxHeight);
+    const scale = Math.min(byId("frame").clientWidth / width, most / height, 3);
+    const sizes = { wide: width * scale, high: height * scale, side: Math.min(width, height) * scale };
+    for (const [name, size] of Object.entries(sizes)) {
+      byId("frame").style.setProperty(`--${name}`, `${size}px`);
+    }
   }
 
   // -- What the visitor does
