@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import browser
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("fastapi", reason="fastrnn[serve] is not installed")
 pytest.importorskip("uvicorn", reason="fastrnn[serve] is not installed")
@@ -244,6 +246,18 @@ def test_a_map_lies_over_what_the_network_read(page, tmp_path, size):
     assert np.allclose(picture_place[:2], map_place[:2], atol=1)
     assert np.allclose(map_place[2:], picture_place[2:].min(), atol=1)
     same = json.dumps(json.dumps([width, height, seen], separators=(",", ":")))
+    # It is seen: bright where the map is, and the rest of the picture is dimmed.
+    page.run("document.getElementById('shown').scrollIntoView()")
+    left, top, side = page.run(
+        "(() => { const r = document.getElementById('map').getBoundingClientRect();"
+        "return [r.left, r.top, r.width]; })()"
+    )
+    shot = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("L"), float)
+
+    def light(x: float, y: float) -> float:
+        return shot[int(top + side * y / 16), int(left + side * x / 16)]
+
+    assert light(2 * step + 1, 6) > 1.5 * max(light(2 * step + 1, 12), light(12, 6))
     # Another word has another map; that of the first is not asked for again.
     page.click(".captions li:nth-child(3) .word:nth-child(1)")
     wait(page, f"JSON.stringify({CANVAS}) !== {same}")

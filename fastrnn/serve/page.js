@@ -182,7 +182,7 @@
     byId("step-title").textContent = !word ? "Choose a word"
       : word.word === "<END>" ? "Where the caption ends" : `Instead of “${shown(word.word)}”`;
     byId("step-about").textContent = word ? "The most probable words at this step:"
-      : "It is shaded where the model was unsure. Choose one to see what else it could have been"
+      : "Words are shaded where the model was unsure. Choose one to see what else it could have been"
         + `${state.about && state.about.maps.available ? ", and where the network looked" : ""}.`;
     byId("alternatives").replaceChildren(...(word ? alternatives(word) : []));
     showMap();
@@ -212,7 +212,7 @@
 
   async function showMap() {
     const maps = state.about && state.about.maps;
-    byId("maps").hidden = !(maps && maps.available);
+    byId("maps").hidden = !(maps && maps.available && chosen());
     byId("no-maps").hidden = !maps || maps.available;
     if (maps && !maps.available) byId("no-maps").textContent = maps.why;
     if (state.asked) state.asked.abort();
