@@ -19,6 +19,7 @@ FLOORS = [
     ("evaluation", "captioner"),
     ("training",),
     ("report", "export", "explain"),
+    ("serve",),
     ("cli",),
 ]
 """From below. Modules and packages that are not named here may be imported from anywhere."""

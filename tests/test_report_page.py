@@ -752,40 +752,6 @@ def choose(chromium: browser.Browser, name: str, value: str) -> None:
     )
 
 
-CONTRAST = """(() => {
-  const parse = (text) => {
-    const n = text.match(/[-\\d.e]+/g).map(Number);
-    const unit = text.startsWith('color(') ? 255 : 1;
-    return [n[0] * unit, n[1] * unit, n[2] * unit, n.length > 3 ? n[3] : 1];
-  };
-  const over = (a, b) => [0, 1, 2].map((i) => a[i] * a[3] + b[i] * (1 - a[3])).concat(1);
-  const light = (c) => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {
-    const v = c[i] / 255;
-    return sum + weight * (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-  }, 0);
-  const poor = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  let seen = 0;
-  while (walker.nextNode()) {
-    const node = walker.currentNode.parentElement;
-    if (!walker.currentNode.data.trim() || !node.checkVisibility()) continue;
-    if (['SCRIPT', 'STYLE', 'OPTION'].includes(node.tagName)) continue;
-    const layers = [];
-    for (let at = node; at; at = at.parentElement) {
-      layers.push(parse(getComputedStyle(at).backgroundColor));
-    }
-    const ground = layers.reduceRight((below, layer) => over(layer, below), [255, 255, 255, 1]);
-    const style = getComputedStyle(node);
-    const ink = over(parse(node.ownerSVGElement ? style.fill : style.color), ground);
-    const [a, b] = [light(ink), light(ground)].sort((x, y) => y - x);
-    const ratio = (a + 0.05) / (b + 0.05);
-    seen += 1;
-    if (ratio < 4.5) poor.push(`${ratio.toFixed(2)} ${node.className} ${node.textContent}`);
-  }
-  return [seen, poor];
-})()"""
-
-
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_browser_shows_it(chromium, page, width, dark):
@@ -801,7 +767,7 @@ def test_browser_shows_it(chromium, page, width, dark):
     assert len(cards(chromium)) == 24
     assert chromium.run("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
     assert chromium.run("document.querySelectorAll('.chart svg path').length") == 6
-    seen, poor = chromium.run(CONTRAST)
+    seen, poor = chromium.run(browser.CONTRAST)
     assert seen > 300
     assert poor == []
     unnamed = chromium.run(
