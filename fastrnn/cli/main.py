@@ -12,10 +12,34 @@ from typing import Any
 import fastrnn
 
 from ..training import Interrupted
-from . import caption, evaluate, explain, export, features, fetch, info, prepare, report, serve, train
+from . import (
+    caption,
+    evaluate,
+    explain,
+    export,
+    features,
+    fetch,
+    info,
+    prepare,
+    report,
+    serve,
+    train,
+)
 from .options import Parser, describe_error
 
-COMMANDS = (fetch, prepare, features, train, evaluate, caption, explain, serve, export, report, info)
+COMMANDS = (
+    fetch,
+    prepare,
+    features,
+    train,
+    evaluate,
+    caption,
+    explain,
+    serve,
+    export,
+    report,
+    info,
+)
 """In the order of ``fastrnn --help``."""
 USER_ERRORS = (OSError, ValueError, ImportError, FloatingPointError, MemoryError)
 """Errors that input, files or the machine can cause. Any other error is a bug."""

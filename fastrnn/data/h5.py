@@ -122,7 +122,7 @@ class H5Reader:
             As `read` does.
         """
         row: tuple[int, ...] = ()
-        dtype = np.dtype(np.uint8)
+        dtype: np.dtype = np.dtype(np.uint8)
         for item in self._frames(path, name):
             if isinstance(item, dict):
                 row, dtype = tuple(item["shape"][1:]), np.dtype(item["dtype"])
@@ -133,7 +133,9 @@ class H5Reader:
         self, path: str, name: str | None = None, *, values: bool = True
     ) -> Iterator[dict[str, Any] | np.ndarray]:
         """Yield what each dataset is, each time followed by its values in blocks of bytes."""
-        answers = self._ask(path, name, values) if _HAS_PROCESSES else _read_here(path, name, values)
+        answers = (
+            self._ask(path, name, values) if _HAS_PROCESSES else _read_here(path, name, values)
+        )
         at_end = False
         try:
             for item in answers:
@@ -253,9 +255,7 @@ class H5Reader:
             return 0
 
 
-def _read_here(
-    path: str, name: str | None, values: bool
-) -> Iterator[dict[str, Any] | np.ndarray]:
+def _read_here(path: str, name: str | None, values: bool) -> Iterator[dict[str, Any] | np.ndarray]:
     """Read in this process, where the system cannot start another one with pipes (Windows)."""
     from . import h5_process
 

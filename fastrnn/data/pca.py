@@ -173,9 +173,7 @@ class PCA:
         source = _Features(path)
         total_rows, width = source.shape
         chosen = None if rows is None else np.asarray(rows)
-        if chosen is not None and (
-            not len(chosen) or chosen[0] < 0 or chosen[-1] >= total_rows
-        ):
+        if chosen is not None and (not len(chosen) or chosen[0] < 0 or chosen[-1] >= total_rows):
             raise ValueError(
                 f"{path}: rows has {len(chosen)} numbers; expected some from 0 to {total_rows - 1}"
             )
