@@ -410,11 +410,10 @@ class Captioner:
             image = image()
         picture = open_image(image, size=preprocessing.size, name=name)
         pixels = prepare_image(picture, preprocessing)
-        small = None
-        if preview is not None:
-            small = picture.copy()
-            small.thumbnail((preview, preview))
-        return _Prepared(pixels, small)
+        if preview is None:
+            return _Prepared(pixels, None)
+        picture.thumbnail((preview, preview))
+        return _Prepared(pixels, picture)
 
     def _caption(
         self, batch: Sequence[tuple[str, _Prepared]], options: dict[str, Any]
