@@ -11,11 +11,13 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -410,11 +412,10 @@ class Captioner:
             image = image()
         picture = open_image(image, size=preprocessing.size, name=name)
         pixels = prepare_image(picture, preprocessing)
-        small = None
-        if preview is not None:
-            small = picture.copy()
-            small.thumbnail((preview, preview))
-        return _Prepared(pixels, small)
+        if preview is None:
+            return _Prepared(pixels, None)
+        picture.thumbnail((preview, preview))
+        return _Prepared(pixels, picture)
 
     def _caption(
         self, batch: Sequence[tuple[str, _Prepared]], options: dict[str, Any]
@@ -634,16 +635,44 @@ def _read_ahead(
             yield image, read(image)
         return
     waiting: deque[tuple[Any, Future[Any]]] = deque()
-    pool = ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 2), "image")
+    tasks: SimpleQueue[tuple[Any, Future[Any]] | None] = SimpleQueue()
+
+    def work() -> None:
+        while (task := tasks.get()) is not None:
+            image, future = task
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(read(image))
+            except BaseException as error:  # raised again where the result is asked for
+                future.set_exception(error)
+
+    def submit(image: Any) -> None:
+        task = image, Future[Any]()
+        waiting.append(task)
+        tasks.put(task)
+
+    # Not a ThreadPoolExecutor: a process that is interrupted would wait for its threads, which
+    # may be waiting for a slow server.
+    threads = [Thread(target=work, name="image", daemon=True) for _ in range(_readers())]
     try:
+        for thread in threads:
+            thread.start()
         for image in first:
-            waiting.append((image, pool.submit(read, image)))
-        for _ in count():
+            submit(image)
+        while True:
             for image in islice(images, max(2 * ahead - len(waiting), 0)):
-                waiting.append((image, pool.submit(read, image)))
+                submit(image)
             if not waiting:
                 return
             image, future = waiting.popleft()
             yield image, future.result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for _, future in waiting:
+            future.cancel()
+        for _ in threads:
+            tasks.put(None)
+
+
+def _readers() -> int:
+    return min(8, (os.cpu_count() or 1) + 2)

@@ -21,7 +21,7 @@ from fastrnn.decoding import beam_search
 from fastrnn.vision.networks import load_network
 from fastrnn.vision.source import FeatureSource
 
-PHOTOS, TRAIN_IMAGES, TRAIN_CAPTIONS = 48, 400, 2000
+PHOTOS, TRAIN_IMAGES = 48, 250
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def trained(flickr8k, tmp_path_factory) -> Path:
     ).write(data)
     out = data.with_name("run")
     assert run(
-        "train", "--data", data, "--out", out, "--epochs", 6, "--lr", "0.004", "--hidden-dim", 96,
+        "train", "--data", data, "--out", out, "--epochs", 4, "--lr", "0.004", "--hidden-dim", 96,
         "--wordvec-dim", 64, "--no-report", "--monitor", "loss", "--patience", 0,
     ) == 0  # fmt: skip
     shutil.rmtree(data)  # a run alone is enough

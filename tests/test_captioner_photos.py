@@ -165,6 +165,8 @@ def test_readers_end_with_a_caller_that_has_enough(captioner):
 
     found = captioner.each([slow] * 100, batch_size=40)
     next(found)
+    # Or a process that is interrupted would wait for the slowest of them.
+    assert all(thread.daemon for thread in threading.enumerate() if thread.name == "image")
     found.close()
     done = len(read)
     for thread in threading.enumerate():

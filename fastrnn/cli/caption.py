@@ -44,7 +44,7 @@ def add_parser(commands: Any) -> Any:
     add_integer(how, "--beam", default=3, help="beam width; 1: greedy (default: %(default)s)")
     add_integer(
         how, "--n-best", default=1,
-        help="captions of each image, at most --beam (default: %(default)s)",
+        help="captions of each image, at most --beam, with their scores (default: %(default)s)",
     )  # fmt: skip
     add_integer(
         how, "--max-length", default=30,
@@ -63,7 +63,8 @@ def add_parser(commands: Any) -> Any:
     where = parser.add_argument_group("results")
     where.add_argument(
         "--format", action=Choice, words=FORMATS, default="text",
-        help="what is printed; all but text have the probabilities (default: %(default)s)",
+        help="what is printed: JSON has the probability of each word, CSV that of each caption "
+        "(default: %(default)s)",
     )  # fmt: skip
     where.add_argument("--out", metavar="FILE", help="write the captions to this file instead")
     where.add_argument(
