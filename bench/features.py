@@ -2,19 +2,20 @@
 
     python -m bench.features PHOTOS [--images 2000] [--network efficientnet-lite0] [--threads N]
 
-The photographs are repeated to the number of images. Two things are measured in turns, in blocks,
-so that what else runs on the machine slows both down:
+The photographs are repeated to the number of images. Three things are measured in turns, in
+blocks, so that what else runs on the machine slows all of them down:
 
-engine    the network on ready tensors in memory: the images decoded, resized and normalised before
+engine    the engine by itself, called with one batch of ready tensors after the other: images that
+          were decoded, resized and normalised before; of several batch sizes the fastest
+parallel  the same tensors by `Network.features`, which calls the engine from several threads
 pipeline  `extract_features`: files read, decoded, resized, normalised, computed and written
 
-Their ratio is that of the two medians. ``--engines`` compares the engines instead.
+The ratios are medians of those of the blocks. ``--engines`` compares the engines instead.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import statistics
 import tempfile
@@ -28,8 +29,10 @@ from fastrnn.vision.extract import extract_features
 from fastrnn.vision.images import find_images, open_image, prepare_image
 from fastrnn.vision.networks import ENGINES, NETWORKS, Network, load_network
 
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
-def rates(run: dict[str, Callable[[], None]], count: int, blocks: int) -> dict[str, list[float]]:
+
+def rates(run: dict[str, Callable[[], object]], count: int, blocks: int) -> dict[str, list[float]]:
     """Return the images a second of each way in each block, after one block that does not count."""
     found: dict[str, list[float]] = {name: [] for name in run}
     for block in range(blocks + 1):
@@ -80,29 +83,40 @@ def main() -> None:
         f"{len(files)}"
     )
 
-    def compute(network: Network) -> None:
+    def in_parallel(network: Network) -> None:
         for start in range(0, len(files), len(tensors)):
             network.features(tensors[: len(files) - start])
 
+    def one_by_one(size: int, count: int) -> None:
+        for start in range(0, count, size):
+            first = start % (len(tensors) - size + 1)
+            network.features_of_chunk(tensors[first : first + size])
+
     if arguments.engines:
         engines = {engine: load(engine) for engine in ENGINES}
-        ways = {name: (lambda of=of: compute(of)) for name, of in engines.items()}
+        ways = {name: (lambda of=of: in_parallel(of)) for name, of in engines.items()}
         show(rates(ways, len(files), arguments.blocks))
         return
-    with tempfile.TemporaryDirectory() as place, contextlib.suppress(KeyboardInterrupt):
+    sizes = [size for size in BATCH_SIZES if size <= len(tensors)]
+    some = min(len(files), 256)
+    by_size = rates(
+        {f"{size:3}": (lambda size=size: one_by_one(size, some)) for size in sizes}, some, 3
+    )
+    best = int(max(by_size, key=lambda size: statistics.median(by_size[size])))
+    print(f"the engine by itself is fastest in batches of {best}")
+    with tempfile.TemporaryDirectory() as place:
         out = Path(place, "features.h5")
-
-        def extract() -> None:
-            extract_features(files, network, out, resume=False)
-
-        ways = {"engine": lambda: compute(network), "pipeline": extract}
+        ways = {
+            "engine": lambda: one_by_one(best, len(files)),
+            "parallel": lambda: in_parallel(network),
+            "pipeline": lambda: extract_features(files, network, out, resume=False),
+        }
         found = rates(ways, len(files), arguments.blocks)
-        show(found)
-        ratio = statistics.median(
-            pipeline / engine
-            for pipeline, engine in zip(found["pipeline"], found["engine"], strict=True)
-        )
-        print(f"pipeline / engine: {ratio:.3f} (median of {arguments.blocks} pairs)")
+    show(found)
+    for name in ("engine", "parallel"):
+        pairs = zip(found["pipeline"], found[name], strict=True)
+        ratio = statistics.median(pipeline / other for pipeline, other in pairs)
+        print(f"pipeline / {name}: {ratio:.3f} (median of {arguments.blocks} blocks)")
 
 
 if __name__ == "__main__":

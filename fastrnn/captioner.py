@@ -524,7 +524,7 @@ class Captioner:
         features = image if _is_features(image) else self.features([image])[0]
         ids = caption.ids if isinstance(caption, ImageCaption) else [int(idx) for idx in caption]
         probabilities = self._probabilities(features, ids)
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+        order = _largest(probabilities, k)
         return [
             [(self.model.idx_to_word[idx], float(row[idx])) for idx in best]
             for row, best in zip(probabilities, order.tolist(), strict=True)
@@ -552,6 +552,17 @@ class Captioner:
         exponents -= exponents.max(axis=1, keepdims=True)
         shares = np.exp(exponents)
         return shares / shares.sum(axis=1, keepdims=True)
+
+
+def _largest(rows: np.ndarray, k: int) -> np.ndarray:
+    """Return the places of the `k` largest entries of each row, largest first."""
+    if k < rows.shape[1]:
+        # Sorting whole rows takes as long as the network needs for them.
+        places = np.sort(np.argpartition(-rows, k - 1, axis=1)[:, :k], axis=1)
+    else:
+        places = np.tile(np.arange(rows.shape[1]), (len(rows), 1))
+    order = np.argsort(-np.take_along_axis(rows, places, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(places, order, axis=1)
 
 
 @dataclass(frozen=True)

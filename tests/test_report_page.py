@@ -25,6 +25,7 @@ import coco_layout
 import numpy as np
 import pytest
 from PIL import Image
+from run_history import HISTORY
 
 import fastrnn.reference.classifier as reference
 from fastrnn import cli, decoding, optim
@@ -39,16 +40,6 @@ from fastrnn.runs import read_settings
 from fastrnn.training import caption_images, references_of
 from fastrnn.vision.source import FeatureSource
 
-HISTORY = [
-    {"step": 5, "epoch": 0.5, "loss": 3.0, "learning_rate": 0.1},
-    {"step": 10, "epoch": 1.0, "loss": 2.0, "learning_rate": 0.1},
-    {"step": 10, "epoch": 1, "loss": 2.5, "learning_rate": 0.1, "val_loss": 2.2,
-     "val_perplexity": 9.0, "val_bleu_4": 0.1, "val_cider": 0.25, "captions_per_second": 1000.0},
-    {"step": 15, "epoch": 1.5, "loss": 1.5, "learning_rate": 0.05},
-    {"step": 20, "epoch": 2.0, "loss": 1.25, "learning_rate": 0.05},
-    {"step": 20, "epoch": 2, "loss": 1.4, "learning_rate": 0.05, "val_loss": 2.4,
-     "val_perplexity": 11.0, "val_bleu_4": 0.15, "val_cider": 0.375, "captions_per_second": 1100.0},
-]  # fmt: skip
 MARKUP = "</script><script>document.title='taken'</script><img src=x onerror=alert(1)>"
 
 
@@ -57,7 +48,7 @@ def write_history(run: Path, history: list[dict]) -> None:
 
 
 def make_run(run: Path, data: Path, history: list[dict] = HISTORY, **settings: Any) -> Path:
-    """Write a run of a small model that was trained on the validation captions: it says much."""
+    """Write a run of a small model that was trained on the validation captions."""
     found = read_captioning_directory(data)
     run.mkdir()
     model = blank_model(
@@ -249,6 +240,20 @@ def test_numbers_that_are_not_finite(data_dir: Path, tmp_path: Path):
     report = shown(write_report(make_run(tmp_path / "run", data_dir, odd)))
     assert report["curves"][0]["lines"][0]["points"] == []
     assert report["curves"][2]["lines"][0]["points"] == []
+
+
+def test_settings_are_explained(data_dir: Path, tmp_path: Path):
+    """In the words of ``fastrnn train --help``; validation is on fewer images than the gallery."""
+    run = make_run(tmp_path / "run", data_dir, val_captions=1000, val_images=500)
+    tables = {table["id"]: table for table in shown(write_report(run))["tables"]}
+    settings = {name: rest for name, *rest in tables["settings"]["rows"]}
+    meaning = "validation images that are captioned after each epoch, evenly spread"
+    assert settings["val images"] == ["500", meaning]
+    assert settings["hidden dim"][0] == "8" and settings["data"][1] == ""
+    assert tables["epochs"]["title"] == (
+        "History by epoch (loss on at most 1,000 validation captions, BLEU-4 and CIDEr on at most "
+        "500 validation images)"
+    )
 
 
 def test_records_and_settings_that_are_odd(data_dir: Path, tmp_path: Path):
@@ -508,7 +513,7 @@ def test_whole_references_beside_the_data(data_dir: Path, tmp_path: Path):
 
 
 def test_weights_that_are_not_finite(data_dir: Path, tmp_path: Path):
-    """Such is the model of a training that went wrong, and its curves are what to look at."""
+    """A failed training can leave such a model; the page still shows its curves."""
     run = make_run(tmp_path / "run", data_dir)
     model = load_model(run)
     model.params["Wh"][1, 2] = np.nan
@@ -747,40 +752,6 @@ def choose(chromium: browser.Browser, name: str, value: str) -> None:
     )
 
 
-CONTRAST = """(() => {
-  const parse = (text) => {
-    const n = text.match(/[-\\d.e]+/g).map(Number);
-    const unit = text.startsWith('color(') ? 255 : 1;
-    return [n[0] * unit, n[1] * unit, n[2] * unit, n.length > 3 ? n[3] : 1];
-  };
-  const over = (a, b) => [0, 1, 2].map((i) => a[i] * a[3] + b[i] * (1 - a[3])).concat(1);
-  const light = (c) => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {
-    const v = c[i] / 255;
-    return sum + weight * (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-  }, 0);
-  const poor = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  let seen = 0;
-  while (walker.nextNode()) {
-    const node = walker.currentNode.parentElement;
-    if (!walker.currentNode.data.trim() || !node.checkVisibility()) continue;
-    if (['SCRIPT', 'STYLE', 'OPTION'].includes(node.tagName)) continue;
-    const layers = [];
-    for (let at = node; at; at = at.parentElement) {
-      layers.push(parse(getComputedStyle(at).backgroundColor));
-    }
-    const ground = layers.reduceRight((below, layer) => over(layer, below), [255, 255, 255, 1]);
-    const style = getComputedStyle(node);
-    const ink = over(parse(node.ownerSVGElement ? style.fill : style.color), ground);
-    const [a, b] = [light(ink), light(ground)].sort((x, y) => y - x);
-    const ratio = (a + 0.05) / (b + 0.05);
-    seen += 1;
-    if (ratio < 4.5) poor.push(`${ratio.toFixed(2)} ${node.className} ${node.textContent}`);
-  }
-  return [seen, poor];
-})()"""
-
-
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_browser_shows_it(chromium, page, width, dark):
@@ -796,7 +767,7 @@ def test_browser_shows_it(chromium, page, width, dark):
     assert len(cards(chromium)) == 24
     assert chromium.run("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
     assert chromium.run("document.querySelectorAll('.chart svg path').length") == 6
-    seen, poor = chromium.run(CONTRAST)
+    seen, poor = chromium.run(browser.CONTRAST)
     assert seen > 300
     assert poor == []
     unnamed = chromium.run(

@@ -328,7 +328,7 @@ def watch_report(
     run, out, **options
         See `write_report`.
     seconds : float, optional
-        Time between two looks at the run, and between two reloads of the open page. Default 5.
+        Time between two checks of the run, and between two reloads of the open page. Default 5.
     on_write : callable, optional
         Called as ``on_write(out, status)`` after each write, with the progress of training.
 
