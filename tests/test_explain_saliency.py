@@ -49,8 +49,21 @@ def test_integrated_gradients_sum_to_the_change(cell_type, image):
     assert np.abs(changes).max() > 1
     np.testing.assert_allclose(found.changes, changes, atol=1e-4)
     sums = found.maps.sum(axis=(1, 2), dtype=np.float64)
-    assert (np.abs(sums - changes) <= 0.01 * np.maximum(np.abs(changes), 0.1) + 1e-4).all()
+    assert (np.abs(sums - changes) <= 0.01 * np.maximum(np.abs(changes), 1) + 1e-4).all()
     np.testing.assert_allclose(found.errors, sums - found.changes, atol=1e-5)
+
+
+def test_a_tolerance_is_kept():
+    captioner = tiny_captioner("rnn")
+    coarse, fine = (
+        saliency(captioner, tiny_image(), CAPTION, "integrated", tolerance=tolerance)
+        for tolerance in (0.2, 0.001)
+    )
+    assert coarse.passes < fine.passes
+    least = np.maximum(np.abs(fine.changes), 1)
+    assert (np.abs(fine.errors) <= 0.00102 * least).all()
+    assert (np.abs(coarse.errors) <= 0.202 * least).all()
+    assert (np.abs(coarse.errors) > 0.00102 * least).any()
 
 
 def test_integrated_gradients_are_the_integral():
@@ -122,6 +135,7 @@ def test_by_default_the_words_are_those_of_the_greedy_caption():
         ({"method": "deep"}, "method is 'deep'; expected plain, smooth, integrated"),
         ({"steps": [6]}, "steps has 6"),
         ({"samples": 0}, "samples is 0"),
+        ({"tolerance": 0}, "tolerance is 0"),
         ({"noise": float("nan")}, "noise is nan"),
     ],
 )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MEASURES = ("log_prob", "score", "margin")
 """What of a word can be differentiated."""
-_IMAGES = 8
+_IMAGES = 4
 """Images that the network reads at a time."""
 _ROWS = 256
 """Rows of the recurrent network in a batch."""
@@ -170,12 +170,8 @@ def pixel_values(
 ) -> np.ndarray:
     """Compute the first result of `pixel_gradients`, without the gradients to the pixels."""
     # The engine of the network is faster than its module.
-    features = [
-        captioner.network.features(pixels[first : first + _IMAGES])
-        for first in range(0, len(pixels), _IMAGES)
-    ]
-    projected = project(captioner.pca, np.concatenate(features))
-    return word_gradients(captioner.model, projected, ids, **options)[0]
+    features = project(captioner.pca, captioner.network.features(pixels))
+    return word_gradients(captioner.model, features, ids, **options)[0]
 
 
 def pixel_gradients(
@@ -213,7 +209,9 @@ def pixel_gradients(
 
     values, gradients = [], []
     for first in range(0, len(pixels), _IMAGES):
-        x = torch.from_numpy(pixels[first : first + _IMAGES]).requires_grad_()
+        some = torch.from_numpy(pixels[first : first + _IMAGES])
+        # a quarter faster on a CPU than channels first
+        x = some.contiguous(memory_format=torch.channels_last).requires_grad_()
         with torch.enable_grad():
             made = module(x)
         features = project(captioner.pca, made.detach().numpy())

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from ..captioner import Captioner
 
 METHODS = ("plain", "smooth", "integrated")
-TOLERANCE = 0.01
-"""Largest error of the sum of integrated gradients, as a share of the change."""
-_LEAST_CHANGE = 0.1
+_LEAST_CHANGE = 1.0
 """Smaller changes, in nats, have the same tolerance as this one."""
 _SPLITS = 8
 """Intervals of the path that are divided at a time."""
@@ -83,6 +81,7 @@ def saliency(
     samples: int = 16,
     noise: float = 0.1,
     seed: int = 0,
+    tolerance: float = 0.01,
     max_passes: int = 256,
 ) -> Saliency:
     """Show which pixels made the model say each word of a caption.
@@ -113,6 +112,10 @@ def saliency(
         Default 0.1.
     seed : int, optional
         Seed of the noise. Default 0.
+    tolerance : float, optional
+        Largest error of the sum of a map of 'integrated', as a share of the change of the word's
+        log-probability; for changes of less than one nat, in nats. Intervals of the path are
+        divided until it is reached. Default 0.01: 1 % of the change, or of the word's probability.
     max_passes : int, optional
         Largest number of images on which gradients are computed for 'integrated'. Default 256.
 
@@ -123,8 +126,7 @@ def saliency(
     Warns
     -----
     RuntimeWarning
-        If `max_passes` is not enough for the sum of a map of integrated gradients to be the change
-        of the log-probability to 1 %, or to 0.001 nats for changes of less than 0.1 nats.
+        If `max_passes` is not enough for `tolerance`.
 
     Raises
     ------
@@ -141,6 +143,8 @@ def saliency(
             raise ValueError(f"{name} is {value}; expected at least {least}")
     if not (math.isfinite(noise) and noise >= 0):
         raise ValueError(f"noise is {noise}; expected at least 0")
+    if not tolerance > 0:
+        raise ValueError(f"tolerance is {tolerance}; expected a positive number")
     pixels = network_pixels(captioner, image)
     ids = caption_ids(captioner, pixels, caption)
     T = len(ids)
@@ -158,7 +162,7 @@ def saliency(
         empty = np.empty((0, *pixels.shape[:2]), np.float32)
         return Saliency(maps=empty, **about)
     if method == "integrated":
-        return Saliency(**_integrated(captioner, x, ids, chosen, max_passes), **about)
+        return Saliency(**_integrated(captioner, x, ids, chosen, tolerance, max_passes), **about)
     values, gradients = pixel_gradients(captioner, x[None], ids, steps=chosen)
     passes = 1
     if method == "smooth":
@@ -185,8 +189,9 @@ def _smooth(
 
 
 def _integrated(
-    captioner: Captioner, x: np.ndarray, ids: Sequence[int], steps: Sequence[int], max_passes: int
-) -> dict[str, Any]:
+    captioner: Captioner, x: np.ndarray, ids: Sequence[int], steps: Sequence[int],
+    tolerance: float, max_passes: int,
+) -> dict[str, Any]:  # fmt: skip
     """Integrate gradients along the line from gray to an image, until their sum is right.
 
     Each interval of the line has one gradient, at its middle. The true change of the
@@ -215,7 +220,7 @@ def _integrated(
     ]  # fmt: skip
     passes = len(parts)
     changes = ends[-1] - ends[0]
-    allowed = TOLERANCE * np.maximum(np.abs(changes), _LEAST_CHANGE)
+    allowed = tolerance * np.maximum(np.abs(changes), _LEAST_CHANGE)
     maps = np.empty((len(steps), *x.shape[1:]), np.float32)
     left = np.arange(len(steps))  # the words whose sums are not right yet
     while True:
