@@ -9,6 +9,7 @@ import io
 import json
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -627,7 +628,7 @@ def test_answers_are_json_that_a_browser_reads(port):
 # -- Saliency maps
 
 
-def explain(image, text, method, steps):
+def explain(image, text, method, steps, gone):
     """Maps that say what was asked: the mean colour, the number of words, the method."""
     if text == "unknown":
         raise ValueError("caption has 'unknown'; expected words of the model's vocabulary")
@@ -747,3 +748,54 @@ def test_maps_are_those_of_explain():
         for one, own in zip(answer["maps"], np.abs(found.maps), strict=True):
             shares = np.minimum(own / np.quantile(own, 0.995), 1)
             assert np.allclose(levels(one["image"]), 255 * shares, atol=1)
+
+
+def test_a_map_that_nobody_waits_for_is_given_up():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    passes = []
+
+    class Module(torch.nn.Module):
+        def forward(self, pixels):
+            passes.append(len(pixels))
+            time.sleep(0.02)
+            return torch.nn.functional.avg_pool2d(torch.tanh(pixels), 4).flatten(1)
+
+    class Tanh(Network):
+        module = Module()
+
+    captioner = make_captioner()
+    captioner.network = Tanh()
+    app = make_app(Describer(captioner, "mine", explain_by(captioner)), limits=QUICK)
+    with serving(app, QUICK) as port:
+        body, headers = form(picture(), {"method": "smooth"})
+        with connect(port) as connection:
+            kind, length = headers["Content-Type"], len(body)
+            lines = (f"Content-Type: {kind}", f"Content-Length: {length}")
+            connection.sendall(head(port, "POST /saliency", *lines) + body)
+            until(lambda: passes)
+        time.sleep(0.2)
+        given_up = len(passes)
+        assert ask(port, "/saliency", *form(picture(), {"method": "plain"}))[0] == 200
+        assert len(passes) == given_up + 1
+    assert given_up < 16
+
+
+def test_the_process_does_not_end_below_a_computation():
+    """Libraries of networks abort where the interpreter goes while they compute."""
+    script = (
+        "import asyncio, time\n"
+        "from fastrnn.serve.worker import Worker\n"
+        "def compute(kind, items):\n"
+        "    time.sleep(0.5)\n"
+        "    print('done', flush=True)\n"
+        "    return items\n"
+        "async def main():\n"
+        "    worker = Worker(compute, batch=1, waiting=1, name='test')\n"
+        "    task = asyncio.ensure_future(worker.submit(None, 1))\n"
+        "    await asyncio.sleep(0.1)\n"
+        "    worker.close(0.01)\n"
+        "    task.cancel()\n"
+        "asyncio.run(main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
