@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import io
 import json
 import socket
@@ -43,10 +44,9 @@ from fastrnn.serve.describer import Describer, explain_by
 from fastrnn.serve.limits import Limits, Refused
 from fastrnn.serve.worker import Worker
 
-QUICK = Limits(
-    upload_bytes=200_000, held_bytes=1_000_000, head_seconds=0.4, idle_seconds=0.4,
-    body_seconds=0.8, stop_seconds=1,
-)  # fmt: skip
+LIMITS = Limits(upload_bytes=200_000, held_bytes=1_000_000, stop_seconds=1)
+QUICK = dataclasses.replace(LIMITS, head_seconds=0.4, idle_seconds=0.4, body_seconds=0.8)
+"""For clients that are too slow."""
 COLOURS = [(0, 0, 0), (255, 255, 255), (10, 200, 10), (200, 30, 40), (250, 240, 20)]
 
 
@@ -57,6 +57,13 @@ def captioner():
 
 @pytest.fixture(scope="module")
 def port(captioner):
+    app = make_app(Describer(captioner, "mine", "no maps"), limits=LIMITS)
+    with serving(app, LIMITS) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def quick_port(captioner):
     app = make_app(Describer(captioner, "mine", "no maps"), limits=QUICK)
     with serving(app, QUICK) as port:
         yield port
@@ -161,7 +168,7 @@ def test_health_and_about(port, captioner):
     assert ask(port, "/health")[:2] == (200, {"status": "ok", "waiting": 0})
     about = ask(port, "/about")[1]
     assert (about["run"], about["network"], about["words"]) == ("mine", "colours", 11)
-    assert about["upload_bytes"] == QUICK.upload_bytes
+    assert about["upload_bytes"] == LIMITS.upload_bytes
 
 
 # -- Who may ask
@@ -190,7 +197,7 @@ def test_the_host_is_this_server(port, captioner, host, network, status):
         sent.append(message)
 
     scope = {"type": "http", "method": "GET", "headers": [(b"host", host.encode())]}
-    asyncio.run(guard.Guard(inner, QUICK, network)(scope, None, send))
+    asyncio.run(guard.Guard(inner, LIMITS, network)(scope, None, send))
     assert sent[0]["status"] == status
     if not network:
         assert ask(port, "/about", headers={"Host": host})[0] == status
@@ -310,7 +317,7 @@ def test_what_is_no_http_is_refused(port, start):
 @pytest.mark.parametrize("times", [1, 3, 20])
 def test_a_large_upload_is_refused_and_told_so(port, times):
     """Also a client that sends everything before it reads sees the answer, within reason."""
-    body, headers = form(b"x" * (QUICK.upload_bytes * times))
+    body, headers = form(b"x" * (LIMITS.upload_bytes * times))
     try:
         status, answer, _ = ask(port, "/caption", body, headers)
     except ConnectionError:
@@ -356,8 +363,8 @@ def test_a_large_upload_is_not_asked_for(port):
     "start", [b"", b"GET / HT", b"POST /caption HTTP/1.1\r\nHost: localhost\r\n"],
     ids=["nothing", "line", "head"],
 )  # fmt: skip
-def test_a_head_that_does_not_come_ends_the_connection(port, start):
-    with connect(port) as connection:
+def test_a_head_that_does_not_come_ends_the_connection(quick_port, start):
+    with connect(quick_port) as connection:
         began = time.monotonic()
         connection.sendall(start)
         with contextlib.suppress(ConnectionResetError):
@@ -365,9 +372,9 @@ def test_a_head_that_does_not_come_ends_the_connection(port, start):
         assert 0.2 < time.monotonic() - began < 5
 
 
-def test_a_head_that_trickles_after_an_answer_ends_the_connection(port):
-    with connect(port) as connection:
-        connection.sendall(head(port, "GET /health"))
+def test_a_head_that_trickles_after_an_answer_ends_the_connection(quick_port):
+    with connect(quick_port) as connection:
+        connection.sendall(head(quick_port, "GET /health"))
         assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
         began = time.monotonic()
         with pytest.raises(OSError):
@@ -377,15 +384,15 @@ def test_a_head_that_trickles_after_an_answer_ends_the_connection(port):
         assert time.monotonic() - began < 3
 
 
-def test_a_body_that_stops_is_refused(port):
-    with connect(port) as connection:
-        connection.sendall(head(port, "POST /caption", "Content-Length: 1000") + b"--edge")
+def test_a_body_that_stops_is_refused(quick_port):
+    with connect(quick_port) as connection:
+        connection.sendall(head(quick_port, "POST /caption", "Content-Length: 1000") + b"--edge")
         assert read_all(connection).startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_body_that_trickles_is_refused(port):
-    with connect(port) as connection:
-        connection.sendall(head(port, "POST /caption", "Content-Length: 1000"))
+def test_a_body_that_trickles_is_refused(quick_port):
+    with connect(quick_port) as connection:
+        connection.sendall(head(quick_port, "POST /caption", "Content-Length: 1000"))
         began = time.monotonic()
         connection.settimeout(0.05)
         while time.monotonic() - began < 5:
@@ -399,13 +406,13 @@ def test_a_body_that_trickles_is_refused(port):
         assert 0.5 < time.monotonic() - began < 3
 
 
-def test_a_client_that_goes_within_its_body_is_forgotten(port):
+def test_a_client_that_goes_within_its_body_is_forgotten(quick_port):
     for _ in range(20):
-        with connect(port) as connection:
+        with connect(quick_port) as connection:
             connection.sendall(
-                head(port, "POST /caption", "Content-Length: 190000") + b"x" * 90_000
+                head(quick_port, "POST /caption", "Content-Length: 190000") + b"x" * 90_000
             )
-    assert caption(port, picture())[0] == 200
+    assert caption(quick_port, picture())[0] == 200
 
 
 # -- Many
@@ -583,7 +590,7 @@ def test_a_bug_is_told_in_one_line_without_the_picture(captioner, capsys):
 
     own = make_captioner()
     own.network = Broken()
-    with serving(make_app(Describer(own, "mine", "no maps"), limits=QUICK), QUICK) as port:
+    with serving(make_app(Describer(own, "mine", "no maps"), limits=LIMITS), LIMITS) as port:
         status, answer, _ = ask(port, "/caption", *form(picture()))
         assert (status, answer) == (500, {"detail": "internal error"})
         assert ask(port, "/health")[0] == 200
@@ -648,7 +655,7 @@ def levels(uri: str) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def mapped():
-    with serving(make_app(make_describer(explain), limits=QUICK), QUICK) as port:
+    with serving(make_app(make_describer(explain), limits=LIMITS), LIMITS) as port:
         yield port
 
 
@@ -736,8 +743,8 @@ def test_maps_are_those_of_explain():
     captioner = make_captioner()
     captioner.network = Tanh()
     file = picture((10, 200, 10), (60, 40))
-    app = make_app(Describer(captioner, "mine", explain_by(captioner)), limits=QUICK)
-    with serving(app, QUICK) as port:
+    app = make_app(Describer(captioner, "mine", explain_by(captioner)), limits=LIMITS)
+    with serving(app, LIMITS) as port:
         said = caption(port, file)[1]["caption"]
         found = saliency(captioner, file, said, "plain")
         status, answer, _ = ask(
@@ -765,8 +772,8 @@ def test_a_map_that_nobody_waits_for_is_given_up():
 
     captioner = make_captioner()
     captioner.network = Tanh()
-    app = make_app(Describer(captioner, "mine", explain_by(captioner)), limits=QUICK)
-    with serving(app, QUICK) as port:
+    app = make_app(Describer(captioner, "mine", explain_by(captioner)), limits=LIMITS)
+    with serving(app, LIMITS) as port:
         body, headers = form(picture(), {"method": "smooth"})
         with connect(port) as connection:
             kind, length = headers["Content-Type"], len(body)
