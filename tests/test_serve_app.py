@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import socket
 import struct
 import subprocess
@@ -41,6 +42,7 @@ from fastrnn.serve import guard
 from fastrnn.serve.answers import CaptionAnswer, SaliencyAnswer
 from fastrnn.serve.app import make_app
 from fastrnn.serve.describer import Describer, explain_by
+from fastrnn.serve.form import read_form
 from fastrnn.serve.limits import Limits, Refused
 from fastrnn.serve.worker import Worker
 
@@ -266,6 +268,10 @@ PART = b'--edge\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n
         (b"garbage", "multipart/form-data; boundary=edge", 400),
         (b"--edge--\r\n", "multipart/form-data; boundary=edge", 400),
         (PART + picture(), "multipart/form-data; boundary=edge", 400),  # without an end
+        (form(picture(), {"beam": 3})[0][:-10], "multipart/form-data; boundary=edge", 400),
+        (form(picture())[0][:-10] + 20 * (
+            b'\r\n--edge\r\nContent-Disposition: form-data; name="beam"\r\n\r\n3'
+         ) + b"\r\n--edge--\r\n", "multipart/form-data; boundary=edge", 400),
         (form(picture())[0], "multipart/form-data", 415),
         (form(picture())[0], "multipart/form-data; boundary=other", 400),
         (form(picture())[0], "", 415),
@@ -382,6 +388,24 @@ def test_a_head_that_trickles_after_an_answer_ends_the_connection(quick_port):
                 connection.sendall(b"G")
                 time.sleep(0.05)
         assert time.monotonic() - began < 3
+
+
+def test_a_head_that_trickles_after_a_long_request_ends_the_connection(quick_port):
+    """The time for the first head was over before that request was."""
+    body, headers = form(picture())
+    lines = (f"Content-Type: {headers['Content-Type']}", f"Content-Length: {len(body)}")
+    with connect(quick_port) as connection:
+        time.sleep(0.25)
+        connection.sendall(head(quick_port, "POST /caption", *lines) + body[:50])
+        time.sleep(0.25)
+        connection.sendall(body[50:])
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+        began = time.monotonic()
+        with pytest.raises(OSError):
+            while time.monotonic() - began < 3:
+                connection.sendall(b"G")
+                time.sleep(0.05)
+        assert time.monotonic() - began < 2.5
 
 
 def test_a_body_that_stops_is_refused(quick_port):
@@ -605,7 +629,7 @@ WATCHED = threading.Event()
 
 
 def _watch(event: str, details: tuple) -> None:
-    if event == "open" and WATCHED.is_set() and str(details[1]) not in ("r", "rb", "None"):
+    if event == "open" and WATCHED.is_set() and details[2] & (os.O_WRONLY | os.O_RDWR):
         WRITTEN.append(str(details))
 
 
@@ -617,6 +641,8 @@ def test_nothing_is_stored_or_logged(port, capfd):
     try:
         for file in (picture(), large, b"x" * 199_000):
             caption(port, file)
+        body, headers = form(b"x" * 3_000_000)
+        assert len(read_form(headers["Content-Type"], body).file) == 3_000_000
         ask(port, "/caption", b"garbage", {"Content-Type": "multipart/form-data; boundary=edge"})
     finally:
         WATCHED.clear()
@@ -742,7 +768,10 @@ def test_maps_are_those_of_explain():
 
     captioner = make_captioner()
     captioner.network = Tanh()
-    file = picture((10, 200, 10), (60, 40))
+    noise = np.random.default_rng(5).integers(0, 256, (20, 30, 3), np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(noise).save(content, "PNG")
+    file = content.getvalue()
     app = make_app(Describer(captioner, "mine", explain_by(captioner)), limits=LIMITS)
     with serving(app, LIMITS) as port:
         said = caption(port, file)[1]["caption"]
