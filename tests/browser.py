@@ -56,7 +56,7 @@ CONTRAST = """(() => {
 
 
 class Browser:
-    """One tab. It notes what the page complains of and what it asks for.
+    """One tab. It records the errors and the requests of the page.
 
     Attributes
     ----------
@@ -187,7 +187,7 @@ class Browser:
         self.send("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
     def place(self, selector: str) -> tuple[float, float]:
-        """Bring an element into view; return where its middle is in the window."""
+        """Scroll to an element; return the position of its center in the window."""
         spot = self.run(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
             "e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect();"

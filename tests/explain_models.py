@@ -47,7 +47,7 @@ def tiny_network(dtype: Any = np.float32) -> Network:
 
     network = Network(
         name="tiny", layer="pool", width=WIDTH, preprocessing=Preprocessing(size=SIZE),
-        digest="sha256:" + 64 * "0", engine="torch", threads=1, run=run,
+        digest="sha256:" + 64 * "0", engine="torch", threads=1, run=run, chunk=8,
         classify=lambda batch: module.head(torch.from_numpy(run(batch))).numpy(),
         make_module=lambda: module,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Files to harm: valid ones with one or a few things wrong, in their bytes or in what they mean.
+"""Mutations of valid files, in their bytes or in their meaning.
 
 Each function takes the bytes of a file and a `random.Random`, and returns other bytes. A checksum
 or a CRC does not shield what is behind it: an npz file is sealed again after its arrays were
@@ -71,7 +71,7 @@ _TOKENS = [
 
 
 def mutate_text(data: bytes, rng: Random) -> bytes:
-    """Put a token that means something into a text, or harm its bytes."""
+    """Insert a meaningful token into a text, or damage its bytes."""
     if rng.random() < 0.4:
         return mutate_bytes(data, rng)
     at = rng.randrange(len(data) + 1)
@@ -105,7 +105,7 @@ def _nodes(value: Any) -> list[tuple[Any, Any]]:
 
 
 def mutate_tree(value: Any, rng: Random, names: Sequence[str] = ()) -> Any:
-    """Change what JSON stands for in one to three places; `names` are keys that may matter."""
+    """Change the value of JSON in one to three places; `names` are keys to try."""
     top = [value]
     for _ in range(rng.choice([1, 1, 2, 3])):
         nodes = _nodes(top)
@@ -140,7 +140,7 @@ def mutate_tree(value: Any, rng: Random, names: Sequence[str] = ()) -> Any:
 
 
 def json_mutator(names: Sequence[str] = (), lines: bool = False) -> Mutate:
-    """Return what changes a file of JSON, or of a JSON value a line."""
+    """Return a mutation of a JSON file, or of a file with a JSON value per line."""
 
     def mutate(data: bytes, rng: Random) -> bytes:
         if rng.random() < 0.2:
@@ -217,7 +217,7 @@ def _change_array(array: np.ndarray, rng: Random, names: Sequence[str]) -> np.nd
 
 
 def _change_header(member: bytes, rng: Random) -> bytes:
-    """Change what an npy file says of itself."""
+    """Change the header of an npy file."""
     how = rng.randrange(5)
     if how == 0:
         return member[: rng.randrange(len(member) + 1)] + rng.randbytes(rng.choice([0, 1, 8]))
@@ -258,7 +258,7 @@ def _lie(data: bytes, rng: Random) -> bytes:
 
 
 def npz_mutator(sealed: bool, names: Sequence[str] = ()) -> Mutate:
-    """Return what changes an npz file; a sealed one nearly always gets a checksum that is right.
+    """Return a mutation of an npz file; a sealed file usually gets a correct checksum.
 
     `names` are keys of the JSON objects that lie in it.
     """
@@ -312,11 +312,11 @@ def npz_mutator(sealed: bool, names: Sequence[str] = ()) -> Mutate:
 # -- HDF5
 
 CANARY = 8675309
-"""A number that lies in another file, where no reader may get it from."""
+"""A number in another file, which no reader may read."""
 
 
 def h5_mutator(datasets: dict[str, np.ndarray], place: Path) -> Mutate:
-    """Return what harms the bytes of an HDF5 file, or makes one that is wrong in its structure.
+    """Return a mutation of an HDF5 file: of its bytes, or a new file with a wrong structure.
 
     Links and external storage point to ``other.h5`` and ``secret`` in `place`, which are written.
     """
@@ -329,9 +329,8 @@ def h5_mutator(datasets: dict[str, np.ndarray], place: Path) -> Mutate:
     def mutate(data: bytes, rng: Random) -> bytes:
         harmed = rng.random() < 0.75
         found = data if rng.random() < 0.5 else build_h5(datasets, place, rng)
-        # HDF5 2.0 does not come back from a damaged global heap, and no reader can keep it from
-        # looking: to open a virtual data set is enough. SECURITY.md says so.
-        if harmed and b"GCOL" not in found:
+        # HDF5 2.0 does not come back from a damaged global heap, which takes the fuzzer a minute.
+        if harmed and (b"GCOL" not in found or rng.random() < 0.01):
             found = with_checksums(mutate_bytes(found, rng))
         return found
 
@@ -397,7 +396,7 @@ def with_checksums(data: bytes) -> bytes:
 
 
 def build_h5(datasets: dict[str, np.ndarray], place: Path, rng: Random) -> bytes:
-    """Write the data sets to a file, one to three of them in a way that nobody would."""
+    """Write the data sets to a file, one to three of them in an unusual way."""
     memory = io.BytesIO()
     versions = rng.choice([("earliest", "latest"), ("earliest", "latest"), ("latest", "latest")])
     with h5py.File(
@@ -467,7 +466,7 @@ def _other_values(file, name, array, place, rng):
 
 
 def _chunked(file, name, array, place, rng):
-    """Chunks through filters, some of them written raw: garbage, or far more than they seem."""
+    """Chunks with filters, some written raw: garbage, or data that expand to a large size."""
     array = np.atleast_1d(array)
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     chunk = tuple(rng.choice([1, n, max(n // 2, 1), 3 * n + 1]) for n in map(max, array.shape,
@@ -569,7 +568,7 @@ def _linked(file, name, array, place, rng):
 
 
 def _many(file, name, array, place, rng):
-    """A small file whose claims are modest one by one."""
+    """A small file in which each array is acceptable, but not all of them together."""
     for k in range(rng.choice([20, 100])):
         file.create_dataset(f"{name}{k}", (1 << 22,), "f4", fillvalue=1 + k % 2)
     file[name] = array

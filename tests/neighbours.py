@@ -1,4 +1,4 @@
-"""Other libraries that compute in the process of fastrnn, each with threads of its own.
+"""Other libraries that compute in the process of fastrnn, each with its own threads.
 
 Run as a program with an order (alone, before, after, without) and names of libraries, it imports
 them before or after fastrnn, without it, or fastrnn alone. Then all compute, in turns and at once.
@@ -83,7 +83,7 @@ def fastrnn() -> Callable[[], str]:
 
 
 def main(order: str, *names: str) -> dict[str, dict[str, list]]:
-    """Compute in that order; each result stands in a list with those of later turns."""
+    """Compute in this order; collect the results of each name in a list."""
     turns: dict[str, Callable[[], str]] = {}
     counts: dict[str, Callable[[], dict[str, int]]] = {}
     results: dict[str, list[str]] = {}

@@ -134,6 +134,21 @@ def test_options_of_the_search(caption, model, photos):
     assert known.caption != captioner(photos[0], beam=3)[0].caption
 
 
+def test_score_without_a_length_penalty_is_the_log_probability(caption, model, photos):
+    out = caption(model, photos[0], "--length-penalty", "0", "--format", "json").out
+    [best] = json.loads(out)[0]["captions"]
+    assert best["score"] == best["log_prob"] < 0
+
+
+def test_threads_are_those_of_the_network(caption, model, photos, monkeypatch):
+    given, load = [], Captioner.load
+    monkeypatch.setattr(
+        Captioner, "load", lambda *args, **options: given.append(load(*args, **options)) or given[0]
+    )
+    caption(model, photos[0], "--threads", "3")
+    assert given[0].network.threads == 3
+
+
 # -- places
 
 

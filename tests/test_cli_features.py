@@ -187,7 +187,7 @@ def test_a_killed_process_goes_on(model, pixels, capsys):
         Image.fromarray(pixels[0]).save(f"photos/{number}.png")
     code = (
         "import sys, time, fastrnn.vision.extract as e; put = e._Partial.put\n"
-        "def slow(self, number, row): put(self, number, row); self._file.flush(); time.sleep(0.1)\n"
+        "def slow(self, *rows): put(self, *rows); self._file.flush(); time.sleep(0.1)\n"
         "e._Partial.put = slow\n"
         "from fastrnn.cli import main; sys.exit(main(sys.argv[1:]))"
     )

@@ -430,6 +430,7 @@ def test_every_kernel_is_declared_to_cython():
     ])  # fmt: skip
     pxd = module["generate"](kernels)
     assert "double (*softmax_loss_f32)(float*, const float*, ptrdiff_t, ptrdiff_t, float," in pxd
+    assert max(map(len, pxd.splitlines())) <= 120  # as in the other Cython files
     for bad in ("FRN_KERNEL(void, f, (REAL x[3]));", "FRN_KERNEL(void, f, (REAL (*x)(int)));"):
         with pytest.raises(ValueError, match="expected"):
             module["read_kernels"](text + bad)

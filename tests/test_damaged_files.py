@@ -1,4 +1,4 @@
-"""Files that nobody would write: refused with their name, at once, and in little memory."""
+"""Damaged and malicious files: refused with their name, quickly, and in little memory."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_byte_order_mark_is_no_text(layout):
 
 
 def readers(layout: Path, run: Path) -> dict[str, tuple[Path, object]]:
-    """Every reader of JSON, with the place it reads from."""
+    """Every function that reads JSON, with the file that it reads."""
     return {
         "vocabulary": (layout / VOCABULARY, lambda: read_captioning_directory(layout)),
         "references": (layout / "r.json", lambda: read_references(layout / "r.json", ["a"])),
@@ -144,7 +144,7 @@ def test_a_history_of_what_are_no_numbers(tmp_path, record):
     path.write_text(json.dumps({"epoch": 1, "loss": float("nan")}) + "\n")
     assert len(read_history(path)) == 1
     path.write_text(json.dumps({"epoch": 1}) + "\n" + json.dumps(record) + "\n")
-    with pytest.raises(ValueError, match=rf"^{path}: line 2 is no record"):
+    with pytest.raises(ValueError, match=rf"^{path}: line 2 is not a record"):
         read_history(path)
 
 
@@ -548,7 +548,7 @@ def test_steps_without_number(trained, tmp_path):
 
 @pytest.mark.parametrize("name", ["words", "word_ids"])
 def test_words_of_two_axes(tmp_path, name):
-    """As lists they would be 2**40 empty ones."""
+    """As lists, they would be 2**40 empty lists."""
     arrays = CaptioningRNN({"<NULL>": 0}, 1, 1, 1).to_arrays()
     wrong = arrays | {name: np.empty((1 << 40, 0), arrays[name].dtype)}
     write_sealed(tmp_path / "model.npz", wrong)

@@ -119,3 +119,10 @@ def test_wrong_arguments_are_named(change, error, message):
     given = {"features": np.zeros((2, 6)), "ids": IDS, **change}
     with pytest.raises(error, match=message):
         word_gradients(tiny_model(), **given)
+
+
+def test_a_network_without_gradients_is_refused():
+    captioner = tiny_captioner()
+    captioner.network._make_module = None
+    with pytest.raises(ValueError, match="gradients of an ONNX model are not available"):
+        pixel_gradients(captioner, tiny_image().transpose(2, 0, 1)[None] / np.float32(128), IDS)

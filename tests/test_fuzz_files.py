@@ -1,4 +1,4 @@
-"""The fuzzer of files: its readers read what they should, and it sees what is put in on purpose."""
+"""The fuzzer of files: it reads valid files, and detects faults that are added on purpose."""
 
 from __future__ import annotations
 
@@ -98,6 +98,17 @@ def test_a_fault_is_seen(act, seen, tmp_path, monkeypatch):
     (report,) = tmp_path.glob("faulty-*.txt")
     assert seen in report.read_text().splitlines()[0]
     assert report.with_suffix("").is_file()
+
+
+def test_a_fault_of_hdf5_is_held_against_the_reader_of_users(tmp_path):
+    """What is read or refused as users read it is no fault; what names no file is."""
+    for name in ("features-a", "features-b"):
+        (tmp_path / name).write_bytes(b"no h5 file")
+        (tmp_path / f"{name}.txt").write_text("timeout")
+    (tmp_path / "features-b").unlink()
+    fuzz_files.work_on("features", 0.3, 1, tmp_path)
+    assert [path.name for path in tmp_path.glob("*.held")] == ["features-a.held"]
+    assert [path.name for path in tmp_path.glob("*.txt")] == ["features-b.txt"]
 
 
 def test_the_checksums_of_hdf5_are_made_right(tmp_path):

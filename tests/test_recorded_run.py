@@ -1,4 +1,4 @@
-"""Results stay what they were, to the bit: recorded_run.py against what it once told."""
+"""Results do not change: recorded_run.py against its recorded output, bit by bit."""
 
 from __future__ import annotations
 

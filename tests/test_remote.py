@@ -224,6 +224,24 @@ def test_private_hosts_are_fetched_when_allowed(server):
     assert fetch_image(local, allow_private=True) == CONTENT
 
 
+def test_ipv6(server):
+    class Server(ThreadingHTTPServer):
+        address_family, daemon_threads = socket.AF_INET6, True
+
+    try:
+        other = Server(("::1", 0), Handler)
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with other:
+        other.asked = []
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        url = f"http://[::1]:{other.server_port}/image"
+        assert "::1 is not a public address" in refused(url)
+        assert fetch_image(url, allow_private=True) == CONTENT
+        assert other.asked[-1][1]["Host"] == f"[::1]:{other.server_port}"
+        other.shutdown()
+
+
 def test_mapped_address_is_refused(server):
     said = refused(f"http://[::ffff:127.0.0.1]:{server.server_port}/image")
     assert "is not a public address" in said

@@ -25,6 +25,7 @@ import coco_layout
 import numpy as np
 import pytest
 from PIL import Image
+from run_history import HISTORY
 
 import fastrnn.reference.classifier as reference
 from fastrnn import cli, decoding, optim
@@ -39,16 +40,6 @@ from fastrnn.runs import read_settings
 from fastrnn.training import caption_images, references_of
 from fastrnn.vision.source import FeatureSource
 
-HISTORY = [
-    {"step": 5, "epoch": 0.5, "loss": 3.0, "learning_rate": 0.1},
-    {"step": 10, "epoch": 1.0, "loss": 2.0, "learning_rate": 0.1},
-    {"step": 10, "epoch": 1, "loss": 2.5, "learning_rate": 0.1, "val_loss": 2.2,
-     "val_perplexity": 9.0, "val_bleu_4": 0.1, "val_cider": 0.25, "captions_per_second": 1000.0},
-    {"step": 15, "epoch": 1.5, "loss": 1.5, "learning_rate": 0.05},
-    {"step": 20, "epoch": 2.0, "loss": 1.25, "learning_rate": 0.05},
-    {"step": 20, "epoch": 2, "loss": 1.4, "learning_rate": 0.05, "val_loss": 2.4,
-     "val_perplexity": 11.0, "val_bleu_4": 0.15, "val_cider": 0.375, "captions_per_second": 1100.0},
-]  # fmt: skip
 MARKUP = "</script><script>document.title='taken'</script><img src=x onerror=alert(1)>"
 
 
@@ -57,7 +48,7 @@ def write_history(run: Path, history: list[dict]) -> None:
 
 
 def make_run(run: Path, data: Path, history: list[dict] = HISTORY, **settings: Any) -> Path:
-    """Write a run of a small model that was trained on the validation captions: it says much."""
+    """Write a run of a small model that was trained on the validation captions."""
     found = read_captioning_directory(data)
     run.mkdir()
     model = blank_model(
@@ -249,6 +240,20 @@ def test_numbers_that_are_not_finite(data_dir: Path, tmp_path: Path):
     report = shown(write_report(make_run(tmp_path / "run", data_dir, odd)))
     assert report["curves"][0]["lines"][0]["points"] == []
     assert report["curves"][2]["lines"][0]["points"] == []
+
+
+def test_settings_are_explained(data_dir: Path, tmp_path: Path):
+    """In the words of ``fastrnn train --help``; validation is on fewer images than the gallery."""
+    run = make_run(tmp_path / "run", data_dir, val_captions=1000, val_images=500)
+    tables = {table["id"]: table for table in shown(write_report(run))["tables"]}
+    settings = {name: rest for name, *rest in tables["settings"]["rows"]}
+    meaning = "validation images that are captioned after each epoch, evenly spread"
+    assert settings["val images"] == ["500", meaning]
+    assert settings["hidden dim"][0] == "8" and settings["data"][1] == ""
+    assert tables["epochs"]["title"] == (
+        "History by epoch (loss on at most 1,000 validation captions, BLEU-4 and CIDEr on at most "
+        "500 validation images)"
+    )
 
 
 def test_records_and_settings_that_are_odd(data_dir: Path, tmp_path: Path):
@@ -508,7 +513,7 @@ def test_whole_references_beside_the_data(data_dir: Path, tmp_path: Path):
 
 
 def test_weights_that_are_not_finite(data_dir: Path, tmp_path: Path):
-    """Such is the model of a training that went wrong, and its curves are what to look at."""
+    """A failed training can leave such a model; the page still shows its curves."""
     run = make_run(tmp_path / "run", data_dir)
     model = load_model(run)
     model.params["Wh"][1, 2] = np.nan

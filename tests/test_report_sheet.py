@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,6 +204,21 @@ def test_sheet_is_written_whole(tmp_path):
     with Image.open(path) as written:
         assert written.format == "PNG"
         assert np.array_equal(np.asarray(written), np.asarray(make_sheet([item()])))
+
+
+def test_sheet_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "sheet.png"
+    path.write_bytes(b"old")
+
+    def save(self, file, *_):
+        write = file.write if hasattr(file, "write") else Path(file).write_bytes
+        write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    with pytest.raises(OSError, match="No space left"):
+        write_sheet(path, [item()])
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("sheet.png", b"old")]
 
 
 @pytest.mark.parametrize("count", [0, MAX_PICTURES + 1])

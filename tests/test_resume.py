@@ -1,4 +1,4 @@
-"""Runs that are killed, and what comes of them once they are resumed: the same bits."""
+"""Runs that are killed and resumed end with the same bits."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 
 
 def wait_for_training(process: subprocess.Popen[str]) -> None:
-    """Return when the last line before training is there."""
+    """Wait until the last line before training is printed."""
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("runs on"):
@@ -61,7 +61,7 @@ def without_times(record: dict) -> dict:
 
 
 def result(run: Path, data: dict) -> dict:
-    """All that a run has come to, but for the time that it took."""
+    """The results of a run, except for the times."""
     newest = checkpoint_path(run, checkpoint_steps(run)[-1])
     about = dict(read_checkpoint(newest).about)
     del about["seconds"]

@@ -98,7 +98,7 @@ def test_lock_is_held_as_often_as_it_is_acquired(tmp_path):
 
 
 def test_lock_stays_where_it_is_when_the_working_directory_changes(tmp_path, monkeypatch):
-    """Of two runs with one relative name, each has its own."""
+    """Two runs with the same relative path have different locks."""
     locks = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -220,9 +220,9 @@ def test_run_that_went_on_meanwhile(data, tmp_path):
     one, two = (Trainer.resume(run, data) for _ in range(2))
     one.fit()
     kept = checkpoint_steps(run)
-    with pytest.raises(ValueError, match=r"has gone on to step 12 since this trainer was made"):
+    with pytest.raises(ValueError, match=r"has reached step 12, but this trainer was made"):
         two.fit()
-    with pytest.raises(ValueError, match=r"has gone on to step 12 since this trainer was made"):
+    with pytest.raises(ValueError, match=r"has reached step 12, but this trainer was made"):
         two.save()
     assert checkpoint_steps(run) == kept
 
@@ -244,7 +244,7 @@ def test_lock_whose_holder_cannot_be_written(tmp_path, monkeypatch):
     "take", [copy.copy, copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))]
 )
 def test_copy_of_a_trainer(data, tmp_path, take):
-    """It goes on from where it was taken, and is kept out of the run while the other trains."""
+    """It continues from where it was copied, and cannot use the run while the other trains."""
     alone = trainer_of(data, None)
     alone.fit()
     stopped = trainer_of(data, tmp_path / "run")
@@ -289,7 +289,7 @@ def test_run_that_is_in_use(data, tmp_path, capsys, how):
 
 
 def test_of_two_command_lines_one_trains(data, tmp_path):
-    """Twenty times two at once: one trains, the other is told, and the run is whole."""
+    """Two at once, twenty times: one trains, the other fails, and the run is complete."""
     for k in range(int(os.environ.get("FASTRNN_RACES", "3"))):
         run = tmp_path / f"run{k}"
         command = [*TRAIN, "--data", str(tmp_path / "data"), "--out", str(run), *OPTIONS]

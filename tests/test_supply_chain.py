@@ -1,4 +1,4 @@
-"""What no file of the package may do: unpickle, evaluate text, start a shell or a program."""
+"""Things that no file of the package may do: unpickle, eval, start a shell or a program."""
 
 from __future__ import annotations
 
@@ -29,13 +29,18 @@ FORBIDDEN = re.compile(
     r"os\.(system|popen|exec\w+|spawn\w+|posix_spawnp?|startfile)|importlib\.import_module|"
     r"asyncio\.create_subprocess_\w+|torch\.load|\w+\.read_pickle"
 )
+ALLOWED = {
+    # Python again, with h5py alone: HDF5 does not survive every file. It gets no shell, and nothing
+    # that was read becomes an argument.
+    ("data/h5.py", "os.posix_spawn"),
+}  # fmt: skip
 WORDS = MODULES - {"code", "builtins"} | EVALUATION - {"compile"} | {"system", "popen"}
-"""What does not occur as a name in Cython, which `ast` cannot read."""
+"""Names that must not occur in Cython files, which `ast` cannot parse."""
 C_CALLS = re.compile(r"\b(system|popen|exec[lv]p?e?|fork|vfork|posix_spawnp?|dlopen)\s*\(")
 
 
 def names_of(tree: ast.AST) -> dict[str, str]:
-    """What imported names stand for: np for numpy, load for numpy.load."""
+    """The meaning of imported names: np for numpy, load for numpy.load."""
     names = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -54,7 +59,7 @@ def name_of(node: ast.expr, names: dict[str, str]) -> str:
 
 
 def faults(source: str) -> list[str]:
-    """What is wrong with a file, in words."""
+    """A description of what is wrong with a file."""
     tree = ast.parse(source)
     names, found = names_of(tree), []
     for node in ast.walk(tree):
@@ -99,7 +104,10 @@ def faults_of_script(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_file_runs_what_it_reads(path):
-    assert not faults(path.read_text(encoding="utf-8"))
+    place = path.relative_to(PACKAGE).as_posix()
+    found = faults(path.read_text(encoding="utf-8"))
+    assert {(place, what) for what in found} == {known for known in ALLOWED if known[0] == place}
+    assert len(found) <= 1
 
 
 @pytest.mark.parametrize(
@@ -119,6 +127,7 @@ def test_no_other_file_does(files, look):
     [
         "import pickle", "from joblib import load", "eval('1')", "exec(x)", "map(eval, x)",
         "import os; os.system(x)", "from os import system as run; run(x)", "run = os.popen",
+        "import os; os.posix_spawn(x, y, z)",
         "import os as o; o.execv(x, y)", "f(x, shell=True)", "import subprocess",
         "import numpy as np; np.load(f)", "import numpy; numpy.load(f, allow_pickle=True)",
         "from numpy import load; load(f)", "read_array(f, allow_pickle=x)",
@@ -139,7 +148,7 @@ def test_faults_of_other_files_are_seen():
 
 
 def test_dependencies_are_few_and_known():
-    """Somebody must have thought about a new one."""
+    """Add a new dependency here only after considering it."""
     needed = {
         requirement.split(";")[0].split(">")[0].split("=")[0].strip().lower()
         for requirement in importlib.metadata.requires("fastrnn") or []

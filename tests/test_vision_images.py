@@ -17,8 +17,10 @@ from fastrnn.vision.images import (
     ImageError,
     Preprocessing,
     find_images,
+    normalise,
     open_image,
     prepare_image,
+    square_pixels,
 )
 
 
@@ -237,6 +239,10 @@ def test_input_of_a_network(pixels, rng):
     got = prepare_image(wide, how)
     # The filter sees a little of what is beside the square.
     np.testing.assert_allclose(got[..., 2:-2], expected.transpose(2, 0, 1)[..., 2:-2], atol=1e-5)
+    np.testing.assert_array_equal(square_pixels(wide, how)[:, 2:-2], np.asarray(middle)[:, 2:-2])
+    both = np.empty_like(got)
+    normalise(square_pixels(wide, how), how, both)
+    np.testing.assert_array_equal(both, got)
     bar = Image.new("RGB", (1, 60_000), (10, 20, 30))
     np.testing.assert_allclose(
         prepare_image(bar, Preprocessing(size=8))[:, 0, 0], (np.array([10, 20, 30]) - 127) / 128

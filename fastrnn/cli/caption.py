@@ -99,9 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     images = _find_images(arguments.images, arguments.allow_private, failures)
     if not images:
         return failures.tell(0)
-    captioner = Captioner.load(
-        arguments.run_directory, onnx=arguments.network, threads=arguments.threads
-    )
+    captioner = Captioner.load(arguments.run_directory, onnx=arguments.network)
     options = {
         "length_penalty": arguments.length_penalty, "no_repeat_ngram": arguments.no_repeat_ngram
     }  # fmt: skip

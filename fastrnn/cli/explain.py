@@ -125,7 +125,9 @@ def run(arguments: argparse.Namespace) -> int:
     _show(found)
     print(flush=True)
     for word in arguments.fool:
-        made = fool(captioner, pixels, word, bound=arguments.bound or 8.0)
+        made = fool(
+            captioner, pixels, word, bound=8.0 if arguments.bound is None else arguments.bound
+        )
         about.fooling.append(made)
         print(f"{'fool':<12}{word}: {made.before}")
         print(f"{'':<12}{'':<{len(word)}}  {made.after}")
@@ -152,7 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
     write_json(out / NUMBERS, {"run": str(arguments.of_run), **said})
     write_page(
-        out / PAGE, [about], title=f"Why “{about.caption}”?",
+        out / PAGE, [about], title=f"Why “{about.caption or '(no words)'}”?",
         about=f"{arguments.image}, captioned by {arguments.of_run}",
     )  # fmt: skip
     print(f"written to {out / PAGE}")

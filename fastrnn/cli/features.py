@@ -38,21 +38,7 @@ def add_parser(commands: Any) -> Any:
     )
     parser.add_argument("--out", metavar="FILE", required=True, help="the file to write (h5)")
     network = parser.add_argument_group("network")
-    network.add_argument(
-        "--network", action=Choice, words=NETWORKS,
-        help=f"the network (default: {DEFAULT_NETWORK})",
-    )  # fmt: skip
-    network.add_argument("--onnx", metavar="FILE", help="an ONNX model instead")
-    network.add_argument(
-        "--layer", metavar="NAME",
-        help="the output, inner tensor or node of the ONNX model that gives the features (default: "
-        "its first output)",
-    )  # fmt: skip
-    add_preprocessing(network)
-    network.add_argument(
-        "--engine", action=Choice, words=ENGINES,
-        help=f"what computes (default: {ENGINES[0]}, which is faster)",
-    )  # fmt: skip
+    add_network(network)
     add_threads(network)
     pca = parser.add_argument_group("PCA")
     add_integer(
@@ -77,6 +63,25 @@ def add_parser(commands: Any) -> Any:
     )  # fmt: skip
     parser.set_defaults(run=run)
     return parser
+
+
+def add_network(group: Any) -> None:
+    """Add the options of `network_of`."""
+    group.add_argument(
+        "--network", action=Choice, words=NETWORKS,
+        help=f"the network (default: {DEFAULT_NETWORK})",
+    )  # fmt: skip
+    group.add_argument("--onnx", metavar="FILE", help="an ONNX model instead")
+    group.add_argument(
+        "--layer", metavar="NAME",
+        help="the output, inner tensor or node of the ONNX model that gives the features (default: "
+        "its first output)",
+    )  # fmt: skip
+    add_preprocessing(group)
+    group.add_argument(
+        "--engine", action=Choice, words=ENGINES,
+        help=f"what computes (default: {ENGINES[0]}, which is faster)",
+    )  # fmt: skip
 
 
 def add_preprocessing(group: Any) -> None:

@@ -9,37 +9,26 @@ from __future__ import annotations
 
 import errno
 import io
-import math
 import os
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import h5py
 import numpy as np
 
-from ..files import (
-    is_text,
-    one_line,
-    read_json,
-    read_text,
-    write_aside,
-    write_json,
-    write_text,
-)
+from ..files import is_text, read_json, read_text, write_json, write_text
 from ..words import SPECIAL_WORDS
+from .h5 import H5Reader, write_h5
 
 SPLITS = ("train", "val")
+"""Every data set has these splits; some have a split "test", too."""
 CAPTIONS_FILE = "coco2014_captions.h5"
 VOCABULARY_FILE = "coco2014_vocab.json"
+COURSE_URL = "http://cs231n.stanford.edu/coco_captioning.zip"
+"""The archive of CS231n's captioning assignment: COCO 2014 with features of VGG-16."""
 
-_MAX_EXPANSION = 1100
-"""Largest ratio of an array's size to its size in the file; deflate reaches 1032."""
 _MAX_UNBACKED = 1 << 24
-"""Bytes that an array may take in memory whatever its size in the file."""
-_MAX_CHUNKS = 1 << 15
-"""Chunks that an array may have whatever the size of the file."""
+"""Bytes that the lines of a file may take in memory whatever its size."""
 
 
 def features_file(split: str, pca: bool = True) -> str:
@@ -59,6 +48,7 @@ def read_captioning_directory(
     base_dir: str | os.PathLike[str],
     max_train: int | None = None,
     pca_features: bool = True,
+    splits: Sequence[str] = SPLITS,
 ) -> dict[str, Any]:
     """Read a captioning data set from a directory.
 
@@ -71,6 +61,9 @@ def read_captioning_directory(
         (one ``randint`` call). By default all are kept. Features and URLs are always complete.
     pca_features : bool, optional
         Whether to read the features after PCA (default) or before it.
+    splits : sequence of str, optional
+        The splits whose features and URLs are read, and whose captions are checked: train, val
+        and, by default not, test.
 
     Returns
     -------
@@ -91,7 +84,8 @@ def read_captioning_directory(
     Notes
     -----
     Datasets can be chunked, and compressed with gzip, with or without the filters shuffle and
-    fletcher32. Other filters, links and data in other files are refused.
+    fletcher32. Other filters, links and data in other files are refused. A second Python process
+    opens the h5 files, since HDF5 may not survive a damaged one.
     """
     if max_train is not None and max_train < 0:
         raise ValueError(f"max_train is {max_train}; expected at least 0")
@@ -100,19 +94,24 @@ def read_captioning_directory(
         return str(Path(base_dir, name))
 
     captions_path = path_of(CAPTIONS_FILE)
-    data: dict[str, Any] = _read_h5(captions_path)
-    for split in SPLITS:
-        path = path_of(features_file(split, pca_features))
-        data[f"{split}_features"] = _require(path, _read_h5(path), "features", 2, "f")
-    if data["train_features"].shape[1] != data["val_features"].shape[1]:
-        raise ValueError(
-            f"{path}: dataset 'features' has shape {data['val_features'].shape}; expected "
-            f"{data['train_features'].shape[1]} columns, as in the train features"
-        )
-    data.update(_read_vocabulary(path_of(VOCABULARY_FILE)))
-    for split in SPLITS:
+    with H5Reader() as h5:
+        _check_file(captions_path)
+        data: dict[str, Any] = h5.read(captions_path)
+        for split in splits:
+            path = path_of(features_file(split, pca_features))
+            _check_file(path)
+            found = _require(path, h5.read(path), "features", 2, "f")
+            data[f"{split}_features"] = found
+            width = data[f"{splits[0]}_features"].shape[1]
+            if found.shape[1] != width:
+                raise ValueError(
+                    f"{path}: dataset 'features' has shape {found.shape}; expected {width} "
+                    f"columns, as in the {splits[0]} features"
+                )
+    data.update(read_vocabulary(path_of(VOCABULARY_FILE)))
+    for split in splits:
         data[f"{split}_urls"] = _read_lines(path_of(urls_file(split)))
-    for split in SPLITS:
+    for split in splits:
         _check_captions(captions_path, data, split)
 
     if max_train is not None:
@@ -128,109 +127,32 @@ def _check_file(path: str) -> None:
         raise FileNotFoundError(errno.ENOENT, what, path)
 
 
-def _read_h5(path: str) -> dict[str, np.ndarray]:
-    """Read every dataset in the root group of an HDF5 file."""
+def dataset_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Return the shapes and dtypes of the datasets in the root group of an HDF5 file.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `read_captioning_directory` raises them.
+    """
+    path = os.fspath(path)
     _check_file(path)
-    # h5py reports a truncated file on opening or, where only data are missing, on reading. Damaged
-    # metadata raise RuntimeError, KeyError and others.
-    found = {}
-    where = path
-    try:
-        file_size = Path(path).stat().st_size
-        room = _MAX_UNBACKED + _MAX_EXPANSION * file_size
-        with h5py.File(path, "r") as file:
-            for name in file:
-                where = f"{path}: dataset {name!r:.60}"
-                # A link could make h5py read any other file.
-                if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-                    raise ValueError("is a link; expected data in this file")
-                node = file[name]
-                if isinstance(node, h5py.Dataset):
-                    found[name] = _read_dataset(node, file_size, room)
-                    room -= found[name].nbytes
-    except ValueError as error:
-        raise ValueError(f"{where} {error}") from None
-    except Exception as error:
-        raise OSError(
-            f"{where} cannot be read, damaged or no HDF5 file ({one_line(error)})"
-        ) from error
-    return found
+    with H5Reader() as h5:
+        return h5.shapes(path)
 
 
-def _read_dataset(node: h5py.Dataset, file_size: int, room: int) -> np.ndarray:
-    """Read a dataset, unless its data are in another file or it claims far more than there are."""
-    if node.dtype.kind not in "biufcS":
-        raise ValueError(f"has dtype {node.dtype}; expected numbers")
-    if node.external or node.is_virtual:
-        raise ValueError("is stored in other files; expected data in this file")
-    # Unwritten chunks take no room in a file and compressed ones little, so a small file can
-    # claim an array that does not fit in memory.
-    claimed = math.prod(node.shape or ()) * node.dtype.itemsize
-    in_file = node.id.get_storage_size()
-    stored = min(in_file, file_size)
-    if claimed > _MAX_UNBACKED + _MAX_EXPANSION * stored:
-        raise ValueError(
-            f"has shape {node.shape}, stored in {stored} bytes; expected at most "
-            f"{_MAX_EXPANSION} times as many in memory"
-        )
-    if claimed > room:
-        raise ValueError(
-            f"has shape {node.shape}; expected less in a file of {file_size} bytes with the "
-            "datasets before it"
-        )
-    item_size = node.id.get_type().get_size()  # not the dtype's for unusual floats
-    if node.chunks is not None:
-        _check_chunks(node, math.prod(node.chunks) * item_size, file_size)
-    elif in_file not in (0, math.prod(node.shape or ()) * item_size):
-        raise ValueError(f"has shape {node.shape}, stored in {in_file} bytes; expected all of it")
-    values = np.asarray(node[()])
-    return values.astype(values.dtype.newbyteorder("="), copy=False)
+def read_blocks(path: str | os.PathLike[str], name: str) -> Iterator[np.ndarray]:
+    """Yield a dataset of an HDF5 file in blocks of rows, about 4 MiB each.
 
-
-def _check_chunks(node: h5py.Dataset, chunk_size: int, file_size: int) -> None:
-    """Check the chunks of a dataset: HDF5 reads past the end of one that is too short."""
-    plist = node.id.get_create_plist()
-    filters = [plist.get_filter(number)[0] for number in range(plist.get_nfilters())]
-    deflate, fletcher32 = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32
-    # Others have no bound on what they write (two of deflate) or do not check it (scaleoffset).
-    known = {deflate, fletcher32, h5py.h5z.FILTER_SHUFFLE}
-    if not known.issuperset(filters) or filters.count(deflate) > 1:
-        raise ValueError(f"has the filters {filters}; expected gzip, shuffle, fletcher32 or none")
-    if chunk_size > _MAX_UNBACKED + _MAX_EXPANSION * file_size:
-        raise ValueError(
-            f"has chunks of {chunk_size} bytes in a file of {file_size} bytes; expected less"
-        )
-    # HDF5 takes time and memory for every chunk, written or not.
-    count = math.prod(
-        -(-long // short) for long, short in zip(node.shape, node.chunks, strict=True)
-    )
-    if count > _MAX_CHUNKS + file_size // 8:
-        raise ValueError(f"has {count} chunks in a file of {file_size} bytes; expected fewer")
-    chunks: list[Any] = []
-    node.id.chunk_iter(chunks.append)
-    for chunk in chunks:
-        # HDF5 skips a filter for a chunk that it does not make smaller, and records that.
-        used = [f for number, f in enumerate(filters) if not chunk.filter_mask >> number & 1]
-        length = chunk.size
-        if deflate in used and length <= file_size:
-            content = node.id.read_direct_chunk(chunk.chunk_offset)[1]
-            at = used.index(deflate)
-            length = max(len(content) - 4 * used[at:].count(fletcher32), 0)
-            length = _inflated_size(content[:length], chunk_size + 4 * len(filters))
-            used = used[:at]
-        if length - 4 * used.count(fletcher32) != chunk_size:
-            raise ValueError(
-                f"has a chunk of another size at {chunk.chunk_offset}; expected {chunk_size} bytes"
-            )
-
-
-def _inflated_size(content: bytes, limit: int) -> int:
-    """Return the size of deflated data when inflated: `limit` + 1 if larger, 0 if damaged."""
-    inflater = zlib.decompressobj()
-    try:
-        return len(inflater.decompress(content, limit + 1)) if content else 0
-    except zlib.error:
-        return 0
+    Raises
+    ------
+    OSError, ValueError
+        As `read_captioning_directory` raises them.
+    """
+    path = os.fspath(path)
+    _check_file(path)
+    with H5Reader() as h5:
+        yield from h5.blocks(path, name)
 
 
 def _require(
@@ -276,7 +198,7 @@ def _check_captions(path: str, data: Mapping[str, Any], split: str) -> None:
             )
 
 
-def _read_vocabulary(path: str) -> dict[str, Any]:
+def read_vocabulary(path: str) -> dict[str, Any]:
     _check_file(path)
     vocab = read_json(path)
     if not isinstance(vocab, dict):
@@ -324,17 +246,6 @@ def _read_lines(path: str) -> np.ndarray:
 
 
 # -- Writing
-
-
-def write_h5(path: str | os.PathLike[str], datasets: Mapping[str, np.ndarray]) -> None:
-    """Write arrays as the datasets of an HDF5 file, atomically."""
-
-    def write(file: BinaryIO) -> None:
-        with h5py.File(file, "w") as h5:
-            for name, array in datasets.items():
-                h5[name] = array
-
-    write_aside(path, write)
 
 
 def encode_captions(

@@ -2,52 +2,71 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import h5py
 import numpy as np
 from scipy.linalg.blas import dsyrk
 
 from ..files import one_line, open_file, read_npz, write_aside, write_npz
+from .h5 import H5Reader
 
 _FEATURES = "features"
 _PART_BYTES = 1 << 26
 """Size of what is read at a time, in float64."""
 
 
-@contextlib.contextmanager
-def _open_features(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """Open features (N, D) of floats in an HDF5 or npy file without reading them."""
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open_file(path))
+class _Features:
+    """Features (N, D) of floats in an HDF5 or npy file, which are read in parts."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = os.fspath(path)
+        self._array: np.ndarray | None = None
         try:
-            if file.read(6) == b"\x93NUMPY":
-                source: Any = np.load(os.fspath(path), mmap_mode="r", allow_pickle=False)
+            with open_file(path) as file:
+                is_npy = file.read(6) == b"\x93NUMPY"
+            if is_npy:
+                self._array = np.load(self._path, mmap_mode="r", allow_pickle=False)
+                self.shape, dtype = self._array.shape, self._array.dtype
             else:
-                file.seek(0)
-                h5 = stack.enter_context(h5py.File(file, "r"))
-                source = h5[_FEATURES]
-            if len(source.shape) != 2 or 0 in source.shape or source.dtype.kind != "f":
-                raise ValueError(f"it has shape {source.shape} and dtype {source.dtype}")
-        except Exception as error:  # h5py and numpy raise many types for damaged files
+                with H5Reader() as h5:
+                    shapes = h5.shapes(self._path)
+                if _FEATURES not in shapes:
+                    raise ValueError(f"dataset {_FEATURES!r} is missing")
+                self.shape, dtype = shapes[_FEATURES]
+            if len(self.shape) != 2 or 0 in self.shape or dtype.kind != "f":
+                raise ValueError(f"it has shape {self.shape} and dtype {dtype}")
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # NumPy raises many types for damaged files
             raise ValueError(
                 f"{path}: not a file of features ({one_line(error)}); expected the dataset "
                 "features, or an array, of floats (N, D)"
             ) from error
-        yield source
 
+    def parts(self, rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        """Yield all rows, or those of `rows` in increasing order, in parts of bounded size."""
+        start = 0
+        for block in self._blocks():
+            stop = start + len(block)
+            if rows is None:
+                yield block
+            else:
+                first, last = np.searchsorted(rows, (start, stop))
+                if first < last:
+                    yield block[rows[first:last] - start]
+            start = stop
 
-def _parts(source: Any, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield rows, in increasing order, in parts of bounded size."""
-    step = max(_PART_BYTES // (8 * source.shape[1]), 1)
-    for start in range(0, len(source), step):
-        first, last = np.searchsorted(rows, (start, start + step))
-        if first < last:
-            block = np.asarray(source[start : start + step])
-            yield block if last - first == len(block) else block[rows[first:last] - start]
+    def _blocks(self) -> Iterator[np.ndarray]:
+        if self._array is None:
+            with H5Reader() as h5:
+                yield from h5.blocks(self._path, _FEATURES)
+        else:
+            step = max(_PART_BYTES // (8 * self.shape[1]), 1)
+            for start in range(0, len(self._array), step):
+                yield np.asarray(self._array[start : start + step])
 
 
 class PCA:
@@ -151,25 +170,25 @@ class PCA:
         """
         if size < 1:
             raise ValueError(f"size is {size}; expected at least 1")
-        with _open_features(path) as source:
-            width = source.shape[1]
-            chosen = np.arange(len(source)) if rows is None else np.asarray(rows)
-            if not len(chosen) or chosen[0] < 0 or chosen[-1] >= len(source):
-                raise ValueError(
-                    f"{path}: rows has {len(chosen)} numbers; expected some from 0 to "
-                    f"{len(source) - 1}"
-                )
-            total = np.zeros(width)
-            for part in _parts(source, chosen):
-                total += part.sum(axis=0, dtype=np.float64)
-            mean = total / len(chosen)
-            if not np.isfinite(mean).all():
-                raise ValueError(f"{path}: features has values that are not finite")
-            # One triangle is enough; SciPy's function takes and returns arrays by columns.
-            covariance = np.zeros((width, width), order="F")
-            for part in _parts(source, chosen):
-                centered = part - mean
-                covariance = dsyrk(1 / len(chosen), centered.T, 1.0, covariance, overwrite_c=1)
+        source = _Features(path)
+        total_rows, width = source.shape
+        chosen = None if rows is None else np.asarray(rows)
+        if chosen is not None and (not len(chosen) or chosen[0] < 0 or chosen[-1] >= total_rows):
+            raise ValueError(
+                f"{path}: rows has {len(chosen)} numbers; expected some from 0 to {total_rows - 1}"
+            )
+        count = total_rows if chosen is None else len(chosen)
+        total = np.zeros(width)
+        for part in source.parts(chosen):
+            total += part.sum(axis=0, dtype=np.float64)
+        mean = total / count
+        if not np.isfinite(mean).all():
+            raise ValueError(f"{path}: features has values that are not finite")
+        # One triangle is enough; SciPy's function takes and returns arrays by columns.
+        covariance = np.zeros((width, width), order="F")
+        for part in source.parts(chosen):
+            centered = part - mean
+            covariance = dsyrk(1 / count, centered.T, 1.0, covariance, overwrite_c=1)
         return cls._of_covariance(mean, covariance.T, size, floor)
 
     def transform_file(
@@ -196,24 +215,23 @@ class PCA:
         ValueError
             If the features have another width than the PCA.
         """
-        with _open_features(path) as source:
-            count, width = source.shape
-            if width != len(self.mean):
-                raise ValueError(
-                    f"{path}: features has shape {source.shape}; expected (N, {len(self.mean)}), "
-                    "as the PCA has"
-                )
+        source = _Features(path)
+        count, width = source.shape
+        if width != len(self.mean):
+            raise ValueError(
+                f"{path}: features has shape {source.shape}; expected (N, {len(self.mean)}), "
+                "as the PCA has"
+            )
 
-            def write(file: BinaryIO) -> None:
-                with h5py.File(file, "w") as h5:
-                    shape = (count, len(self.components))
-                    target = h5.create_dataset(_FEATURES, shape, "<f4")
-                    start = 0
-                    for part in _parts(source, np.arange(count)):
-                        target[start : start + len(part)] = self.transform(part)
-                        start += len(part)
+        def write(file: BinaryIO) -> None:
+            with h5py.File(file, "w") as h5:
+                target = h5.create_dataset(_FEATURES, (count, len(self.components)), "<f4")
+                start = 0
+                for part in source.parts():
+                    target[start : start + len(part)] = self.transform(part)
+                    start += len(part)
 
-            write_aside(out, write)
+        write_aside(out, write)
         return count, len(self.components)
 
     def transform(self, x: np.ndarray) -> np.ndarray:

@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 _LARGEST_STEP = 0.5
 """Largest step of `fool`: root mean square over the pixels, in levels of 255."""
 _EXTRA = 0.1
-"""How far beyond the other words' scores a step of `fool` goes."""
+"""How far beyond the other words' scores the first step of `fool` goes."""
+_GROWTH = 1.1
+"""How much farther each further step goes, so that captions that alternate are left behind."""
+_CAPTION_EVERY = 5
+"""Steps of `visualise` with the same caption."""
+_FARTHEST = 4
+"""How far from the original `fool` looks: a change within the bound may lie on the way there."""
 _SCALES = 8
 """Images between the original and a fooling image that are tried at a time."""
 
@@ -113,27 +119,29 @@ def fool(
     before = _greedy(captioner, [original])[0]
     if word in before.words:
         raise ValueError(f"word is {word!r}, which the caption has: {before.text!r}")
+    refused = f"word is {word!r}; expected one that the model says within a bound of {bound:g}"
     p, shown, caption, steps = start.copy(), original, before, 0
-    while word not in caption.words or _root_mean_square(shown - start) > bound:
-        if steps == max_steps:
+    while word not in caption.words:
+        if steps == max_steps or _root_mean_square(shown - start) > _FARTHEST * bound:
             raise ValueError(
-                f"word is {word!r}; expected one that the model says within a bound of {bound:g}, "
-                f"but {max_steps} steps end at {caption.text!r}"
+                f"{refused}, but it says {caption.text!r} after a change of "
+                f"{_root_mean_square(shown - start):.3g} in {steps} steps"
             )
-        steps += 1
         margin, gradient = _margin(captioner, shown, caption, target)
         size = float(np.sqrt(np.mean(gradient.astype(np.float64) ** 2)))
         if not size > 0:
             raise ValueError(f"word is {word!r}, whose score does not depend on this image")
         # the root mean square of the step to the border, were the scores linear
-        length = (_EXTRA - margin) / (size * gradient.size)
-        p += np.clip(length, 0, _LARGEST_STEP) / size * gradient
-        p = np.clip(p, 0, 255)
-        change = p - start
-        p = start + change * min(1.0, bound / max(_root_mean_square(change), 1e-9))
+        length = (_EXTRA * _GROWTH**steps - margin) / (size * gradient.size)
+        p = np.clip(p + np.clip(length, 0, _LARGEST_STEP) / size * gradient, 0, 255)
         shown = np.rint(p).astype(np.uint8)
         caption = _greedy(captioner, [shown])[0]
+        steps += 1
     shown, caption = _smallest(captioner, start, p, shown, caption, word)
+    if _root_mean_square(shown - start) > bound:
+        raise ValueError(
+            f"{refused}, but the smallest change found is {_root_mean_square(shown - start):.3g}"
+        )
     change = shown - start
     return Fooling(
         image=shown, original=original, word=word, before=before.text, after=caption.text,
@@ -248,10 +256,14 @@ def visualise(
     *,
     caption: str | None = None,
     l2_reg: float = 1e-3,
-    learning_rate: float = 12.0,
+    learning_rate: float = 10.0,
     num_iterations: int = 100,
-    blur_every: int = 10,
+    blur_every: int = 4,
+    blur_sigma: float = 0.7,
+    smooth: tuple[float, float] = (4.0, 1.0),
     max_jitter: int = 16,
+    noise: float = 0.1,
+    measure: str = "score",
     seed: int = 0,
     on_step: Callable[[int], Any] | None = None,
 ) -> Visualisation:
@@ -270,13 +282,23 @@ def visualise(
         Weight of the squared L2 norm of the image, which is subtracted from the score. Default
         1e-3.
     learning_rate : float, optional
-        L2 norm of each step, in units of the network's input. Default 12.
+        L2 norm of each step, in units of the network's input. Default 10.
     num_iterations : int, optional
         Number of steps. Default 100.
     blur_every : int, optional
-        The image is blurred after each such number of steps. Default 10.
+        The image is blurred after each such number of steps. Default 4.
+    blur_sigma : float, optional
+        Standard deviation of the blur, in pixels of an image of 224 x 224. Default 0.7.
+    smooth : (float, float), optional
+        Gradients are blurred: the standard deviation in the first and the last step, as for
+        `blur_sigma`. Large forms come first, which the course's visualisation lacks. Default (4,
+        1); (0, 0) takes the gradients as they are.
     max_jitter : int, optional
         The image is moved by up to this many pixels for each step. Default 16.
+    noise : float, optional
+        Standard deviation of the first image, in units of the network's input. Default 0.1.
+    measure : {'score', 'log_prob', 'margin'}, optional
+        What is maximised, see `word_gradients`. Default 'score', as in the course.
     seed : int, optional
         Seed of the noise and of the moves. Default 0.
     on_step : callable, optional
@@ -298,24 +320,27 @@ def visualise(
     target = known_word(model, word)
     prefix = None if caption is None else caption_ids(captioner, np.empty(0), caption)
 
-    def place(x: np.ndarray) -> tuple[int, list[int]]:
-        if prefix is not None:
-            return len(prefix), [*prefix, target]
-        found = _greedy(captioner, [_shown(x, preprocessing)])[0]
-        return _closest(captioner, x, found, target)
+    where: tuple[int, list[int]] | None = None
+    if prefix is not None:
+        where = len(prefix), [*prefix, target]
 
-    def gradient(x: np.ndarray) -> np.ndarray:
-        step, ids = place(x)
+    def gradient(x: np.ndarray, t: int) -> np.ndarray:
+        nonlocal where
+        if where is None or (prefix is None and t % _CAPTION_EVERY == 0):
+            where = _closest(
+                captioner, x, _greedy(captioner, [_shown(x, preprocessing)])[0], target
+            )
+        step, ids = where
         words = [target] * len(ids)
         _, found = pixel_gradients(
-            captioner, x[None], ids, words=words, steps=[step], measure="score"
+            captioner, x[None], ids, words=words, steps=[step], measure=measure
         )
         return found[0, 0]
 
     image = _ascend(
         gradient, preprocessing, l2_reg=l2_reg, learning_rate=learning_rate,
-        num_iterations=num_iterations, blur_every=blur_every, max_jitter=max_jitter, seed=seed,
-        on_step=on_step,
+        num_iterations=num_iterations, blur_every=blur_every, blur_sigma=blur_sigma,
+        smooth=smooth, max_jitter=max_jitter, seed=seed, noise=noise, on_step=on_step,
     )  # fmt: skip
     x = prepared(captioner, image)
     found = _greedy(captioner, [image])[0]
@@ -337,14 +362,17 @@ def _check_options(num_iterations: int, blur_every: int, max_jitter: int) -> Non
 
 
 def _ascend(
-    gradient: Callable[[np.ndarray], np.ndarray],
+    gradient: Callable[[np.ndarray, int], np.ndarray],
     preprocessing: Preprocessing,
     *,
     l2_reg: float,
     learning_rate: float,
     num_iterations: int,
     blur_every: int,
+    blur_sigma: float,
+    smooth: tuple[float, float],
     max_jitter: int,
+    noise: float,
     seed: int,
     on_step: Callable[[int], Any] | None = None,
 ) -> np.ndarray:
@@ -358,16 +386,21 @@ def _ascend(
     )
     low, high = -mean / std, (255 - mean) / std
     size = preprocessing.size
-    # A quarter of the range: the course's noise of 1 in units where the pixels span about 4.
-    x = (random.standard_normal((3, size, size)) * (high - low) / 4).astype(np.float32)
+    x = (noise * random.standard_normal((3, size, size))).astype(np.float32)
+
+    def blurred(values: np.ndarray, sigma: float) -> np.ndarray:
+        sigma *= size / 224
+        return gaussian_filter(values, (0, sigma, sigma)) if sigma > 0 else values
+
     for t in range(num_iterations):
         ox, oy = random.integers(0, max_jitter + 1, size=2)
         x = np.roll(x, (oy, ox), axis=(1, 2))
-        dx = gradient(x) - 2 * l2_reg * x
+        dx = blurred(gradient(x, t), smooth[0] + (smooth[1] - smooth[0]) * t / num_iterations)
+        dx = dx - 2 * l2_reg * x
         x = x + learning_rate * dx / max(float(np.linalg.norm(dx)), 1e-30)
         x = np.clip(np.roll(x, (-oy, -ox), axis=(1, 2)), low, high).astype(np.float32)
         if (t + 1) % blur_every == 0:
-            x = gaussian_filter(x, (0, 0.5, 0.5))
+            x = blurred(x, blur_sigma)
         if on_step is not None:
             on_step(t + 1)
     return _shown(x, preprocessing)
@@ -533,7 +566,8 @@ def create_class_visualization(
     preprocessing : Preprocessing, optional
         What the model reads. Default that of the course's SqueezeNet, 224 x 224.
     l2_reg, learning_rate, num_iterations, blur_every, max_jitter, seed
-        See `visualise`. Default 25 for the learning rate, as in the course.
+        See `visualise`. The defaults are those of the course, and so are the standard deviations
+        of the noise, 1, and of the blur, 0.5 pixels.
 
     Returns
     -------
@@ -553,7 +587,7 @@ def create_class_visualization(
         preprocessing = Preprocessing(mean=(r, g, b), std=(sr, sg, sb))
     number = getattr(dtype, "dtype", dtype) or torch.float32
 
-    def gradient(x: np.ndarray) -> np.ndarray:
+    def gradient(x: np.ndarray, t: int) -> np.ndarray:
         pixels = torch.from_numpy(x)[None].to(number).requires_grad_()
         with torch.enable_grad():
             (dx,) = torch.autograd.grad(model(pixels)[0, target_y], pixels)
@@ -561,7 +595,8 @@ def create_class_visualization(
 
     return _ascend(
         gradient, preprocessing, l2_reg=l2_reg, learning_rate=learning_rate,
-        num_iterations=num_iterations, blur_every=blur_every, max_jitter=max_jitter, seed=seed,
+        num_iterations=num_iterations, blur_every=blur_every, blur_sigma=0.5, smooth=(0, 0),
+        max_jitter=max_jitter, noise=1.0, seed=seed,
     )  # fmt: skip
 
 

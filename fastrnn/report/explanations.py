@@ -33,7 +33,8 @@ _HEAT = np.array([[58, 12, 96], [214, 54, 72], [252, 160, 30], [255, 246, 150]],
 """Colours of gradients, from small to large."""
 _METHODS = {
     "plain": "Largest absolute gradient of the word's log-probability over the channels.",
-    "smooth": "The same of the mean gradient over {passes} copies with noise (SmoothGrad).",
+    "smooth": "Largest absolute gradient of the word's log-probability over the channels, for the "
+    "mean gradient of {passes} copies with noise (SmoothGrad).",
     "integrated": "Integrated gradients from gray to the image ({passes} gradients): red pixels "
     "made the word more probable, blue ones less.",
 }
@@ -200,7 +201,7 @@ def _pictures(pictures: Sequence[str]) -> str:
 
 def _share(log_prob: float) -> str:
     probability = math.exp(log_prob)
-    return f"{probability:.0%}" if probability >= 0.0995 else f"{probability:.2g}"
+    return f"{probability:.0%}" if probability >= 0.0995 else f"{100 * probability:.2g}%"
 
 
 def section(
@@ -238,8 +239,10 @@ def section(
     if about.network is not None:
         pictures.append(
             _picture(
-                overlay(found.image, about.network.map), f"class {about.network.number}",
-                f"what the network alone sees; probability {about.network.probability:.0%}",
+                overlay(found.image, about.network.map),
+                f"class {about.network.number} of ImageNet",
+                "what the network alone takes it for; "
+                f"probability {about.network.probability:.0%}",
                 kind=kind,
             )
         )  # fmt: skip
@@ -255,17 +258,20 @@ def section(
     ]
     for fooling in about.fooling:
         parts.append(_fooling(fooling, heading))
-    for made in about.visualisations:
+    if about.visualisations:
+        made_for = [
+            _picture(
+                made.image, escape(made.word),
+                f"its caption: {escape(made.caption) or '(no words)'}",
+                f"largest probability of the word: {_share(made.log_prob)}",
+            )
+            for made in about.visualisations
+        ]  # fmt: skip
         parts.append(
-            f"<{heading}>An image for “{escape(made.word)}”</{heading}>"
-            + _pictures([
-                _picture(
-                    made.image, escape(made.word),
-                    f"its caption: {escape(made.caption) or '(no words)'}",
-                    f"largest probability of the word: {_share(made.log_prob)}",
-                )
-            ])
-        )  # fmt: skip
+            f"<{heading}>Images made for words</{heading}>"
+            '<p class="about">From noise, by steps that raise the score of the word.</p>'
+            + _pictures(made_for)
+        )
     return "".join(parts)
 
 
@@ -422,16 +428,19 @@ def explanations_of_run(
     from ..captioner import Captioner
     from ..evaluation import evenly_spread
     from ..explain import saliency
+    from ..vision.source import FeatureSource
     from .gallery import find_picture
 
-    places = [
-        (str(url), path)
-        for url in data["val_urls"]
-        if (path := find_picture(str(url), directory)) is not None
-    ]
-    if not places:
-        return "", "The validation images are not files here, so no caption is explained."
     try:
+        source = FeatureSource.read(directory)
+        images = None if source is None or source.images is None else Path(source.images)
+        places = [
+            (str(url), path)
+            for url in data["val_urls"]
+            if (path := find_picture(str(url), directory, images)) is not None
+        ]
+        if not places:
+            return "", "The validation images are not files here, so no caption is explained."
         captioner = Captioner.load(run)
         sections = []
         for row in evenly_spread(len(places), count).tolist():

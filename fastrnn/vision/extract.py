@@ -26,7 +26,7 @@ import h5py
 import numpy as np
 
 from ..files import write_aside
-from .images import ImageError, normalise, open_image, square_pixels
+from .images import ImageError, prepare_file
 from .networks import Network
 
 FEATURES = "features"
@@ -127,15 +127,14 @@ def extract_features(
         todo = [*again.tolist(), *range(done, len(paths))]
         place = 0
         for batch, problems in _computed([paths[number] for number in todo], network, size):
-            for number, row in enumerate(batch):
-                at = todo[place]
-                if number in problems:
-                    if stop_at_unreadable:
-                        raise problems[number]
-                    found.unreadable.append((paths[at], _why(problems[number], paths[at])))
-                partial.put(at, row)
-                place += 1
-            partial.flush()
+            numbers = todo[place : place + len(batch)]
+            place += len(batch)
+            for number, problem in problems.items():
+                if stop_at_unreadable:
+                    raise problem
+                path = paths[numbers[number]]
+                found.unreadable.append((path, _why(problem, path)))
+            partial.put(numbers, batch)
             if progress is not None:
                 progress(done + max(place - len(again), 0), len(paths))
         found.resumed -= len(again)
@@ -173,7 +172,7 @@ def _identity(paths: Sequence[Path], network: Network) -> str:
             state = f"{status.st_size} {status.st_mtime_ns}"
         except OSError:  # reported when it is read
             state = "absent"
-        digest.update(f"\0{path.resolve()}\0{state}".encode("utf-8", "surrogateescape"))
+        digest.update(f"\0{path.absolute()}\0{state}".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -190,8 +189,7 @@ def _computed(
         problems: dict[int, Exception] = {}
         for number, path in enumerate(batch):
             try:
-                image = open_image(path, size=side)
-                normalise(square_pixels(image, preprocessing), preprocessing, pixels[number])
+                prepare_file(path, preprocessing, pixels[number])
             except (OSError, ImageError) as error:
                 problems[number] = error
         features = np.full((len(batch), network.width), np.nan, np.float32)
@@ -245,6 +243,7 @@ class _Partial:
         # The checksum also tells a row that was written from one that is zero after a crash.
         self._dtype = np.dtype([("checksum", "<u4"), ("row", "<f4", (width,))])
         self._flushed = self._synced = time.monotonic()
+        self._next = -1  # the row at which the file stands, once one has been written
 
     def __enter__(self) -> _Partial:
         while True:
@@ -300,15 +299,17 @@ class _Partial:
         self._file.seek(len(self._head) + count * self._dtype.itemsize)
         self._file.truncate()
 
-    def put(self, number: int, row: np.ndarray) -> None:
-        """Write a row, which is the next one or replaces one."""
-        record = np.zeros(1, self._dtype)
-        record["row"], record["checksum"] = row, zlib.crc32(row.tobytes())
-        self._file.seek(len(self._head) + number * self._dtype.itemsize)
-        self._file.write(record.tobytes())
-
-    def flush(self) -> None:
-        """Hand the rows to the system every second, and to the disk now and then."""
+    def put(self, numbers: Sequence[int], rows: np.ndarray) -> None:
+        """Write rows: the next ones, or some that are there already."""
+        records = np.zeros(len(rows), self._dtype)
+        records["row"] = rows
+        records["checksum"] = [zlib.crc32(row.tobytes()) for row in rows]
+        step = self._dtype.itemsize
+        for number, record in zip(numbers, records, strict=True):
+            if number != self._next:
+                self._file.seek(len(self._head) + number * step)
+            self._file.write(record.tobytes())
+            self._next = number + 1
         now = time.monotonic()
         if now - self._flushed > _FLUSH_SECONDS:
             self._file.flush()

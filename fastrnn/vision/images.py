@@ -198,8 +198,8 @@ def open_image(
         return _as_seen(picture)
 
 
-def _as_seen(picture: Image.Image) -> Image.Image:
-    """Return a new image in RGB, upright."""
+def _as_seen(picture: Image.Image, *, copy: bool = True) -> Image.Image:
+    """Return an image in RGB, upright; a new one with `copy`."""
     from PIL import Image
 
     if picture.mode in _DEEP_MODES:
@@ -210,7 +210,7 @@ def _as_seen(picture: Image.Image) -> Image.Image:
         image.alpha_composite(above)
         image = image.convert("RGB")
     else:
-        image = picture.convert("RGB")
+        image = picture.convert("RGB") if copy or picture.mode != "RGB" else picture
     turn = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -378,35 +378,43 @@ class Preprocessing:
 
 def square_pixels(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     """Return the middle of an image in RGB, resized, as uint8 (S, S, 3)."""
+    return np.asarray(_square(image, preprocessing))
+
+
+def _square(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     from PIL import Image
 
     side, size = min(image.size), preprocessing.size
+    if image.size == (size, size):
+        return image
     left, top = (image.width - side) / 2, (image.height - side) / 2
-    if image.size != (size, size):
-        image = image.resize(
-            (size, size),
-            Image.Resampling[preprocessing.resize.upper()],
-            box=(left, top, left + side, top + side),
-            reducing_gap=3.0,
-        )
-    return np.asarray(image)
+    return image.resize(
+        (size, size),
+        Image.Resampling[preprocessing.resize.upper()],
+        box=(left, top, left + side, top + side),
+        reducing_gap=3.0,
+    )
 
 
 def normalise(pixels: np.ndarray, preprocessing: Preprocessing, out: np.ndarray) -> None:
     """Write pixels, uint8 RGB (..., S, S, 3), as network input, float32 (..., 3, S, S)."""
-    if preprocessing.channels == "BGR":
-        pixels = pixels[..., ::-1]
-    for channel in range(3):
-        scale = np.float32(1 / preprocessing.std[channel])
-        target = out[..., channel, :, :]
-        np.subtract(
-            pixels[..., channel], np.float32(preprocessing.mean[channel]), out=target,
-            dtype=np.float32,
-        )  # fmt: skip
-        np.multiply(target, scale, out=target)
+    for channel, letter in enumerate(preprocessing.channels):
+        _normalise(
+            pixels[..., "RGB".index(letter)], preprocessing, channel, out[..., channel, :, :]
+        )
 
 
-def prepare_image(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
+def _normalise(
+    pixels: np.ndarray, preprocessing: Preprocessing, channel: int, out: np.ndarray
+) -> None:
+    mean, scale = preprocessing.mean[channel], 1 / preprocessing.std[channel]
+    np.subtract(pixels, np.float32(mean), out=out, dtype=np.float32)
+    np.multiply(out, np.float32(scale), out=out)
+
+
+def prepare_image(
+    image: Image.Image, preprocessing: Preprocessing, out: np.ndarray | None = None
+) -> np.ndarray:
     """Turn an image in RGB into the input of a network.
 
     Parameters
@@ -415,12 +423,36 @@ def prepare_image(image: Image.Image, preprocessing: Preprocessing) -> np.ndarra
         An image in mode RGB, as `open_image` returns it.
     preprocessing : Preprocessing
         What to do.
+    out : float32 ndarray (3, S, S), optional
+        Where to write the result.
 
     Returns
     -------
     float32 ndarray (3, S, S)
     """
     size = preprocessing.size
-    out = np.empty((3, size, size), np.float32)
-    normalise(square_pixels(image, preprocessing), preprocessing, out)
+    if out is None:
+        out = np.empty((3, size, size), np.float32)
+    # As `normalise` of `square_pixels`, but Pillow gives single bands twice as fast.
+    bands = _square(image, preprocessing).split()
+    for channel, letter in enumerate(preprocessing.channels):
+        pixels = np.frombuffer(bands["RGB".index(letter)].tobytes(), np.uint8)
+        _normalise(pixels.reshape(size, size), preprocessing, channel, out[channel])
     return out
+
+
+def prepare_file(
+    path: str | os.PathLike[str], preprocessing: Preprocessing, out: np.ndarray
+) -> None:
+    """Read an image file and write the input of a network, float32 (3, S, S), to `out`.
+
+    As `open_image` with the size of the input and `prepare_image`, without a copy of the image.
+
+    Raises
+    ------
+    OSError, ImageError
+        As `open_image`.
+    """
+    with read_picture(path) as picture:
+        picture.draft("RGB", (2 * preprocessing.size, 2 * preprocessing.size))
+        prepare_image(_as_seen(picture, copy=False), preprocessing, out)
