@@ -146,7 +146,8 @@ class Describer:
 
     def _open(self, content: bytes) -> Image.Image:
         try:
-            return open_image(content, name="the file")
+            size = self.captioner.network.preprocessing.size
+            return open_image(content, size=size, name="the file")
         except ImageError as error:
             raise Refused(415, f"the file {str(error).removeprefix('the file: ')}") from None
 
