@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import io
 import json
+import os
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -39,13 +42,13 @@ from fastrnn.serve import guard
 from fastrnn.serve.answers import CaptionAnswer, SaliencyAnswer
 from fastrnn.serve.app import make_app
 from fastrnn.serve.describer import Describer, explain_by
+from fastrnn.serve.form import read_form
 from fastrnn.serve.limits import Limits, Refused
 from fastrnn.serve.worker import Worker
 
-QUICK = Limits(
-    upload_bytes=200_000, held_bytes=1_000_000, head_seconds=0.4, idle_seconds=0.4,
-    body_seconds=0.8, stop_seconds=1,
-)  # fmt: skip
+LIMITS = Limits(upload_bytes=200_000, held_bytes=1_000_000, stop_seconds=1)
+QUICK = dataclasses.replace(LIMITS, head_seconds=0.4, idle_seconds=0.4, body_seconds=0.8)
+"""For clients that are too slow."""
 COLOURS = [(0, 0, 0), (255, 255, 255), (10, 200, 10), (200, 30, 40), (250, 240, 20)]
 
 
@@ -56,6 +59,13 @@ def captioner():
 
 @pytest.fixture(scope="module")
 def port(captioner):
+    app = make_app(Describer(captioner, "mine", "no maps"), limits=LIMITS)
+    with serving(app, LIMITS) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def quick_port(captioner):
     app = make_app(Describer(captioner, "mine", "no maps"), limits=QUICK)
     with serving(app, QUICK) as port:
         yield port
@@ -160,7 +170,7 @@ def test_health_and_about(port, captioner):
     assert ask(port, "/health")[:2] == (200, {"status": "ok", "waiting": 0})
     about = ask(port, "/about")[1]
     assert (about["run"], about["network"], about["words"]) == ("mine", "colours", 11)
-    assert about["upload_bytes"] == QUICK.upload_bytes
+    assert about["upload_bytes"] == LIMITS.upload_bytes
 
 
 # -- Who may ask
@@ -189,7 +199,7 @@ def test_the_host_is_this_server(port, captioner, host, network, status):
         sent.append(message)
 
     scope = {"type": "http", "method": "GET", "headers": [(b"host", host.encode())]}
-    asyncio.run(guard.Guard(inner, QUICK, network)(scope, None, send))
+    asyncio.run(guard.Guard(inner, LIMITS, network)(scope, None, send))
     assert sent[0]["status"] == status
     if not network:
         assert ask(port, "/about", headers={"Host": host})[0] == status
@@ -258,6 +268,10 @@ PART = b'--edge\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n
         (b"garbage", "multipart/form-data; boundary=edge", 400),
         (b"--edge--\r\n", "multipart/form-data; boundary=edge", 400),
         (PART + picture(), "multipart/form-data; boundary=edge", 400),  # without an end
+        (form(picture(), {"beam": 3})[0][:-10], "multipart/form-data; boundary=edge", 400),
+        (form(picture())[0][:-10] + 20 * (
+            b'\r\n--edge\r\nContent-Disposition: form-data; name="beam"\r\n\r\n3'
+         ) + b"\r\n--edge--\r\n", "multipart/form-data; boundary=edge", 400),
         (form(picture())[0], "multipart/form-data", 415),
         (form(picture())[0], "multipart/form-data; boundary=other", 400),
         (form(picture())[0], "", 415),
@@ -309,7 +323,7 @@ def test_what_is_no_http_is_refused(port, start):
 @pytest.mark.parametrize("times", [1, 3, 20])
 def test_a_large_upload_is_refused_and_told_so(port, times):
     """Also a client that sends everything before it reads sees the answer, within reason."""
-    body, headers = form(b"x" * (QUICK.upload_bytes * times))
+    body, headers = form(b"x" * (LIMITS.upload_bytes * times))
     try:
         status, answer, _ = ask(port, "/caption", body, headers)
     except ConnectionError:
@@ -355,8 +369,8 @@ def test_a_large_upload_is_not_asked_for(port):
     "start", [b"", b"GET / HT", b"POST /caption HTTP/1.1\r\nHost: localhost\r\n"],
     ids=["nothing", "line", "head"],
 )  # fmt: skip
-def test_a_head_that_does_not_come_ends_the_connection(port, start):
-    with connect(port) as connection:
+def test_a_head_that_does_not_come_ends_the_connection(quick_port, start):
+    with connect(quick_port) as connection:
         began = time.monotonic()
         connection.sendall(start)
         with contextlib.suppress(ConnectionResetError):
@@ -364,9 +378,9 @@ def test_a_head_that_does_not_come_ends_the_connection(port, start):
         assert 0.2 < time.monotonic() - began < 5
 
 
-def test_a_head_that_trickles_after_an_answer_ends_the_connection(port):
-    with connect(port) as connection:
-        connection.sendall(head(port, "GET /health"))
+def test_a_head_that_trickles_after_an_answer_ends_the_connection(quick_port):
+    with connect(quick_port) as connection:
+        connection.sendall(head(quick_port, "GET /health"))
         assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
         began = time.monotonic()
         with pytest.raises(OSError):
@@ -376,15 +390,33 @@ def test_a_head_that_trickles_after_an_answer_ends_the_connection(port):
         assert time.monotonic() - began < 3
 
 
-def test_a_body_that_stops_is_refused(port):
-    with connect(port) as connection:
-        connection.sendall(head(port, "POST /caption", "Content-Length: 1000") + b"--edge")
+def test_a_head_that_trickles_after_a_long_request_ends_the_connection(quick_port):
+    """The time for the first head was over before that request was."""
+    body, headers = form(picture())
+    lines = (f"Content-Type: {headers['Content-Type']}", f"Content-Length: {len(body)}")
+    with connect(quick_port) as connection:
+        time.sleep(0.25)
+        connection.sendall(head(quick_port, "POST /caption", *lines) + body[:50])
+        time.sleep(0.25)
+        connection.sendall(body[50:])
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+        began = time.monotonic()
+        with pytest.raises(OSError):
+            while time.monotonic() - began < 3:
+                connection.sendall(b"G")
+                time.sleep(0.05)
+        assert time.monotonic() - began < 2.5
+
+
+def test_a_body_that_stops_is_refused(quick_port):
+    with connect(quick_port) as connection:
+        connection.sendall(head(quick_port, "POST /caption", "Content-Length: 1000") + b"--edge")
         assert read_all(connection).startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_body_that_trickles_is_refused(port):
-    with connect(port) as connection:
-        connection.sendall(head(port, "POST /caption", "Content-Length: 1000"))
+def test_a_body_that_trickles_is_refused(quick_port):
+    with connect(quick_port) as connection:
+        connection.sendall(head(quick_port, "POST /caption", "Content-Length: 1000"))
         began = time.monotonic()
         connection.settimeout(0.05)
         while time.monotonic() - began < 5:
@@ -398,13 +430,13 @@ def test_a_body_that_trickles_is_refused(port):
         assert 0.5 < time.monotonic() - began < 3
 
 
-def test_a_client_that_goes_within_its_body_is_forgotten(port):
+def test_a_client_that_goes_within_its_body_is_forgotten(quick_port):
     for _ in range(20):
-        with connect(port) as connection:
+        with connect(quick_port) as connection:
             connection.sendall(
-                head(port, "POST /caption", "Content-Length: 190000") + b"x" * 90_000
+                head(quick_port, "POST /caption", "Content-Length: 190000") + b"x" * 90_000
             )
-    assert caption(port, picture())[0] == 200
+    assert caption(quick_port, picture())[0] == 200
 
 
 # -- Many
@@ -582,7 +614,7 @@ def test_a_bug_is_told_in_one_line_without_the_picture(captioner, capsys):
 
     own = make_captioner()
     own.network = Broken()
-    with serving(make_app(Describer(own, "mine", "no maps"), limits=QUICK), QUICK) as port:
+    with serving(make_app(Describer(own, "mine", "no maps"), limits=LIMITS), LIMITS) as port:
         status, answer, _ = ask(port, "/caption", *form(picture()))
         assert (status, answer) == (500, {"detail": "internal error"})
         assert ask(port, "/health")[0] == 200
@@ -597,7 +629,7 @@ WATCHED = threading.Event()
 
 
 def _watch(event: str, details: tuple) -> None:
-    if event == "open" and WATCHED.is_set() and str(details[1]) not in ("r", "rb", "None"):
+    if event == "open" and WATCHED.is_set() and details[2] & (os.O_WRONLY | os.O_RDWR):
         WRITTEN.append(str(details))
 
 
@@ -609,6 +641,8 @@ def test_nothing_is_stored_or_logged(port, capfd):
     try:
         for file in (picture(), large, b"x" * 199_000):
             caption(port, file)
+        body, headers = form(b"x" * 3_000_000)
+        assert len(read_form(headers["Content-Type"], body).file) == 3_000_000
         ask(port, "/caption", b"garbage", {"Content-Type": "multipart/form-data; boundary=edge"})
     finally:
         WATCHED.clear()
@@ -627,7 +661,7 @@ def test_answers_are_json_that_a_browser_reads(port):
 # -- Saliency maps
 
 
-def explain(image, text, method, steps):
+def explain(image, text, method, steps, gone):
     """Maps that say what was asked: the mean colour, the number of words, the method."""
     if text == "unknown":
         raise ValueError("caption has 'unknown'; expected words of the model's vocabulary")
@@ -647,7 +681,7 @@ def levels(uri: str) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def mapped():
-    with serving(make_app(make_describer(explain), limits=QUICK), QUICK) as port:
+    with serving(make_app(make_describer(explain), limits=LIMITS), LIMITS) as port:
         yield port
 
 
@@ -734,9 +768,12 @@ def test_maps_are_those_of_explain():
 
     captioner = make_captioner()
     captioner.network = Tanh()
-    file = picture((10, 200, 10), (60, 40))
-    app = make_app(Describer(captioner, "mine", explain_by(captioner)), limits=QUICK)
-    with serving(app, QUICK) as port:
+    noise = np.random.default_rng(5).integers(0, 256, (20, 30, 3), np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(noise).save(content, "PNG")
+    file = content.getvalue()
+    app = make_app(Describer(captioner, "mine", explain_by(captioner)), limits=LIMITS)
+    with serving(app, LIMITS) as port:
         said = caption(port, file)[1]["caption"]
         found = saliency(captioner, file, said, "plain")
         status, answer, _ = ask(
@@ -747,3 +784,53 @@ def test_maps_are_those_of_explain():
         for one, own in zip(answer["maps"], np.abs(found.maps), strict=True):
             shares = np.minimum(own / np.quantile(own, 0.995), 1)
             assert np.allclose(levels(one["image"]), 255 * shares, atol=1)
+
+
+def test_a_map_that_nobody_waits_for_is_given_up():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    passes, going_on = [], threading.Event()
+
+    class Module(torch.nn.Module):
+        def forward(self, pixels):
+            passes.append(len(pixels))
+            assert going_on.wait(20)
+            return torch.nn.functional.avg_pool2d(torch.tanh(pixels), 4).flatten(1)
+
+    class Tanh(Network):
+        module = Module()
+
+    captioner = make_captioner()
+    captioner.network = Tanh()
+    app = make_app(Describer(captioner, "mine", explain_by(captioner)), limits=LIMITS)
+    with serving(app, LIMITS) as port:
+        body, headers = form(picture(), {"method": "smooth"})
+        with connect(port) as connection:
+            kind, length = headers["Content-Type"], len(body)
+            lines = (f"Content-Type: {kind}", f"Content-Length: {length}")
+            connection.sendall(head(port, "POST /saliency", *lines) + body)
+            until(lambda: passes)
+        time.sleep(0.2)  # it sees that the connection is closed
+        going_on.set()
+        assert ask(port, "/saliency", *form(picture(), {"method": "plain"}))[0] == 200
+    assert len(passes) == 2
+
+
+def test_the_process_does_not_end_below_a_computation():
+    """Libraries of networks abort where the interpreter goes while they compute."""
+    script = (
+        "import asyncio, time\n"
+        "from fastrnn.serve.worker import Worker\n"
+        "def compute(kind, items):\n"
+        "    time.sleep(0.5)\n"
+        "    print('done', flush=True)\n"
+        "    return items\n"
+        "async def main():\n"
+        "    worker = Worker(compute, batch=1, waiting=1, name='test')\n"
+        "    task = asyncio.ensure_future(worker.submit(None, 1))\n"
+        "    await asyncio.sleep(0.1)\n"
+        "    worker.close(0.01)\n"
+        "    task.cancel()\n"
+        "asyncio.run(main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")

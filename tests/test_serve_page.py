@@ -29,7 +29,7 @@ LIMITS = Limits(upload_bytes=300_000)
 MARKUP = "<img src=x onerror=\"document.title='taken'\">"
 
 
-def explain(image, caption, method, steps):
+def explain(image, caption, method, steps, gone):
     """Maps that differ: the k-th word's has a bright square in the k-th column."""
     words = caption.split()
     maps = np.zeros((len(steps), 16, 16), np.float32)

@@ -178,7 +178,10 @@ def make_app(
     async def saliency(request: Request) -> JSONResponse:
         start = time.perf_counter()
         asked = _explained(await _form(request, readers))
-        answer = await _unless_gone(request, maps.submit(None, asked))
+        try:
+            answer = await _unless_gone(request, maps.submit(None, asked))
+        finally:
+            asked.gone.set()
         return JSONResponse({**answer, "seconds": round(time.perf_counter() - start, 4)})
 
     return Guard(app, limits, network)
@@ -202,7 +205,8 @@ async def _in_thread(readers: ThreadPoolExecutor, work: Callable[[], T]) -> T:
 async def _form(request: Request, readers: ThreadPoolExecutor) -> Form:
     """Read the form of a request; a large one beside the loop that serves all requests."""
     content_type = request.headers.get("content-type", "")
-    body = await request.body()
+    # Not request.body(), which would keep it as long as the request.
+    body = b"".join([part async for part in request.stream()])
     if len(body) <= _SMALL:
         return read_form(content_type, body)
     return await _in_thread(readers, lambda: read_form(content_type, body))

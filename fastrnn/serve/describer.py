@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import importlib.util
 import io
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
 
     from ..explain import Saliency
 
-Explain: TypeAlias = "Callable[[Image.Image, str | None, str, list[int] | None], Saliency]"
-"""Called with an image, a caption, a method and the steps that are wanted."""
+Explain: TypeAlias = (
+    "Callable[[Image.Image, str | None, str, list[int] | None, threading.Event], Saliency]"
+)
+"""Called with an image, a caption, a method, the steps that are wanted, and what says that nobody
+waits any more."""
 METHODS = {
     "smooth": "smoothed gradient",
     "plain": "gradient",
@@ -82,12 +86,15 @@ class Explained:
         One of `METHODS`.
     step : int or None
         The word that is wanted, from 0; None for all.
+    gone : threading.Event
+        Set when nobody waits any more.
     """
 
     content: bytes
     caption: str | None = None
     method: str = "smooth"
     step: int | None = None
+    gone: threading.Event = dataclasses.field(default_factory=threading.Event)
 
 
 class Describer:
@@ -139,7 +146,8 @@ class Describer:
 
     def _open(self, content: bytes) -> Image.Image:
         try:
-            return open_image(content, name="the file")
+            size = self.captioner.network.preprocessing.size
+            return open_image(content, size=size, name="the file")
         except ImageError as error:
             raise Refused(415, f"the file {str(error).removeprefix('the file: ')}") from None
 
@@ -221,7 +229,9 @@ class Describer:
     def _map(self, asked: Explained, explain: Explain) -> dict[str, Any]:
         steps = None if asked.step is None else [asked.step]
         try:
-            found = explain(self._open(asked.content), asked.caption, asked.method, steps)
+            found = explain(
+                self._open(asked.content), asked.caption, asked.method, steps, asked.gone
+            )
         except ValueError as error:
             raise Refused(400, str(error)) from None
         return {
@@ -246,9 +256,24 @@ def explain_by(captioner: Captioner) -> Explain | str:
     from ..explain import saliency
 
     def explain(
-        image: Image.Image, caption: str | None, method: str, steps: list[int] | None
-    ) -> Saliency:
-        return saliency(captioner, image, caption, method, steps=steps)
+        image: Image.Image, caption: str | None, method: str, steps: list[int] | None,
+        gone: threading.Event,
+    ) -> Saliency:  # fmt: skip
+        def check(*_: Any) -> None:
+            if gone.is_set():
+                raise Refused(503, "nobody waits for this map any more")
+
+        # Some methods run the network very often: each time, this looks whether it is wanted.
+        module = captioner.network.module
+        hooks = [
+            module.register_forward_pre_hook(check),
+            module.register_full_backward_pre_hook(check),
+        ]
+        try:
+            return saliency(captioner, image, caption, method, steps=steps)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     return explain
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import collections
 import threading
 from collections.abc import Callable, Hashable, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from .limits import Refused
 
+_EXIT_SECONDS = 10.0
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -48,7 +50,9 @@ class Worker(Generic[Item, Result]):
         self._changed = threading.Condition()
         self._closed = False
         self._busy = False
-        # A daemon: a computation that takes long does not keep the process from ending.
+        # The interpreter does not wait for a daemon that waits for items, but it must not end below
+        # one that computes.
+        atexit.register(self.close, _EXIT_SECONDS)
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -91,6 +95,8 @@ class Worker(Generic[Item, Result]):
             if future.set_running_or_notify_cancel():
                 future.set_exception(Refused(503, "the server is stopping"))
         self._thread.join(seconds)
+        if not self._thread.is_alive():
+            atexit.unregister(self.close)
 
     def _take(self) -> tuple[Any, list[tuple[Item, Future[Result]]]] | None:
         with self._changed:
