@@ -50,7 +50,7 @@ def test_a_cell_that_cannot_be_exported(export):
     pytest.importorskip("onnx" if export is to_onnx else "torch")
     model = small_model("lstm")
     model.cell_type = "gru"
-    with pytest.raises(ValueError, match="^cell_type is 'gru'; expected one of rnn, lstm$"):
+    with pytest.raises(ValueError, match=r"^cell_type is 'gru'; expected one of rnn, lstm$"):
         export(model)
 
 
