@@ -329,8 +329,8 @@ def h5_mutator(datasets: dict[str, np.ndarray], place: Path) -> Mutate:
     def mutate(data: bytes, rng: Random) -> bytes:
         harmed = rng.random() < 0.75
         found = data if rng.random() < 0.5 else build_h5(datasets, place, rng)
-        # HDF5 2.0 does not return from a damaged global heap, and a reader cannot prevent this:
-        # opening a virtual data set is enough. See SECURITY.md.
+        # HDF5 2.0 does not come back from a damaged global heap, and no reader can keep it from
+        # looking: to open a virtual data set is enough. SECURITY.md says so.
         if harmed and b"GCOL" not in found:
             found = with_checksums(mutate_bytes(found, rng))
         return found
