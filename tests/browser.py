@@ -78,8 +78,8 @@ class Browser:
         self._profile = tempfile.mkdtemp(prefix="fastrnn-chromium-")
         theirs_in, self._to = os.pipe()
         self._from, theirs_out = os.pipe()
-        # Chromium reads commands from descriptor 3 and writes to 4. An argument vector cannot say
-        # so; a shell can. A shell's own words for descriptors have one digit, so these are moved.
+        # Chromium reads commands from descriptor 3 and writes to 4. An argument vector cannot set
+        # these, but a shell can. Its syntax allows only one digit, so higher descriptors are moved.
         command = 'in=$1 out=$2; shift 2; eval "exec \\"\\$@\\" 3<&$in 4>&$out"'
         self._process = subprocess.Popen(
             ["bash", "-c", command, "bash", str(theirs_in), str(theirs_out),
@@ -214,7 +214,7 @@ class Browser:
     def close(self) -> None:
         """End the browser, and remove its profile."""
         try:
-            os.close(self._to)  # it ends when its pipe does
+            os.close(self._to)  # it exits when its pipe is closed
             try:
                 self._process.wait(10)
             except subprocess.TimeoutExpired:

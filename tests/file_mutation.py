@@ -109,7 +109,7 @@ def mutate_tree(value: Any, rng: Random, names: Sequence[str] = ()) -> Any:
     top = [value]
     for _ in range(rng.choice([1, 1, 2, 3])):
         nodes = _nodes(top)
-        # Large arrays would otherwise take nearly all of the changes.
+        # Otherwise, nearly all changes would be in large arrays.
         container, key = rng.choice(nodes[:20] if rng.random() < 0.4 else nodes)
         old = container[key]
         how = rng.randrange(10)
@@ -156,7 +156,7 @@ def json_mutator(names: Sequence[str] = (), lines: bool = False) -> Mutate:
         if lines and rng.random() < 0.2:
             parts.insert(at, rng.choice(["", parts[at], "[]", "{}"]))
         found = "\n".join(parts)
-        if rng.random() < 0.05:  # something twice in an object
+        if rng.random() < 0.05:  # a duplicate key in an object
             found = re.sub(r"\{(\"\w+\": \d+)", r"{\1, \1", found, count=1)
         return found.encode("utf-8", "surrogatepass")
 
@@ -238,7 +238,7 @@ def _change_header(member: bytes, rng: Random) -> bytes:
 def _pack(members: Sequence[tuple[str, bytes]], rng: Random) -> bytes:
     file = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of names that are there twice
+        warnings.simplefilter("ignore")  # about duplicate names
         kind = zipfile.ZIP_DEFLATED if rng.random() < 0.03 else zipfile.ZIP_STORED
         with zipfile.ZipFile(file, "w", kind) as archive:
             for name, member in members:
@@ -270,7 +270,7 @@ def npz_mutator(sealed: bool, names: Sequence[str] = ()) -> Mutate:
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 members = [(m.filename, archive.read(m)) for m in archive.infolist()]
-        except Exception:  # it was harmed before
+        except Exception:  # it is already damaged
             return mutate_bytes(data, rng)
         if sealed:
             members = [m for m in members if m[0] != f"{CHECKSUM}.npy"]
@@ -278,7 +278,7 @@ def npz_mutator(sealed: bool, names: Sequence[str] = ()) -> Mutate:
             if not members:
                 break
             at = rng.randrange(len(members))
-            if rng.random() < 0.3:  # what the rest is made by
+            if rng.random() < 0.3:  # often the array that describes the others
                 at = next((k for k, m in enumerate(members) if "about" in m[0]), at)
             name, member = members[at]
             how = rng.randrange(14)
@@ -301,7 +301,7 @@ def npz_mutator(sealed: bool, names: Sequence[str] = ()) -> Mutate:
             try:
                 place.write_bytes(found)
                 seal = np.array(checksum(read_npz(place)))
-            except Exception:  # it is refused before any checksum is looked at
+            except Exception:  # it is refused before the checksum is verified
                 return found
             found = _pack([*members, (f"{CHECKSUM}.npy", _npy(seal))], rng)
         return _lie(found, rng) if rng.random() < 0.05 else found
@@ -407,7 +407,7 @@ def build_h5(datasets: dict[str, np.ndarray], place: Path, rng: Random) -> bytes
         for name in [*datasets, "another"]:
             array = datasets.get(name, np.arange(5, dtype="f4"))
             if name in wrong:
-                # What this version of HDF5 refuses to write leaves a hole.
+                # Skip what this version of HDF5 refuses to write.
                 try:
                     rng.choice(_WRONG_H5)(file, name, array, place, rng)
                 except (ValueError, TypeError, OSError, RuntimeError, OverflowError):
@@ -446,7 +446,7 @@ def _other_shape(file, name, array, place, rng):
         file[name] = np.ones(shape, array.dtype)
     elif how == 2:
         file[name] = np.concatenate([array, array[:1]])
-    elif how == 3:  # claimed, and never written
+    elif how == 3:  # in the shape, but never written
         huge = rng.choice([1 << 10, 1 << 20, 1 << 31, 1 << 40])
         file.create_dataset(name, (huge,) * max(array.ndim, 1), array.dtype, fillvalue=1,
                             chunks=rng.choice([None, (64,) * max(array.ndim, 1)]))  # fmt: skip
@@ -499,15 +499,15 @@ def _chunked(file, name, array, place, rng):
             file.id, name.encode(), h5py.h5t.py_create(array.dtype, logical=True), space, plist
         )
     )
-    # HDF5 itself takes long over a large chunk, and its filter scaleoffset corrupts the heap behind
-    # any other; what is written raw only seems to be such.
+    # HDF5 itself is slow with a large chunk, and its filter scaleoffset corrupts the heap with
+    # any other chunk. Chunks that are written raw only look like that.
     filters = [plist.get_filter(k)[0] for k in range(plist.get_nfilters())]
     tame = h5py.h5z.FILTER_SCALEOFFSET not in filters[1:]
     if rng.random() < 0.6 and tame and np.prod(chunk, dtype=float) < 1 << 16:
         dataset[: len(array)] = array
         return
     if not filters:
-        return  # HDF5 takes as many bytes as the chunk should have, whatever there are
+        return  # HDF5 reads as many bytes as the chunk should have, even if there are fewer
     raw = rng.choice([rng.randbytes(30), _deflated(1 << 10), _deflated(1 << 24, 2), b"\0" * 9])
     dataset.id.write_direct_chunk((0,) * array.ndim, raw, rng.choice([0, 0, 1, 3, 2**32 - 1]))
 
@@ -539,7 +539,7 @@ def _elsewhere(file, name, array, place, rng):
         layout = h5py.VirtualLayout(array.shape, array.dtype)
         layout[...] = h5py.VirtualSource(str(place / "other.h5"), name, array.shape)
         file.create_virtual_dataset(name, layout)
-    else:  # made of itself
+    else:  # mapped onto itself
         layout = h5py.VirtualLayout(array.shape, array.dtype)
         layout[...] = h5py.VirtualSource(".", name, array.shape)
         file.create_virtual_dataset(name, layout)

@@ -186,7 +186,7 @@ class Captions(Reader):
         self.add_h5_seeds({name: arrays[self.source_of(name)] for name in self.datasets})
 
     def names(self) -> list[str]:
-        # What does not fit another file may be told of that.
+        # If two files do not match, the message may name the other file.
         return [f"{self.layout}{os.sep}"]
 
     def source_of(self, name: str) -> str:
@@ -247,7 +247,7 @@ class Vocabulary(Captions):
 
     def prepare(self) -> None:
         super().prepare()
-        # The word of an id that is in no caption may be any.
+        # The word of an id that is in no caption can be anything.
         self.seeds = [self.path.read_bytes(), b"\xef\xbb\xbf" + self.path.read_bytes()]
         self.mutate = json_mutator(["idx_to_word", "word_to_idx", *WORDS])
 
@@ -338,7 +338,7 @@ class Checkpoint(Reader):
         try:
             trainer = fastrnn.training.Trainer.resume(self.run, self.data)
         except ValueError as error:
-            # It holds the settings against the checkpoint, and names what differs.
+            # It compares the settings with the checkpoint, and names the differences.
             require("\n" not in str(error), "one line")
         else:
             require(trainer.step <= 2, "a step that was not done")
@@ -390,7 +390,7 @@ class Settings(Reader):
                 names.update(found, *(value for value in found.values() if type(value) is dict))
         self.path = self.run / self.file
         self.seeds = [self.path.read_bytes()]
-        if self.file == "settings.json":  # and as an older version wrote it, without sections
+        if self.file == "settings.json":  # also as older versions wrote it, without sections
             flat = fastrnn.runs.read_settings(self.run)
             self.seeds.append(json.dumps(flat).encode())
         self.mutate = json_mutator(sorted({*names, "max_train", "raw_features", "bias_start"}),
@@ -403,7 +403,7 @@ class Settings(Reader):
         require("</html>" in fastrnn.report.write_report(self.run).read_text("utf-8"), "a page")
 
     def names(self) -> list[str]:
-        # A directory without settings is none of a run.
+        # A directory without settings is not a run directory.
         return [str(self.path), f"{self.run}: "]
 
     def look(self) -> None:
@@ -427,7 +427,7 @@ class History(Settings):
     def look(self) -> None:
         history = fastrnn.report.read_history(self.path)
         self.drawn += 1
-        if self.drawn % 100 == 0:  # matplotlib takes its time
+        if self.drawn % 100 == 0:  # matplotlib is slow
             fastrnn.report.draw_loss(history)
 
 
@@ -647,7 +647,7 @@ class Picture(Reader):
                 Image.fromarray(pixels[..., 0].astype(np.uint16)).save(self.path, kind)
             else:
                 picture.convert(mode).save(self.path, kind)
-            # What is drawn by a program must not be.
+            # Images that only another program can draw must not be read.
             where = self.strange if kind == "eps" else self.seeds
             where.append(self.path.read_bytes())
         self.mutate = mutate_bytes
@@ -876,7 +876,7 @@ def work_on(name: str, seconds: float, seed: int, faults: Path) -> tuple[int, in
     try:
         while (left := until - time.monotonic()) > 0:
             before = tally.counts()[0]
-            for old in place.iterdir():  # what was found leads on
+            for old in place.iterdir():  # continue from the files found so far
                 if old.name != "corpus":
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
             child = os.fork()

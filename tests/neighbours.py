@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-# A neighbour: what it computes, in its first call with its threads just started; and how many
-# threads it has. Its results depend on nothing else.
+# A neighbour: a computation, whose first call starts the library's threads, and a function that
+# counts its threads. Its results depend on nothing else.
 Neighbour = tuple[Callable[[], list[np.ndarray]], Callable[[], dict[str, int]]]
 
 
@@ -64,7 +64,7 @@ def scipy() -> Neighbour:
 
 
 NEIGHBOURS = {"torch": torch, "sklearn": scikit_learn, "scipy": scipy}  # by the module to import
-COUNT = 3  # threads of fastrnn, which no neighbour has by itself
+COUNT = 3  # threads of fastrnn; no neighbour has this number by default
 
 
 def fastrnn() -> Callable[[], str]:

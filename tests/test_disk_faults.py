@@ -371,7 +371,7 @@ class PowerLoss:
     ) -> None:
         self.root, self._files, self._new = root, {}, 0
         # names by directory, and contents by file: a file is known by its inode and a number,
-        # because the inode of a file that is gone is used again
+        # because the inode of a removed file is reused
         self.names: dict[Path, dict[str, tuple[int, int]]] = {}
         self.contents: dict[tuple[int, int], bytes] = {}
         os_open, fsync = os.open, os.fsync
@@ -525,8 +525,8 @@ def test_a_call_that_changes_files_fails(data, wanted, tmp_path, rng, code, for_
                 assert Path(error.filename).is_relative_to(run)
                 assert not is_unfinished(error.filename)
             else:
-                # Nobody misses the lock's own files when it is given up; and before it is taken,
-                # filelock has two ways to find out whether the file system knows locks.
+                # Errors are ignored when the lock's own files are removed. Before locking,
+                # filelock has two ways to find out whether the file system supports locks.
                 given_up = set(disk.struck) == {"unlink"} and number > calls - 3
                 finding_out = disk.struck == ["open"] and "write" not in disk.calls[:number]
                 assert given_up or finding_out, (number, disk.struck)
@@ -534,12 +534,12 @@ def test_a_call_that_changes_files_fails(data, wanted, tmp_path, rng, code, for_
         if run.is_dir():
             check_whole(run)
             shutil.copytree(run, copied)
-        # The same trainer goes on, as in a notebook; and another one does, as on the command line.
+        # Continue with the same trainer, as in a notebook, and with a new one, as the command does.
         trainer.fit()
         check_equal(trainer.model.params, wanted)
         check_finished(run, wanted)
         check_goes_on(copied, data, wanted)
-        # Nobody holds the lock any longer.
+        # The lock is free again.
         Trainer.resume(run, data).fit()
         shutil.rmtree(run)
         shutil.rmtree(copied)

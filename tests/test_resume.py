@@ -94,8 +94,8 @@ def test_killed_and_resumed_is_never_stopped(tmp_path: Path):
     wanted = result(whole, data)
     assert wanted["about"]["step"] == 180
 
-    # A life is short enough for 20 of them in one training, on this machine as it is today; should
-    # one reach the end all the same, another run is killed as often as is left.
+    # Each process lives for a short time, so that 20 of them fit into one training at the present
+    # speed of this machine. If one still finishes, the remaining kills are done on another run.
     rng = np.random.default_rng()
     kills, runs = 0, 0
     steps = []

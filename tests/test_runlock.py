@@ -66,7 +66,7 @@ def test_second_holder_is_told_of_the_first(tmp_path):
     finally:
         process.kill()
         process.wait()
-    # a dead holder's lock is taken over, as often as one likes
+    # the lock of a dead process can be acquired, any number of times
     with RunLock(tmp_path) as lock, lock:
         assert json.loads((tmp_path / HOLDER_FILE).read_text())["process"] == os.getpid()
     assert not (tmp_path / HOLDER_FILE).exists()
@@ -94,7 +94,7 @@ def test_lock_is_held_as_often_as_it_is_acquired(tmp_path):
             other.acquire()
     with other, pytest.raises(RunInUseError):
         lock.acquire()
-    lock.release()  # one that is not held: nothing
+    lock.release()  # a lock that is not held: no effect
 
 
 def test_lock_stays_where_it_is_when_the_working_directory_changes(tmp_path, monkeypatch):
@@ -204,7 +204,7 @@ def test_two_trainers_on_one_run(data, tmp_path):
     first.fit()
     assert len(seen) == 2 and not (run / HOLDER_FILE).exists()
     assert first.fit() == first.history  # it may be called again
-    # the lock is given up by an error, too
+    # an error also releases the lock
     failing = trainer_of(data, tmp_path / "other")
     failing.on_step = lambda *_: 1 / 0
     with pytest.raises(ZeroDivisionError):
@@ -236,7 +236,7 @@ def test_lock_whose_holder_cannot_be_written(tmp_path, monkeypatch):
         refused = RunLock(tmp_path)
         with pytest.raises(OSError, match="No space left"):
             refused.acquire()
-    with RunLock(tmp_path):  # the one that was refused does not hold it
+    with RunLock(tmp_path):  # the refused trainer does not hold it
         pass
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import checks
 from .._core.runtime import CELL_GATES
-from ..checkpoint import blank_model
+from ..checkpoint import seeded_model
 from ..classifiers.rnn import CaptioningRNN
 from ..files import write_aside
 from .parameters import checked_params, metadata_of, raise_missing
@@ -271,7 +271,7 @@ def from_torch(
     bias, extra = w["rnn.bias_ih_l0"], w["rnn.bias_hh_l0"]
     # Adding zeros would change -0.0 to 0.0.
     bias = bias + extra if extra.any() else bias
-    model = blank_model(
+    model = seeded_model(
         word_to_idx, sizes["D"], sizes["W"], sizes["H"], cell_type, w["embed.weight"].dtype
     )
     params = {
