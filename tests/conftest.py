@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from h5_in_process import InProcess
 
 import fastrnn
+import fastrnn.data.layout
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,3 +42,10 @@ def threads_afterwards():
     before = fastrnn.get_num_threads()
     yield
     fastrnn.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def h5_files_are_read_here(request, monkeypatch):
+    """Tests of reading start the process of HDF5, as users do; so do those of programs."""
+    if request.path.stem not in ("test_data_h5", "test_data_layout", "test_damaged_files"):
+        monkeypatch.setattr(fastrnn.data.layout, "H5Reader", InProcess)

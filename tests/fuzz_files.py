@@ -85,6 +85,7 @@ from file_mutation import (
     npz_mutator,
     write_compact,
 )
+from h5_in_process import InProcess
 
 from fastrnn.classifiers.rnn import CaptioningRNN
 from fastrnn.data.scenes.draw import make_scene
@@ -148,25 +149,6 @@ def require(holds: bool, what: str) -> None:
 
 
 # -- the layout
-
-
-class InProcess(fastrnn.data.h5.H5Reader):
-    """Reads h5 files here: a thousand times as many, and coverage can lead."""
-
-    def _start(self) -> None:
-        self._answers = io.BytesIO()
-
-    def _ask(self, path: str) -> None:
-        place = os.fsencode(Path(path).absolute()).hex()
-        request = json.dumps([place, fastrnn.data.h5.SECONDS, fastrnn.data.h5.MEMORY])
-        self._answers = io.BytesIO()
-        fastrnn.data.h5_process.serve(
-            io.BytesIO(request.encode()), self._answers, lambda seconds, memory: lambda *more: None
-        )
-        self._answers.seek(0)
-
-    def _end(self) -> int:
-        return 0
 
 
 class Captions(Reader):
