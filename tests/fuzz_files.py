@@ -769,8 +769,10 @@ def work_on(name: str, seconds: float, seed: int, faults: Path) -> tuple[int, in
     finally:
         shutil.rmtree(place, ignore_errors=True)
     for path in faults.glob(f"{name}-*.txt"):
-        # What HDF5 does to this process, it may do to its own.
-        if issubclass(READERS[name], Captions) and stands(name, path.with_suffix("")):
+        # What HDF5 does to this process, it may do to its own; exceptions are the reader's.
+        process_ends = path.read_text().startswith(("timeout", "crash", "oom", "ends", "Fault"))
+        ours = not process_ends or not issubclass(READERS[name], Captions)
+        if not ours and stands(name, path.with_suffix("")):
             path.rename(path.with_suffix(".held"))
     return tally.counts()
 
