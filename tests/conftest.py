@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fastrnn
+import fastrnn.data.h5
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,3 +41,10 @@ def threads_afterwards():
     before = fastrnn.get_num_threads()
     yield
     fastrnn.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def h5_files_are_read_here(request, monkeypatch):
+    """Most tests read h5 files in their own process; another one takes 0.1 s to start."""
+    if request.path.stem not in ("test_data_h5", "test_data_layout", "test_damaged_files"):
+        monkeypatch.setattr(fastrnn.data.h5, "HAS_PROCESSES", False)

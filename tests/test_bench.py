@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -155,25 +156,33 @@ def test_scatter_adds_agree() -> None:
         np.testing.assert_allclose(dW, wanted, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["torch padded", "torch packed", "jax"])
-@pytest.mark.parametrize("cell", ["rnn", "lstm"])
-def test_peers_do_the_same_step(name: str, cell: str) -> None:
-    library = name.split()[0]
-    if importlib.util.find_spec(library) is None:
-        pytest.skip(f"{library} is not installed")
+@pytest.fixture(scope="module")
+def losses_of() -> Iterator[Callable[[str, str], float]]:
+    """What a library finds for one step; each is started once."""
     from bench.peers import Contender
 
     shape = {"N": 9, "T": 5, "D": 6, "H": 8, "V": 12, "F": 7, "name": "toy"}
-    losses = {}
-    for who in ("fastrnn", name):
-        contender = Contender(who, 1)
-        try:
-            contender.greet()
-            arguments = {"shape": shape, "cell": cell}
-            losses[who] = contender.ask("open", kind="step", arguments=arguments)["loss"]
-        finally:
-            contender.close()
-    assert losses[name] == pytest.approx(losses["fastrnn"], rel=1e-5)
+    contenders = {}
+
+    def ask(who: str, cell: str) -> float:
+        if who not in contenders:
+            contenders[who] = Contender(who, 1)
+            contenders[who].greet()
+        arguments = {"shape": shape, "cell": cell}
+        return contenders[who].ask("open", kind="step", arguments=arguments)["loss"]
+
+    yield ask
+    for contender in contenders.values():
+        contender.close()
+
+
+@pytest.mark.parametrize("name", ["torch padded", "torch packed", "jax"])
+@pytest.mark.parametrize("cell", ["rnn", "lstm"])
+def test_peers_do_the_same_step(losses_of, name: str, cell: str) -> None:
+    library = name.split()[0]
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    assert losses_of(name, cell) == pytest.approx(losses_of("fastrnn", cell), rel=1e-5)
 
 
 def test_a_contender_that_fails_says_what() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 import threading
 import warnings
 
@@ -500,6 +502,33 @@ def test_workspace_serves_after_an_error(model):
     with pytest.raises(IndexError):
         model.loss(features, captions + 100, workspace=workspace)
     assert model.loss(features, captions, workspace=workspace)[0] == wanted
+
+
+def test_workspace_serves_after_want_of_memory():
+    """The error comes while the workspace is in use: no call may find it in use ever after."""
+    pytest.importorskip("resource")
+    code = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+import pathlib, resource
+import numpy as np
+from equivalence import draw_captions, draw_model
+from fastrnn.classifiers import rnn
+model, features, rng = draw_model(rnn, {{**{SMALL!r}, "N": 2, "T": 16, "H": 256}}, "lstm", "f4")
+captions = draw_captions({{**{SMALL!r}, "N": 2, "T": 16}}, rng)
+workspace = rnn.CaptioningWorkspace()
+wanted = model.loss(features, captions, workspace=workspace)[0]
+taken = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + (400 << 20), resource.RLIM_INFINITY))
+try:
+    model.loss(np.tile(features, (20_000, 1)), np.tile(captions, (20_000, 1)), workspace=workspace)
+except MemoryError as error:
+    print(error)
+assert model.loss(features, captions, workspace=workspace)[0] == wanted
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("no memory for a workspace of ")
 
 
 GRADS = {

@@ -152,6 +152,17 @@ def test_arrays_of_all_kinds(tmp_path):
     np.testing.assert_array_equal(found["unwritten"], [7, 7, 7])
 
 
+def test_names_that_are_no_text(tmp_path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["name"] = np.arange(3)
+    path.write_bytes(path.read_bytes().replace(b"name", b"n\xffme"))
+    with pytest.raises(
+        ValueError, match=rf"^{path}: dataset 'n\ufffdme' has a name that is not in"
+    ):
+        read(path)
+
+
 def test_one_process_reads_many_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = ["a.h5", "b c.h5", os.fsdecode(b"\xff.h5")]

@@ -61,7 +61,7 @@ def test_pca_refuses_what_it_cannot_fit(tmp_path):
 def small_parts(monkeypatch):
     """A few rows at a time."""
     monkeypatch.setattr("fastrnn.data.pca._PART_BYTES", 8 * 6 * 7)
-    monkeypatch.setattr("fastrnn.data.h5._HAS_PROCESSES", False)  # to patch what it would do
+    monkeypatch.setattr("fastrnn.data.h5.HAS_PROCESSES", False)  # to patch what it would do
     monkeypatch.setattr("fastrnn.data.h5_process._BLOCK", 8 * 6 * 7)
 
 

@@ -29,7 +29,8 @@ SECONDS = 5.0
 MEMORY = 1 << 28
 """Bytes that HDF5 may take for any file; a good one needs a few million."""
 
-_HAS_PROCESSES = hasattr(os, "posix_spawn")
+HAS_PROCESSES = hasattr(os, "posix_spawn")
+"""Whether a second process reads the files; on Windows this process does."""
 
 
 class H5Reader:
@@ -133,9 +134,7 @@ class H5Reader:
         self, path: str, name: str | None = None, *, values: bool = True
     ) -> Iterator[dict[str, Any] | np.ndarray]:
         """Yield what each dataset is, each time followed by its values in blocks of bytes."""
-        answers = (
-            self._ask(path, name, values) if _HAS_PROCESSES else _read_here(path, name, values)
-        )
+        answers = self._ask(path, name, values) if HAS_PROCESSES else _read_here(path, name, values)
         at_end = False
         try:
             for item in answers:

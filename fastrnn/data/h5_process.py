@@ -69,7 +69,7 @@ def read(
     """
     # h5py reports a truncated file on opening or, where only data are missing, on reading. Damaged
     # metadata raise RuntimeError, KeyError and others.
-    name = None
+    text = None
     try:
         file_size = Path(path).stat().st_size
         room = _MAX_UNBACKED + _MAX_EXPANSION * file_size
@@ -78,6 +78,10 @@ def read(
             for name in file:
                 if only not in (None, name):
                     continue
+                if isinstance(name, bytes):
+                    text = name.decode("utf-8", "replace")
+                    raise ValueError("has a name that is not in UTF-8")
+                text = name
                 # A link could make h5py read any other file.
                 if not isinstance(file.get(name, getlink=True), h5py.HardLink):
                     raise ValueError("is a link; expected data in this file")
@@ -89,13 +93,13 @@ def read(
                     size = _check_dataset(node, file_size, room, allow)
                     room -= size
                     dtype = node.dtype.newbyteorder("=")
-                    yield {"dataset": name, "dtype": dtype.str, "shape": node.shape}
+                    yield {"dataset": text, "dtype": dtype.str, "shape": node.shape}
                     allow(0, size)
                     yield from _blocks(node, dtype, size, allow)
     except ValueError as error:
-        yield {"dataset": name, "error": "value", "message": str(error)}
+        yield {"dataset": text, "error": "value", "message": str(error)}
     except Exception as error:
-        yield {"dataset": name, "error": "file", "message": str(error)}
+        yield {"dataset": text, "error": "file", "message": str(error)}
     else:
         yield {"error": None}
 
