@@ -35,7 +35,7 @@ def openmp_after(code: str) -> list[str]:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    paths = {line.split(maxsplit=5)[-1] for line in done.stdout.splitlines()}
+    paths = {"/" + line.partition("/")[2] for line in done.stdout.splitlines()}
     return sorted(path for path in paths if OPENMP.search(path))
 
 

@@ -43,7 +43,8 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     (x,) = _checks.as_floats(x=x)
     with np.errstate(under="ignore"):
         z = np.exp(-np.abs(x))
-        return np.where(x < 0, z, np.ones_like(z)) / (1 + z)
+        one = np.ones_like(z)  # in NumPy 1.26, 1 + z of a single float32 would be float64
+        return np.where(x < 0, z, one) / (one + z)
 
 
 def rnn_step_forward(
