@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -71,6 +72,10 @@ def test_maps_numbers_and_a_page(captioner, photo, tmp_path, capsys):
     assert "a &lt;b&gt; photo.png" in page
     assert "<b> photo" not in page
     assert not re.search(r'(src|href)="(?!data:)', page)
+    [style] = re.findall(r"<style>(.*?)</style>", page, re.S)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}'" in page  # the browser applies no other
+    assert "<script" not in page
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert len(pictures) == len(own.words) + 2
     with Image.open(io.BytesIO(base64.b64decode(pictures[0]))) as first:
