@@ -6,9 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO
 
-import h5py
 import numpy as np
-from scipy.linalg.blas import dsyrk
 
 from ..files import one_line, open_file, read_npz, write_aside, write_npz
 from .h5 import H5Reader
@@ -168,6 +166,8 @@ class PCA:
         The file is read twice: for the mean, and for the covariance, which takes 8 D^2 bytes, and
         three times as much for its eigenvectors.
         """
+        from scipy.linalg.blas import dsyrk  # loading it takes as long as all of NumPy
+
         if size < 1:
             raise ValueError(f"size is {size}; expected at least 1")
         source = _Features(path)
@@ -224,6 +224,8 @@ class PCA:
             )
 
         def write(file: BinaryIO) -> None:
+            import h5py
+
             with h5py.File(file, "w") as h5:
                 target = h5.create_dataset(_FEATURES, (count, len(self.components)), "<f4")
                 start = 0

@@ -8,7 +8,6 @@ written to the file asked for once they are complete.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -233,6 +232,14 @@ def _write(out: Path, rows: np.ndarray, chosen: Sequence[int], width: int) -> No
     write_aside(out, write)
 
 
+def _lock(file: BinaryIO) -> None:
+    """Lock a file for this process, or raise OSError; without an effect on Windows."""
+    with contextlib.suppress(ImportError):
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 class _Partial:
     """The file aside, locked while it is used."""
 
@@ -250,7 +257,7 @@ class _Partial:
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             self._file = os.fdopen(handle, "r+b")
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(self._file)
             except OSError:
                 self._file.close()
                 raise OSError(
