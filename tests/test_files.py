@@ -106,7 +106,8 @@ except OSError as error:
     print(error.errno, error.filename)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stderr == ""
+    if np.lib.NumpyVersion(np.__version__) >= "2.0.0":  # before, savez left its ZipFile open
+        assert done.stderr == ""
     assert done.stdout.split() == [str(errno.EFBIG), str(path)]
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
