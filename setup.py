@@ -2,7 +2,10 @@
 
 ``src_c/kernels.c`` is compiled once for each element type and instruction set, and one instruction
 set is chosen at import, so a wheel runs on other machines than the one that built it. OpenMP is
-used if the compiler supports it; ``FASTRNN_OPENMP=0`` builds without it.
+used if the compiler supports it; ``FASTRNN_OPENMP=0`` builds without it. Apple's Clang needs
+Homebrew's libomp, or another one in ``LIBOMP_ROOT``.
+
+Only 64-bit little-endian platforms are supported; others are refused (src_c/fastrnn.h).
 
 ``FASTRNN_DEBUG=1`` builds with Cython's bounds checks and the hooks of src_c/debug.h: new memory
 holds NaN, and allocations can be made to fail. ``FASTRNN_SANITIZE=address,undefined`` or
@@ -11,12 +14,15 @@ tests with such builds. A build with other switches than the last one recompiles
 """
 
 import os
-import platform
 import runpy
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+if sys.maxsize < 2**32 or sys.byteorder != "little":  # src_c/fastrnn.h refuses it, too
+    bits = 64 if sys.maxsize > 2**32 else 32
+    sys.exit(f"this Python is {bits}-bit, {sys.byteorder}-endian; expected 64-bit, little-endian")
 
 import numpy as np
 from Cython.Build import cythonize
@@ -32,7 +38,28 @@ X86_FLAGS = {
 SANITIZE = os.environ.get("FASTRNN_SANITIZE", "")
 DEBUG = os.environ.get("FASTRNN_DEBUG", "0") == "1" or bool(SANITIZE)
 MSVC = sys.platform == "win32" and "GCC" not in sys.version
-X86 = platform.machine().lower() in ("x86_64", "amd64") and not MSVC
+# These programs tell what the compiler can do, which is not always what this machine can: a build
+# may be for another processor, or on macOS for two at once.
+X86_PROBE = """
+#if !defined(__x86_64__)
+#error "not for x86-64"
+#endif
+int main(void) { return 0; }
+"""
+EMPTY_PROBE = "int main(void) { return 0; }\n"
+OPENMP_PROBE = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+# flags of the compiler and of the linker; Apple's Clang takes OpenMP's runtime from elsewhere
+OPENMP_FLAGS = [(["/openmp"], [])] if MSVC else [(["-fopenmp"], ["-fopenmp"])]
+if sys.platform == "darwin":
+    OPENMP_FLAGS += [
+        (["-Xpreprocessor", "-fopenmp", f"-I{root}/include"], [f"-L{root}/lib", "-lomp"])
+        for root in (
+            os.environ.get("LIBOMP_ROOT"),
+            "/opt/homebrew/opt/libomp",
+            "/usr/local/opt/libomp",
+        )
+        if root
+    ]
 # compiled into the core (src_c/dispatch.c), so that the next build can compare its switches
 SWITCHES = "_".join(
     [
@@ -62,13 +89,23 @@ class build_core(build_ext):
         strict = ["/O2", "/std:c11"] if MSVC else ["-O3", "-std=c11", "-Wno-psabi"]
         if not MSVC:
             strict += ["-ffp-contract=fast", "-fno-math-errno"]
+        # Python's own flags often have -g, with which the core is five times as large
+        plain = [] if MSVC or "-g" in os.environ.get("CFLAGS", "").split() else ["-g0"]
+        plain += [] if MSVC else ["-fvisibility=hidden"]
         sanitize = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
         if "undefined" in SANITIZE:
             sanitize += ["-fno-sanitize-recover=undefined"]  # abort at the first error
         hooks = [("FRN_DEBUG", None)] if DEBUG else []
         debug = ["-O1", "-g", "-fno-omit-frame-pointer", *sanitize] if DEBUG and not MSVC else []
-        strict += debug
-        openmp = self.openmp_flags()
+        strict += [*plain, *debug]
+        openmp, openmp_libraries = self.openmp_flags()
+        x86 = not MSVC and self.links(X86_PROBE, X86_FLAGS["avx512"], [])
+
+        kernel_flags = list(strict)
+        # Before registers are allotted, GCC for arm64 moves loads up in the loop of a tile, which
+        # then has no registers left for all of its sums.
+        if not MSVC and self.links(EMPTY_PROBE, ["-fno-schedule-insns", "-Werror"], []):
+            kernel_flags.append("-fno-schedule-insns")
 
         def compile_kernels(variant):
             isa, flags, suffix, element = variant
@@ -78,12 +115,12 @@ class build_core(build_ext):
                 macros=[("FRN_VARIANT", f"_{suffix}_{isa}"), *element, *hooks],
                 include_dirs=["src_c"],
                 depends=["src_c/kernels.c", *HEADERS],
-                extra_postargs=[*strict, *flags],
+                extra_postargs=[*kernel_flags, *flags],
             )
 
         variants = [
             (isa, flags, suffix, element)
-            for isa, flags in (X86_FLAGS.items() if X86 else [("baseline", [])])
+            for isa, flags in (X86_FLAGS.items() if x86 else [("baseline", [])])
             for suffix, element in (("f32", []), ("f64", [("REAL_IS_DOUBLE", None)]))
         ]
         with ThreadPoolExecutor(self.parallel) as pool:
@@ -93,7 +130,7 @@ class build_core(build_ext):
             output_dir=self.build_temp,
             macros=[
                 ("FRN_SWITCHES", SWITCHES),
-                *([("FRN_X86_VARIANTS", None)] if X86 else []),
+                *([("FRN_X86_VARIANTS", None)] if x86 else []),
                 *hooks,
             ],
             include_dirs=["src_c"],
@@ -105,32 +142,35 @@ class build_core(build_ext):
             if extension.name.endswith(".runtime"):
                 extension.extra_objects = objects
             extension.define_macros += hooks
-            extension.extra_compile_args = [strict[0], *debug, *openmp]
-            extension.extra_link_args = [] if MSVC else [*openmp, *sanitize]
+            extension.extra_compile_args = [strict[0], *plain, *debug, *openmp]
+            extension.extra_link_args = [*openmp_libraries, *sanitize]
         super().build_extensions()
 
     def openmp_flags(self):
-        """Return the flags to compile and link an OpenMP program, or [] if that does not work."""
-        if os.environ.get("FASTRNN_OPENMP") == "0":
-            return []
-        for flags in (["/openmp"],) if MSVC else (["-fopenmp"],):
-            with tempfile.TemporaryDirectory() as folder:
-                source = Path(folder, "probe.c")
-                source.write_text(
-                    "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+        """Return the flags to compile and to link an OpenMP program, both [] if none works."""
+        if os.environ.get("FASTRNN_OPENMP") != "0":
+            for flags, libraries in OPENMP_FLAGS:
+                if self.links(OPENMP_PROBE, flags, libraries):
+                    return flags, libraries
+            print("no OpenMP with this compiler: one thread", file=sys.stderr)
+        return [], []
+
+    def links(self, program, flags, libraries):
+        """Whether a C program can be compiled and linked; it is not run."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "probe.c")
+            source.write_text(program)
+            try:
+                objects = self.compiler.compile(
+                    [str(source)], output_dir=folder, extra_postargs=flags
                 )
-                try:
-                    objects = self.compiler.compile(
-                        [str(source)], output_dir=folder, extra_postargs=flags
-                    )
-                    self.compiler.link_executable(
-                        objects, "probe", output_dir=folder, extra_postargs=[] if MSVC else flags
-                    )
-                except Exception as error:
-                    print(f"no OpenMP with {flags} ({error}): one thread", file=sys.stderr)
-                else:
-                    return flags
-        return []
+                self.compiler.link_executable(
+                    objects, "probe", output_dir=folder, extra_postargs=libraries
+                )
+            except Exception as error:
+                print(f"without {flags}: {error}", file=sys.stderr)
+                return False
+        return True
 
 
 runpy.run_path("src_c/generate_pxd.py", run_name="__main__")

@@ -15,7 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from .shapes import Shape
+from .shapes import GATES, Shape
 
 NULL, START, END, UNK = range(4)
 COCO_ROWS = 400135
@@ -129,7 +129,7 @@ def draw_batch(data: dict[str, Any], N: int) -> tuple[np.ndarray, np.ndarray]:
 def first_params(shape: Shape, cell: str) -> dict[str, np.ndarray]:
     """Draw float32 parameters as ``CaptioningRNN`` does after ``np.random.seed(231)``."""
     np.random.seed(231)
-    N_gates = {"rnn": 1, "lstm": 4}[cell] * shape.H
+    N_gates = GATES[cell] * shape.H
     return {
         name: values.astype(np.float32)
         for name, values in {

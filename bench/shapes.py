@@ -33,6 +33,9 @@ class Shape:
         return f"{self.N}/{self.D}/{self.H}"
 
 
+GATES = {"rnn": 1, "lstm": 4}
+"""Blocks of H columns in the weights of each recurrent cell."""
+
 SHAPES = {
     shape.name: shape
     for shape in (

@@ -6,6 +6,7 @@ case) and removes punctuation. `caption_tokens` returns the same tokens.
 
 from __future__ import annotations
 
+import functools
 import re
 
 # COCO's evaluation removes these tokens, but keeps "!!". Its list has brackets in upper case
@@ -43,7 +44,6 @@ _ENTITY = re.compile("|".join(_ENTITIES))
 _SIGN = re.compile("|".join(map(re.escape, _WRITTEN_OUT)))
 _FRACTIONS = {"½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"}
 _FRACTION = re.compile(rf"(\d?)([{''.join(_FRACTIONS)}])")
-_PLAIN = re.compile(r"[A-Za-z ]*\Z")
 _QUOTES = str.maketrans({"‘": "`", "’": "'", "‛": "'", "“": '"', "”": '"', "„": '"'})
 
 _LETTER = r"[^\W\d_]"
@@ -122,10 +122,22 @@ def caption_tokens(caption: str) -> list[str]:
     """
     if not isinstance(caption, str):
         raise TypeError(f"caption is {caption!r}; expected a string")
-    if _PLAIN.match(caption):
-        words = caption.lower().split()
-        if _TWO_WORDS.keys().isdisjoint(words):
-            return words
+    # Only what is about a period, a fraction or an entity looks beyond a space. Without these, or
+    # with a period in the last chunk alone, the tokens of a caption are those of its chunks.
+    if len(caption) < 2000 and caption.isascii() and "/" not in caption and "&" not in caption:
+        chunks = caption.split()
+        period = caption.find(".")
+        if period < 0 or (chunks and period >= len(caption.rstrip()) - len(chunks[-1])):
+            return [token for chunk in chunks for token in _chunk_tokens(chunk)]
+    return _tokens(caption)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _chunk_tokens(chunk: str) -> tuple[str, ...]:
+    return tuple(_tokens(chunk))
+
+
+def _tokens(caption: str) -> list[str]:
     text = caption.translate(_QUOTES)
     if "&" in text:
         text = _ENTITY.sub(lambda entity: _ENTITIES[entity[0]], text)

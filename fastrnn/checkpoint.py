@@ -1,7 +1,7 @@
-"""Models and checkpoints as files. A training resumes from a checkpoint with the same bits.
+"""Model and checkpoint files. Training resumes from a checkpoint with the same results to the bit.
 
 A checkpoint is a model file of `CaptioningRNN.save` with further arrays, named ``training/...``,
-for the state of the training. It can be loaded as a model, too.
+for the state of the training. It can also be loaded as a model.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Checkpoint:
     Attributes
     ----------
     model : CaptioningRNN
-        The trained model; it reads features as they are.
+        The trained model; it reads the original features.
     weights : dict of str to ndarray
         The parameters in training, for standardised features.
     average : dict of str to ndarray or None
@@ -80,7 +80,7 @@ class Checkpoint:
     moments : dict of str to dict of str to ndarray
         Adam's ``m`` and ``v`` for each of `weights`.
     about : dict
-        The rest of the state, as JSON values: the step, the history, sums, the best epoch so far.
+        The rest of the state, as JSON values: the step, history, sums, and best epoch so far.
     """
 
     model: CaptioningRNN
@@ -93,7 +93,7 @@ class Checkpoint:
         """Return the arrays of the file, which share memory with the state.
 
         The model equals the average, or the weights without one, except for the projection of the
-        features. Each array is in the file once.
+        features, so those two are added. Each array is stored only once.
         """
         arrays = self.model.to_arrays()
         shared = self.weights if self.average is None else self.average
@@ -132,10 +132,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     try:
         model = CaptioningRNN.from_arrays(arrays)
         if _PREFIX + "about" not in arrays:
-            raise ValueError("contains a model, but no state of its training")
+            raise ValueError("contains a model without its training state")
         about = parse_json(str(arrays[_PREFIX + "about"]))
         if not isinstance(about, dict):
-            raise ValueError("its state of training is not a JSON object")
+            raise ValueError("its training state is not a JSON object")
         if about["format"] != CHECKPOINT_FORMAT:
             raise ValueError(
                 f"format is {about['format']!r:.60}; this fastrnn reads format {CHECKPOINT_FORMAT}"
@@ -169,12 +169,12 @@ def _check_about(about: Mapping[str, Any]) -> None:
     for name, known in _KINDS.items():
         value = about[name]
         if type(value) not in known or (type(value) is int and value < 0):
-            raise ValueError(f"{name} is {value!r:.60} in its state of training")
+            raise ValueError(f"{name} is {value!r:.60} in its training state")
     if about["step"] >= 2**63:
-        raise ValueError("step is too large in its state of training")
+        raise ValueError("step is too large in its training state")
     sums = about["sums"]
     if len(sums) != 4 or not all(type(number) in (int, float) for number in sums):
-        raise ValueError(f"sums is {sums!r:.60} in its state of training")
+        raise ValueError(f"sums is {sums!r:.60} in its training state")
     if not all(isinstance(record, dict) for record in about["history"]):
         raise ValueError("its history contains something that is not a record")
     best = about["best"]
@@ -183,7 +183,7 @@ def _check_about(about: Mapping[str, Any]) -> None:
         and isinstance(best.get("monitor"), str)
         and all(type(best.get(name)) in (int, float, type(None)) for name in ("value", "val_loss"))
     ):
-        raise ValueError(f"best is {best!r:.60} in its state of training")
+        raise ValueError(f"best is {best!r:.60} in its training state")
 
 
 def _check_arrays(
@@ -223,7 +223,7 @@ def read_newest_checkpoint(
     checkpoint : Checkpoint or None
         None if the run has no checkpoint file.
     damaged : list of str
-        What is wrong with the newer ones, a line each.
+        A message about each newer checkpoint, which is damaged.
 
     Raises
     ------

@@ -6,8 +6,9 @@ of word ids and lengths (IndexError, ValueError). Messages read "x is ...; expec
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -92,7 +93,7 @@ def match_shapes(sizes: dict[str, int] | None = None, /, **arrays) -> dict[str, 
         Sizes that are already known, such as ``{"N": 3, "H": 5}``.
     **arrays : (ndarray, str)
         Each argument with its axes, such as ``Wx=(Wx, "D 4H")``. The first argument that uses a
-        letter sets its size; ``4H`` is four times the size of ``H``.
+        letter sets its size; ``4H`` is four times the size of ``H``, which must be known before.
 
     Returns
     -------
@@ -111,42 +112,166 @@ def match_shapes(sizes: dict[str, int] | None = None, /, **arrays) -> dict[str, 
             for axis, size in zip(axes, array.shape, strict=True):
                 if axis.isalpha():
                     sizes.setdefault(axis, size)
-        wanted = tuple(4 * sizes["H"] if axis == "4H" else sizes.get(axis, axis) for axis in axes)
+        wanted = shape_of(axes, sizes)
         if array.shape != wanted:
             letters, numbers = (", ".join(map(str, part)) for part in (axes, wanted))
             raise ValueError(f"{name} has shape {array.shape}; expected ({letters}) = ({numbers})")
     return sizes
 
 
-def parameter_shapes(lstm: bool) -> dict[str, str]:
+def shape_of(axes: Sequence[str], sizes: Mapping[str, int]) -> tuple[int | str, ...]:
+    """Return the shape of an array with some axes, such as "H" and "4H".
+
+    An axis whose letter has no size stands for itself.
+    """
+    # a list in between, which is faster: this runs at every training step
+    return tuple([sizes[axis] if axis in sizes else _multiple(axis, sizes) for axis in axes])
+
+
+def _multiple(axis: str, sizes: Mapping[str, int]) -> int | str:
+    return int(axis[:-1]) * sizes[axis[-1]] if axis[0].isdigit() else axis
+
+
+def gate_columns(gates: int) -> str:
+    """Return the axis of a cell's gates in the notation of `match_shapes`, such as "4H"."""
+    return "H" if gates == 1 else f"{gates}H"
+
+
+def parameter_shapes(gates: int) -> dict[str, str]:
     """Return the axes of each parameter of a captioner, in the notation of `match_shapes`.
 
-    The letters are D, the width of the features; H, the hidden size; W, the width of the word
-    vectors; and V, the number of words.
+    `gates` is the number of blocks of H columns in the weights of its cell. The letters are D, the
+    width of the features; H, the hidden size; W, the width of the word vectors; and V, the number
+    of words.
     """
-    gates = "4H" if lstm else "H"
+    columns = gate_columns(gates)
     return {
         "W_proj": "D H",
         "b_proj": "H",
         "W_embed": "V W",
-        "Wx": f"W {gates}",
-        "Wh": f"H {gates}",
-        "b": gates,
+        "Wx": f"W {columns}",
+        "Wh": f"H {columns}",
+        "b": columns,
         "W_vocab": "H V",
         "b_vocab": "V",
     }
 
 
-def match_model(arrays: Mapping[str, np.ndarray], lstm: bool) -> None:
+def match_model(arrays: Mapping[str, np.ndarray], gates: int) -> None:
     """Check that the shapes of features and of a captioner's parameters agree.
+
+    `gates` is the number of blocks of H columns in the weights of its cell.
 
     Raises
     ------
     ValueError
         If one has the wrong number of axes, or the wrong size along one of them.
     """
-    specs = {**parameter_shapes(lstm), "features": "N D"}
+    specs = {**parameter_shapes(gates), "features": "N D"}
     match_shapes(**{name: (arrays[name], spec) for name, spec in specs.items()})
+
+
+# ---- The arguments of each op --------------------------------------------------------------------
+#
+# Each function is named like the op that it belongs to. It converts the op's arrays and returns
+# them in the order given. It raises TypeError for a dtype, ValueError for a shape, and IndexError
+# for an id out of range. The compiled ops call it only to raise the error, because they have
+# faster tests of their own; the NumPy twins always call it.
+
+
+def affine_forward(x, w, b) -> list[np.ndarray]:
+    x, w, b = as_floats(x=x, w=w, b=b)
+    match_shapes({"D": _row_size(x)}, w=(w, "D M"), b=(b, "M"))
+    return [x, w, b]
+
+
+def affine_backward(dout, x, w) -> list[np.ndarray]:
+    dout, x, w = as_floats(dout=dout, x=x, w=w)
+    match_shapes({"D": _row_size(x), "N": len(x)}, w=(w, "D M"), dout=(dout, "N M"))
+    return [dout, x, w]
+
+
+def _row_size(x: np.ndarray) -> int:
+    if x.ndim == 0:
+        raise ValueError("x has shape (); expected (N, d_1, ..., d_k)")
+    return math.prod(x.shape[1:])
+
+
+def temporal_affine_forward(x, w, b) -> list[np.ndarray]:
+    x, w, b = as_floats(x=x, w=w, b=b)
+    match_shapes(x=(x, "N T D"), w=(w, "D M"), b=(b, "M"))
+    return [x, w, b]
+
+
+def temporal_affine_backward(dout, x, w) -> list[np.ndarray]:
+    dout, x, w = as_floats(dout=dout, x=x, w=w)
+    match_shapes(x=(x, "N T D"), w=(w, "D M"), dout=(dout, "N T M"))
+    return [dout, x, w]
+
+
+def word_embedding_forward(x, W) -> list[np.ndarray]:
+    (x,) = as_integers(x=x)
+    (W,) = as_floats(W=W)
+    sizes = match_shapes(x=(x, "N T"), W=(W, "V D"))
+    check_ids("x", x, sizes["V"])
+    return [x, W]
+
+
+def word_embedding_backward(dout, x, W) -> list[np.ndarray]:
+    dout, W = as_floats(dout=dout, W=W)
+    (x,) = as_integers(x=x)
+    sizes = match_shapes(x=(x, "N T"), W=(W, "V D"), dout=(dout, "N T D"))
+    check_ids("x", x, sizes["V"])
+    return [dout, x, W]
+
+
+def temporal_softmax_loss(x, y, mask) -> list[np.ndarray]:
+    (x,) = as_floats(x=x)
+    (y,) = as_integers(y=y)
+    mask = np.asarray(mask)
+    if mask.dtype.kind not in "biuf":
+        raise TypeError(f"mask has dtype {mask.dtype}; expected bool, integer or float")
+    sizes = match_shapes(x=(x, "N T V"), y=(y, "N T"), mask=(mask, "N T"))
+    check_ids("y", y, sizes["V"])
+    return [x, y, mask]
+
+
+def class_loss(x, y) -> list[np.ndarray]:
+    """`softmax_loss` and `svm_loss`."""
+    (x,) = as_floats(x=x)
+    (y,) = as_integers(y=y)
+    sizes = match_shapes(x=(x, "N C"), y=(y, "N"))
+    check_ids("y", y, sizes["C"])
+    return [x, y]
+
+
+def cell_forward(gates: int, x, h0, Wx, Wh, b) -> list[np.ndarray]:
+    """`rnn_forward`, `lstm_forward`: a cell whose weights have `gates` blocks of H columns."""
+    x, h0, Wx, Wh, b = as_floats(x=x, h0=h0, Wx=Wx, Wh=Wh, b=b)
+    match_shapes(x=(x, "N T D"), h0=(h0, "N H"), **_cell_weights(gates, Wx, Wh, b))
+    return [x, h0, Wx, Wh, b]
+
+
+def cell_step_forward(gates: int, x, states: tuple, Wx, Wh, b) -> list[np.ndarray]:
+    """`rnn_step_forward` with `states` (prev_h,), `lstm_step_forward` with (prev_h, prev_c)."""
+    before = dict(zip(("prev_h", "prev_c"), states, strict=False))
+    x, *found, Wx, Wh, b = as_floats(x=x, **before, Wx=Wx, Wh=Wh, b=b)
+    match_shapes(
+        x=(x, "N D"),
+        **{name: (state, "N H") for name, state in zip(before, found, strict=True)},
+        **_cell_weights(gates, Wx, Wh, b),
+    )
+    return [x, *found, Wx, Wh, b]
+
+
+def _cell_weights(
+    gates: int, Wx: np.ndarray, Wh: np.ndarray, b: np.ndarray
+) -> dict[str, tuple[np.ndarray, str]]:
+    columns = gate_columns(gates)
+    return {"Wx": (Wx, f"D {columns}"), "Wh": (Wh, f"H {columns}"), "b": (b, columns)}
+
+
+# ---- Parts of arguments --------------------------------------------------------------------------
 
 
 def parts_of(cache, names: str) -> tuple:

@@ -1,4 +1,4 @@
-"""Caption images and measure the captions: one way for the trainer, the command line and the page.
+"""Caption images and measure the captions, for the trainer, the command line and the report.
 
 `Evaluator` captions images of a data set and measures the captions against their references.
 `loss_per_word` measures a model on captions that people wrote.
@@ -102,7 +102,7 @@ def find_references(
     references : list of list of str
         As `references_of` returns them.
     source : str
-        Where they come from, in words.
+        A description of where they come from.
     """
     urls = data[f"{split}_urls"].tolist()[: len(data[f"{split}_features"])]
     beside = Path(directory, references_file(split))
@@ -183,7 +183,7 @@ def shorten(decoded: Decoded, max_length: int) -> Decoded:
 
 
 def truth_of(directory: str | os.PathLike[str], images: int) -> Callable[[int, str], bool] | None:
-    """Return what tells whether a caption is true of a drawn scene.
+    """Return a function that tells whether a caption is true of a drawn scene.
 
     Parameters
     ----------
@@ -203,7 +203,7 @@ def truth_of(directory: str | os.PathLike[str], images: int) -> Callable[[int, s
     ValueError
         The file of the scenes is damaged.
     """
-    # Loads Pillow, which runs without scenes do not need.
+    # Imported here because it loads Pillow, which other data sets do not need.
     from .data.scenes.dataset import read_scenes
     from .data.scenes.language import caption_is_true
 
@@ -289,12 +289,18 @@ def evaluate(
         ``images``, ``distinct_captions``, what `fastrnn.metrics.CaptionScorer.evaluate` returns
         (None without references), and ``true_share`` with `true`.
     """
-    found: dict[str, Any] = {"images": len(captions), "distinct_captions": len(set(captions))}
-    found.update(dict.fromkeys(_SCORES))
+    scores: dict[str, float | None] = dict.fromkeys(_SCORES)
     judged = [(c, known) for c, known in zip(captions, references, strict=True) if known]
     if judged:
         scorer = CaptionScorer([known for _, known in judged])
-        found.update(scorer.evaluate([c for c, _ in judged]))
+        scores.update(scorer.evaluate([c for c, _ in judged]))
+    return _with_counts(captions, scores, true)
+
+
+def _with_counts(
+    captions: Sequence[str], scores: Mapping[str, float | None], true: Sequence[bool] | None
+) -> dict[str, Any]:
+    found = {"images": len(captions), "distinct_captions": len(set(captions)), **scores}
     if true is not None:
         found["true_share"] = sum(true) / max(len(true), 1)
     return found
@@ -303,7 +309,7 @@ def evaluate(
 class Evaluator:
     """Images of a split with their references: caption them, and measure the captions.
 
-    The references are read and counted once, so that measuring again is quick.
+    The n-grams of the references are counted once, so that later measurements are faster.
 
     Parameters
     ----------
@@ -319,13 +325,13 @@ class Evaluator:
     ----------
     images : intp ndarray (N,)
     features : float ndarray (N, D)
-        The images' features.
+        The features of the images.
     references : list of N lists of str
-        The images' references; an image may have none.
+        The references of the images; an image may have none.
     judged : list of int
         Which of the N images have references: those that captions are measured on.
     scorer : CaptionScorer or None
-        What measures the captions of the judged images; None if there are none.
+        Measures the captions of the judged images; None if there are none.
     """
 
     def __init__(
@@ -386,6 +392,12 @@ class Evaluator:
         if self.scorer is not None:
             scores.update(self.scorer.evaluate(self._judged(captions), rouge=rouge))
         return scores
+
+    def evaluate(
+        self, captions: Sequence[str], true: Sequence[bool] | None = None
+    ) -> dict[str, Any]:
+        """Measure a caption for each image; return what the function `evaluate` returns."""
+        return _with_counts(captions, self.score(captions), true)
 
     def meteor(self, captions: Sequence[str]) -> float:
         """Return the METEOR of a caption for each image; raises as `fastrnn.metrics.meteor`."""

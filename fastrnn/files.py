@@ -14,6 +14,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import stat
 import sys
 import zipfile
@@ -29,7 +30,7 @@ _CHUNK = 1 << 20
 _CANNOT_FLUSH = (
     errno.EACCES, errno.EBADF, errno.EINVAL, errno.EISDIR, errno.ENOSYS, errno.ENOTSUP, errno.EPERM,
 )  # fmt: skip
-"""What systems say that cannot flush a directory; anything else is a fault of the disk."""
+"""Errors of systems that cannot flush a directory; other errors are disk faults."""
 
 
 def write_aside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
@@ -63,7 +64,7 @@ def write_aside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) 
         aside.replace(path)
         _flush_directory(path.parent)
     except BaseException as error:
-        with contextlib.suppress(OSError):  # what went wrong first is what is told
+        with contextlib.suppress(OSError):  # report the first error, not this one
             aside.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise _about(path, error) from error
@@ -105,7 +106,7 @@ def _flush_directory(directory: Path) -> None:
 
 
 def make_directory(path: str | os.PathLike[str]) -> None:
-    """Make a directory, and those above it, if need be, and flush their names to the disk."""
+    """Create a directory and its missing parents, and flush their names to the disk."""
     path = Path(path)
     if not path.is_dir():
         if path.parent != path:
@@ -117,6 +118,37 @@ def make_directory(path: str | os.PathLike[str]) -> None:
             with contextlib.suppress(OSError):
                 path.rmdir()  # so that the next call flushes it
             raise _about(path, error) from error
+
+
+def move_directory(source: str | os.PathLike[str], place: str | os.PathLike[str]) -> None:
+    """Flush the files of a directory to the disk, and rename it; an old one at `place` is removed.
+
+    Parameters
+    ----------
+    source : path
+        The directory, whole. Its files are flushed, not those of directories in it.
+    place : path
+        Where it is to be, in the same file system. If a directory with files is there, it is
+        renamed first and removed afterwards.
+    """
+    source, place = Path(source), Path(place).resolve()
+    for path in source.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    _flush_directory(source)
+    old = None
+    if place.is_dir() and any(place.iterdir()):
+        old = place.with_name(f".{place.name}.{secrets.token_hex(8)}{_UNFINISHED}")
+        place.rename(old)
+    try:
+        source.rename(place)  # an empty directory is replaced
+    except BaseException:
+        if old is not None:
+            old.rename(place)
+        raise
+    _flush_directory(place.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def is_unfinished(path: str | os.PathLike[str]) -> bool:
@@ -193,12 +225,19 @@ def parse_json(text: str) -> Any:
         If the text is not JSON, is nested too deeply, or has an object with a duplicate key.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make the dict of a JSON object, for ``object_pairs_hook``.
+
+    Raises
+    ------
+    ValueError
+        If a key is there twice.
+    """
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
@@ -282,8 +321,8 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
-            # zipfile takes a system error while it looks for its directory for a missing one, so
-            # read that part first.
+            # If a system error occurs while zipfile searches the file's directory, zipfile says
+            # that it is not a zip file. So read that part first.
             file.seek(max(size - (1 << 17), 0))
             file.read()
             with zipfile.ZipFile(file) as archive:

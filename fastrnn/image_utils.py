@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import urllib.error
 import urllib.request
@@ -16,19 +15,13 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from .files import one_line, open_file
+from .files import open_file
+from .vision.images import ImageError, read_picture
 
 SQUEEZENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 SQUEEZENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 
-IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF")
-"""Formats of images that are read. For others, such as EPS, Pillow starts other programs."""
-
 _TIMEOUT_SECONDS = 30
-_MAX_UNBACKED = 1 << 24
-"""Pixels that an image may have whatever the size of its file."""
-_MAX_EXPANSION = 1 << 10
-"""Largest number of pixels for a byte of a larger image's file; photos have less than 100."""
 
 
 def blur_image(X: np.ndarray) -> np.ndarray:
@@ -242,32 +235,21 @@ def _mean_offset(mean_img: np.ndarray | None, mean: str) -> np.ndarray | float:
     return mean_img.mean(axis=(1, 2), keepdims=True) if mean == "pixel" else mean_img
 
 
-def check_pixels(width: int, height: int, file_size: int) -> None:
-    """Raise ValueError for an image with far more pixels than its file can describe."""
-    if width * height > _MAX_UNBACKED + _MAX_EXPANSION * file_size:
-        raise ValueError(
-            f"has {width} x {height} pixels in a file of {file_size} bytes; expected fewer"
-        )
-
-
 def _decode_pixels(content: bytes, name: str, size: int | None = None) -> np.ndarray:
     # Installed with matplotlib; imported here because few callers need it.
-    from PIL import Image, UnidentifiedImageError
+    from PIL.Image import Resampling
 
     try:
-        with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as picture:
-            check_pixels(*picture.size, len(content))
+        # The bytes of the file alone limit the pixels, and the EXIF orientation is not applied.
+        with read_picture(content, name=name, max_pixels=None) as picture:
             # Convert palette indices, CMYK and other modes to RGB, so that they can be plotted.
             image = picture if picture.mode in ("L", "RGB", "RGBA") else picture.convert("RGB")
             if size is not None:
                 scale = size / min(image.size)
                 image = image.resize(
                     (max(1, round(image.width * scale)), max(1, round(image.height * scale))),
-                    Image.Resampling.BILINEAR,
+                    Resampling.BILINEAR,
                 )
             return np.array(image)
-    except UnidentifiedImageError as error:
-        wanted = ", ".join(IMAGE_FORMATS)
-        raise OSError(f"{name}: cannot be read as an image; expected one of {wanted}") from error
-    except Exception as error:  # Pillow raises SyntaxError, struct.error and others
-        raise OSError(f"{name}: cannot be read as an image ({one_line(error)})") from error
+    except ImageError as error:
+        raise OSError(str(error)) from error

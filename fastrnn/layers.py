@@ -195,10 +195,8 @@ def svm_loss(x: np.ndarray, y: np.ndarray) -> tuple[np.float64, np.ndarray]:
     IndexError
         If `y` contains an id outside ``[-C, C)``.
     """
-    (x,) = _checks.as_floats(x=x)
-    (y,) = _checks.as_integers(y=y)
-    N, C = _checks.match_shapes(x=(x, "N C"), y=(y, "N")).values()
-    _checks.check_ids("y", y, C)
+    x, y = _checks.class_loss(x, y)
+    N = len(x)
     if N == 0:
         return np.float64(0.0), np.zeros_like(x)
 

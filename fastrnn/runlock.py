@@ -61,7 +61,7 @@ class RunLock:
         return type(self), (self._place,)
 
     def acquire(self) -> None:
-        """Acquire the lock, once more if it is held already.
+        """Acquire the lock; its holder may acquire it again.
 
         Raises
         ------
@@ -96,7 +96,7 @@ class RunLock:
         if self._process != os.getpid() or not self._lock.is_locked:
             return
         if self._lock.lock_counter == 1:
-            # filelock makes a new file if the one it waits for has been removed
+            # filelock creates a new file if the one that it waits for has been removed
             for name in (HOLDER_FILE, LOCK_FILE):
                 with contextlib.suppress(OSError):
                     (self._place / name).unlink()
@@ -110,5 +110,5 @@ def _holder(run: Path) -> str:
         holder = f"process {about['process']} on {about['host']}"
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return "another process"
-    # The file may be damaged or someone else's: only a name that fits a line is shown.
+    # The file may be damaged or not ours: show only a name that fits in one line.
     return holder if holder.isprintable() and len(holder) <= 300 else "another process"

@@ -1,7 +1,7 @@
 """The run directory: the names of its files, its settings, its history and its metrics.
 
-Everything that knows how a run directory is laid out is here, but for what is inside a checkpoint
-(`fastrnn.checkpoint`) and for the lock (`fastrnn.runlock`).
+The layout of a run directory is defined here, except for the content of a checkpoint
+(`fastrnn.checkpoint`) and the lock (`fastrnn.runlock`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from . import __version__
 from .classifiers.rnn import MODEL_FILE
 from .files import open_file, parse_json, read_json, write_json, write_text
+from .vision import PCA_FILE, SOURCE_FILE
 
 __all__ = [
     "CHECKPOINT_DIRECTORY",
@@ -53,11 +54,14 @@ METRICS_FILE = "metrics.json"
 """Metrics of the best model, written when training has finished."""
 PLOT_FILE = "loss.png"
 REPORT_FILE = "report.html"
-RUN_FILES = (SETTINGS_FILE, MODEL_FILE, HISTORY_FILE, METRICS_FILE, PLOT_FILE, REPORT_FILE)
+RUN_FILES = (
+    SETTINGS_FILE, MODEL_FILE, HISTORY_FILE, METRICS_FILE, PLOT_FILE, REPORT_FILE, SOURCE_FILE,
+    PCA_FILE,
+)  # fmt: skip
 CHECKPOINT_DIRECTORY = "checkpoints"
 EVENT_DIRECTORY = "tensorboard"
 SCENE_DIRECTORY = "data"
-"""The data set that was drawn for the run, where none was given."""
+"""The data set of drawn scenes, if no data set was given."""
 
 SETTINGS_FORMAT = 2
 """Version of the layout of ``settings.json``; files without a version are flat."""
@@ -117,10 +121,10 @@ def is_run(directory: str | os.PathLike[str]) -> bool:
 
 
 def clear_run(run: str | os.PathLike[str]) -> None:
-    """Remove the files of an old run, so that none of them is taken for a file of a new one.
+    """Remove the files of an old run, so that they are not mistaken for files of a new run.
 
-    Other files stay. So do the settings, so that the directory stays a run directory until the
-    settings are replaced.
+    Other files stay. The settings also stay until they are replaced, because without them the
+    directory would not be recognised as a run directory.
     """
     run = Path(run)
     remove_checkpoints(run, keep=())
@@ -182,10 +186,12 @@ def read_settings(run: str | os.PathLike[str]) -> dict[str, Any]:
     if not directory.is_dir():
         raise FileNotFoundError(errno.ENOENT, "no such run directory", str(directory))
     if not path.is_file():
-        raise ValueError(f"{directory}: is no run directory; it has no {SETTINGS_FILE}")
+        raise ValueError(f"{directory}: is not a run directory; it has no {SETTINGS_FILE}")
     found = read_json(path)
     if not isinstance(found, dict) or "fastrnn" not in found:
-        raise ValueError(f"{directory}: is no run directory; {SETTINGS_FILE} is not fastrnn's")
+        raise ValueError(
+            f"{directory}: is not a run directory; its {SETTINGS_FILE} is not from fastrnn"
+        )
     if "format" not in found:
         return found
     if found["format"] != SETTINGS_FORMAT:
@@ -244,13 +250,13 @@ def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        The records as in `fastrnn.training.Trainer.history`: `epoch_records` and `step_records`
-        tell them apart.
+        The records as in `fastrnn.training.Trainer.history`. `epoch_records` and `step_records`
+        select the two kinds.
 
     Raises
     ------
     ValueError
-        A line is not a record of a history; the message names it.
+        A line is not a record of the history; the message has its number.
     """
     path = Path(path)
     if path.is_dir():
@@ -266,7 +272,7 @@ def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         except ValueError:
             record = None
         if not _is_record(record):
-            raise ValueError(f"{path}: line {number} is no record of a history: {line[:60]!r}")
+            raise ValueError(f"{path}: line {number} is not a record of the history: {line[:60]!r}")
         record.pop("kind", None)  # as in Trainer.history, where the keys tell the kind
         history.append(record)
     return history
@@ -301,7 +307,7 @@ def write_metrics(run: str | os.PathLike[str], metrics: Mapping[str, Any]) -> No
 
 
 def read_metrics(run: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the metrics of a run; empty where there are none.
+    """Read the metrics of a run; an empty dict if there are none.
 
     Raises
     ------
@@ -316,5 +322,5 @@ def read_metrics(run: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path}: holds a {type(found).__name__}; expected a JSON object")
     if not _has_numbers(found):
-        raise ValueError(f"{path}: holds what are no metrics of a run")
+        raise ValueError(f"{path}: has values that are not numbers; expected the metrics of a run")
     return found

@@ -1,7 +1,7 @@
 """Seeds of the random streams of regularisation.
 
 Each purpose has its own stream, so that, for example, the dropout masks of the word vectors and
-those of the hidden states are independent although one seed decides both.
+those of the hidden states are independent although they have the same seed.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class TensorBoardLogger:
         Number of validation captions to write as text after every epoch.
     first_step : int, optional
         The step that a resumed training starts from. Records up to this step are not written again,
-        and TensorBoard hides what an earlier writer wrote about later steps.
+        and TensorBoard hides the records of later steps that an earlier writer wrote.
 
     Raises
     ------
@@ -104,7 +104,7 @@ class TensorBoardLogger:
         for record in history[self._written :]:
             if record["step"] <= self._first_step:
                 continue
-            # The loss, the reward and the rate of an epoch would be second values at its last step.
+            # The epoch's last step already has a loss, a reward and a rate.
             epoch = is_epoch_record(record)
             for name, tag in _TAGS.items():
                 value = record.get(name)

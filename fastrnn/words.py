@@ -9,7 +9,7 @@ START = "<START>"
 END = "<END>"
 """The last word of a complete caption."""
 UNK = "<UNK>"
-"""Stands for a word that is not in the vocabulary."""
+"""Replaces a word that is not in the vocabulary."""
 
 SPECIAL_WORDS = (NULL, START, END, UNK)
 """In the order of their ids in data sets that this package writes."""

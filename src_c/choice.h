@@ -10,7 +10,7 @@ INLINE int any_lane(vec_int mask) {
     return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
 #elif defined(__AVX2__)
     return _mm256_movemask_epi8((__m256i)mask) != 0;
-#elif defined(__SSE2__) && !defined(__AVX__)
+#elif defined(__SSE2__) && !defined(__AVX__) && !defined(FRN_SCALAR)
     return _mm_movemask_epi8((__m128i)mask) != 0;
 #else
     lane_int lanes[LANES], any = 0;

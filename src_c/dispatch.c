@@ -53,10 +53,10 @@ VARIANT(avx512)
 #endif
 
 /* setup.py reads this from an existing build to see whether its switches have changed */
-#define TEXT_(a) #a
-#define TEXT(a) TEXT_(a)
+#define QUOTED_(a) #a
+#define QUOTED(a) QUOTED_(a)
 extern const char frn_built_as[];
-const char frn_built_as[] = "fastrnn built as " TEXT(FRN_SWITCHES) ";";
+const char frn_built_as[] = "fastrnn built as " QUOTED(FRN_SWITCHES) ";";
 
 static frn_variant variant_f32, variant_f64;
 

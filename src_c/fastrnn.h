@@ -5,6 +5,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* No other platform is tested, so none is built for. */
+#if UINTPTR_MAX < UINT64_MAX
+#error "this platform is 32-bit; expected 64-bit, little-endian"
+#elif defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "this platform is big-endian; expected 64-bit, little-endian"
+#endif
+
 /* The kernels of kernels.h as <name>_f32 and <name>_f64, for the instruction set that frn_choose_isa() chose. */
 typedef struct {
 #define REAL float

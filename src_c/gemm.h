@@ -5,7 +5,7 @@ enum { BLOCK_K = 2048 };
 
 INLINE ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
 
-#if defined(__GNUC__) && !defined(__clang__)
+#if defined(__GNUC__) && !defined(__clang__) && !defined(FRN_SCALAR)
 INLINE vec exchange(vec a, vec b, int distance, int upper) {
     vec_int from; /* a constant after inlining, so this is one shuffle */
     for (int l = 0; l < LANES; l++) {

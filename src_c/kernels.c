@@ -30,10 +30,11 @@ _Static_assert(TILE_HEIGHT <= FRN_MAX_TILE_HEIGHT, "a tile is higher than caller
 
 #include "choice.h"
 #include "gemm.h"
-#include "lstm.h"
 #include "optimizer.h"
-#include "rnn.h"
 #include "rows.h"
+#define FRN_CELL_KERNELS
+#include "cells.h"
+#undef FRN_CELL_KERNELS
 
 static double fma_flops(ptrdiff_t rounds) {
     enum { CHAINS = 16 }; /* twice what two units with a latency of 4 cycles need */

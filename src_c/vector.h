@@ -1,6 +1,6 @@
 /* Vectors of REAL in the width of the instruction set, and elementary functions of them. GCC and Clang compile their
- * vector types to AVX-512, AVX2, SSE2 or NEON. With other compilers, vectors have one element: correct, but slow.
- */
+ * vector types to AVX-512, AVX2, SSE2 or NEON. With other compilers, and with FRN_SCALAR, vectors have one element:
+ * correct, but slow. */
 #ifndef FRN_VECTOR_H
 #define FRN_VECTOR_H
 
@@ -50,7 +50,7 @@ typedef int64_t lane_int;
 typedef int32_t lane_int;
 #endif
 
-#if defined(__GNUC__) || defined(__clang__)
+#if (defined(__GNUC__) || defined(__clang__)) && !defined(FRN_SCALAR)
 enum { LANES = VECTOR_BYTES / sizeof(REAL) };
 typedef REAL vec __attribute__((vector_size(VECTOR_BYTES)));
 typedef REAL vec_unaligned __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));

@@ -20,9 +20,43 @@ _FLAGS = (
     "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe",
 )  # fmt: skip
 
+CONTRAST = """(() => {
+  const parse = (text) => {
+    const n = text.match(/[-\\d.e]+/g).map(Number);
+    const unit = text.startsWith('color(') ? 255 : 1;
+    return [n[0] * unit, n[1] * unit, n[2] * unit, n.length > 3 ? n[3] : 1];
+  };
+  const over = (a, b) => [0, 1, 2].map((i) => a[i] * a[3] + b[i] * (1 - a[3])).concat(1);
+  const light = (c) => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {
+    const v = c[i] / 255;
+    return sum + weight * (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  }, 0);
+  const poor = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  let seen = 0;
+  while (walker.nextNode()) {
+    const node = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || !node.checkVisibility()) continue;
+    if (['SCRIPT', 'STYLE', 'OPTION'].includes(node.tagName)) continue;
+    const layers = [];
+    for (let at = node; at; at = at.parentElement) {
+      layers.push(parse(getComputedStyle(at).backgroundColor));
+    }
+    const ground = layers.reduceRight((below, layer) => over(layer, below), [255, 255, 255, 1]);
+    const style = getComputedStyle(node);
+    const ink = over(parse(node.ownerSVGElement ? style.fill : style.color), ground);
+    const [a, b] = [light(ink), light(ground)].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    seen += 1;
+    if (ratio < 4.5) poor.push(`${ratio.toFixed(2)} ${node.className} ${node.textContent}`);
+  }
+  return [seen, poor];
+})()"""
+"""Returns how many texts there are, and those with less contrast than 4.5 to 1."""
+
 
 class Browser:
-    """One tab. It notes what the page complains of and what it asks for.
+    """One tab. It records the errors and the requests of the page.
 
     Attributes
     ----------
@@ -44,8 +78,8 @@ class Browser:
         self._profile = tempfile.mkdtemp(prefix="fastrnn-chromium-")
         theirs_in, self._to = os.pipe()
         self._from, theirs_out = os.pipe()
-        # Chromium reads commands from descriptor 3 and writes to 4. An argument vector cannot say
-        # so; a shell can. A shell's own words for descriptors have one digit, so these are moved.
+        # Chromium reads commands from descriptor 3 and writes to 4. An argument vector cannot set
+        # these, but a shell can. Its syntax allows only one digit, so higher descriptors are moved.
         command = 'in=$1 out=$2; shift 2; eval "exec \\"\\$@\\" 3<&$in 4>&$out"'
         self._process = subprocess.Popen(
             ["bash", "-c", command, "bash", str(theirs_in), str(theirs_out),
@@ -117,10 +151,14 @@ class Browser:
 
     def open(self, path: Path, fragment: str = "") -> None:
         """Open a file, and wait until it is loaded."""
+        self.visit(path.resolve().as_uri() + fragment)
+
+    def visit(self, url: str) -> None:
+        """Open a page, and wait until it is loaded."""
         self.send("Page.navigate", url="about:blank")
         before = self._loaded
         self.requests.clear()
-        self.send("Page.navigate", url=path.resolve().as_uri() + fragment)
+        self.send("Page.navigate", url=url)
         self.wait_for_load(before)
 
     def wait_for_load(self, before: int | None = None) -> None:
@@ -149,7 +187,7 @@ class Browser:
         self.send("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
     def place(self, selector: str) -> tuple[float, float]:
-        """Bring an element into view; return where its middle is in the window."""
+        """Scroll to an element; return the position of its center in the window."""
         spot = self.run(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
             "e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect();"
@@ -176,7 +214,7 @@ class Browser:
     def close(self) -> None:
         """End the browser, and remove its profile."""
         try:
-            os.close(self._to)  # it ends when its pipe does
+            os.close(self._to)  # it exits when its pipe is closed
             try:
                 self._process.wait(10)
             except subprocess.TimeoutExpired:

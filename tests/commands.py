@@ -15,7 +15,7 @@ def run(*arguments: object) -> int:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run what must be refused; return the one line about it."""
+    """Run a command that must fail; return its one-line error."""
     capsys.readouterr()
     assert run(*arguments) == 2
     said = capsys.readouterr()

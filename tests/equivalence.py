@@ -251,7 +251,7 @@ def check_decoding(sizes: dict[str, int], cell_type: str, dtype) -> None:
         (best, twins.beam_search(model, features, 3, T, n_best=3)),
         (drawn, twins.sample(model, features, T, count=2, top_p=0.9)),
     ]
-    words = twins.mix(model.params, features, captions, 0.5, 1, null, cell_type == "lstm")
+    words = twins.mix(model.params, features, captions, 0.5, 1, null, cell_type)
     same = [(mixed == words).mean()]
     for found, wanted in pairs:
         for n, row in enumerate(wanted):

@@ -1,4 +1,4 @@
-"""Files to harm: valid ones with one or a few things wrong, in their bytes or in what they mean.
+"""Mutations of valid files, in their bytes or in their meaning.
 
 Each function takes the bytes of a file and a `random.Random`, and returns other bytes. A checksum
 or a CRC does not shield what is behind it: an npz file is sealed again after its arrays were
@@ -71,7 +71,7 @@ _TOKENS = [
 
 
 def mutate_text(data: bytes, rng: Random) -> bytes:
-    """Put a token that means something into a text, or harm its bytes."""
+    """Insert a meaningful token into a text, or damage its bytes."""
     if rng.random() < 0.4:
         return mutate_bytes(data, rng)
     at = rng.randrange(len(data) + 1)
@@ -105,11 +105,11 @@ def _nodes(value: Any) -> list[tuple[Any, Any]]:
 
 
 def mutate_tree(value: Any, rng: Random, names: Sequence[str] = ()) -> Any:
-    """Change what JSON stands for in one to three places; `names` are keys that may matter."""
+    """Change the value of JSON in one to three places; `names` are keys to try."""
     top = [value]
     for _ in range(rng.choice([1, 1, 2, 3])):
         nodes = _nodes(top)
-        # Large arrays would otherwise take nearly all of the changes.
+        # Otherwise, nearly all changes would be in large arrays.
         container, key = rng.choice(nodes[:20] if rng.random() < 0.4 else nodes)
         old = container[key]
         how = rng.randrange(10)
@@ -140,7 +140,7 @@ def mutate_tree(value: Any, rng: Random, names: Sequence[str] = ()) -> Any:
 
 
 def json_mutator(names: Sequence[str] = (), lines: bool = False) -> Mutate:
-    """Return what changes a file of JSON, or of a JSON value a line."""
+    """Return a mutation of a JSON file, or of a file with a JSON value per line."""
 
     def mutate(data: bytes, rng: Random) -> bytes:
         if rng.random() < 0.2:
@@ -156,7 +156,7 @@ def json_mutator(names: Sequence[str] = (), lines: bool = False) -> Mutate:
         if lines and rng.random() < 0.2:
             parts.insert(at, rng.choice(["", parts[at], "[]", "{}"]))
         found = "\n".join(parts)
-        if rng.random() < 0.05:  # something twice in an object
+        if rng.random() < 0.05:  # a duplicate key in an object
             found = re.sub(r"\{(\"\w+\": \d+)", r"{\1, \1", found, count=1)
         return found.encode("utf-8", "surrogatepass")
 
@@ -217,7 +217,7 @@ def _change_array(array: np.ndarray, rng: Random, names: Sequence[str]) -> np.nd
 
 
 def _change_header(member: bytes, rng: Random) -> bytes:
-    """Change what an npy file says of itself."""
+    """Change the header of an npy file."""
     how = rng.randrange(5)
     if how == 0:
         return member[: rng.randrange(len(member) + 1)] + rng.randbytes(rng.choice([0, 1, 8]))
@@ -238,7 +238,7 @@ def _change_header(member: bytes, rng: Random) -> bytes:
 def _pack(members: Sequence[tuple[str, bytes]], rng: Random) -> bytes:
     file = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of names that are there twice
+        warnings.simplefilter("ignore")  # about duplicate names
         kind = zipfile.ZIP_DEFLATED if rng.random() < 0.03 else zipfile.ZIP_STORED
         with zipfile.ZipFile(file, "w", kind) as archive:
             for name, member in members:
@@ -258,7 +258,7 @@ def _lie(data: bytes, rng: Random) -> bytes:
 
 
 def npz_mutator(sealed: bool, names: Sequence[str] = ()) -> Mutate:
-    """Return what changes an npz file; a sealed one nearly always gets a checksum that is right.
+    """Return a mutation of an npz file; a sealed file usually gets a correct checksum.
 
     `names` are keys of the JSON objects that lie in it.
     """
@@ -270,7 +270,7 @@ def npz_mutator(sealed: bool, names: Sequence[str] = ()) -> Mutate:
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 members = [(m.filename, archive.read(m)) for m in archive.infolist()]
-        except Exception:  # it was harmed before
+        except Exception:  # it is already damaged
             return mutate_bytes(data, rng)
         if sealed:
             members = [m for m in members if m[0] != f"{CHECKSUM}.npy"]
@@ -278,7 +278,7 @@ def npz_mutator(sealed: bool, names: Sequence[str] = ()) -> Mutate:
             if not members:
                 break
             at = rng.randrange(len(members))
-            if rng.random() < 0.3:  # what the rest is made by
+            if rng.random() < 0.3:  # often the array that describes the others
                 at = next((k for k, m in enumerate(members) if "about" in m[0]), at)
             name, member = members[at]
             how = rng.randrange(14)
@@ -301,7 +301,7 @@ def npz_mutator(sealed: bool, names: Sequence[str] = ()) -> Mutate:
             try:
                 place.write_bytes(found)
                 seal = np.array(checksum(read_npz(place)))
-            except Exception:  # it is refused before any checksum is looked at
+            except Exception:  # it is refused before the checksum is verified
                 return found
             found = _pack([*members, (f"{CHECKSUM}.npy", _npy(seal))], rng)
         return _lie(found, rng) if rng.random() < 0.05 else found
@@ -312,11 +312,11 @@ def npz_mutator(sealed: bool, names: Sequence[str] = ()) -> Mutate:
 # -- HDF5
 
 CANARY = 8675309
-"""A number that lies in another file, where no reader may get it from."""
+"""A number in another file, which no reader may read."""
 
 
 def h5_mutator(datasets: dict[str, np.ndarray], place: Path) -> Mutate:
-    """Return what harms the bytes of an HDF5 file, or makes one that is wrong in its structure.
+    """Return a mutation of an HDF5 file: of its bytes, or a new file with a wrong structure.
 
     Links and external storage point to ``other.h5`` and ``secret`` in `place`, which are written.
     """
@@ -396,7 +396,7 @@ def with_checksums(data: bytes) -> bytes:
 
 
 def build_h5(datasets: dict[str, np.ndarray], place: Path, rng: Random) -> bytes:
-    """Write the data sets to a file, one to three of them in a way that nobody would."""
+    """Write the data sets to a file, one to three of them in an unusual way."""
     memory = io.BytesIO()
     versions = rng.choice([("earliest", "latest"), ("earliest", "latest"), ("latest", "latest")])
     with h5py.File(
@@ -407,7 +407,7 @@ def build_h5(datasets: dict[str, np.ndarray], place: Path, rng: Random) -> bytes
         for name in [*datasets, "another"]:
             array = datasets.get(name, np.arange(5, dtype="f4"))
             if name in wrong:
-                # What this version of HDF5 refuses to write leaves a hole.
+                # Skip what this version of HDF5 refuses to write.
                 try:
                     rng.choice(_WRONG_H5)(file, name, array, place, rng)
                 except (ValueError, TypeError, OSError, RuntimeError, OverflowError):
@@ -446,7 +446,7 @@ def _other_shape(file, name, array, place, rng):
         file[name] = np.ones(shape, array.dtype)
     elif how == 2:
         file[name] = np.concatenate([array, array[:1]])
-    elif how == 3:  # claimed, and never written
+    elif how == 3:  # in the shape, but never written
         huge = rng.choice([1 << 10, 1 << 20, 1 << 31, 1 << 40])
         file.create_dataset(name, (huge,) * max(array.ndim, 1), array.dtype, fillvalue=1,
                             chunks=rng.choice([None, (64,) * max(array.ndim, 1)]))  # fmt: skip
@@ -466,7 +466,7 @@ def _other_values(file, name, array, place, rng):
 
 
 def _chunked(file, name, array, place, rng):
-    """Chunks through filters, some of them written raw: garbage, or far more than they seem."""
+    """Chunks with filters, some written raw: garbage, or data that expand to a large size."""
     array = np.atleast_1d(array)
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     chunk = tuple(rng.choice([1, n, max(n // 2, 1), 3 * n + 1]) for n in map(max, array.shape,
@@ -499,15 +499,15 @@ def _chunked(file, name, array, place, rng):
             file.id, name.encode(), h5py.h5t.py_create(array.dtype, logical=True), space, plist
         )
     )
-    # HDF5 itself takes long over a large chunk, and its filter scaleoffset corrupts the heap behind
-    # any other; what is written raw only seems to be such.
+    # HDF5 itself is slow with a large chunk, and its filter scaleoffset corrupts the heap with
+    # any other chunk. Chunks that are written raw only look like that.
     filters = [plist.get_filter(k)[0] for k in range(plist.get_nfilters())]
     tame = h5py.h5z.FILTER_SCALEOFFSET not in filters[1:]
     if rng.random() < 0.6 and tame and np.prod(chunk, dtype=float) < 1 << 16:
         dataset[: len(array)] = array
         return
     if not filters:
-        return  # HDF5 takes as many bytes as the chunk should have, whatever there are
+        return  # HDF5 reads as many bytes as the chunk should have, even if there are fewer
     raw = rng.choice([rng.randbytes(30), _deflated(1 << 10), _deflated(1 << 24, 2), b"\0" * 9])
     dataset.id.write_direct_chunk((0,) * array.ndim, raw, rng.choice([0, 0, 1, 3, 2**32 - 1]))
 
@@ -539,7 +539,7 @@ def _elsewhere(file, name, array, place, rng):
         layout = h5py.VirtualLayout(array.shape, array.dtype)
         layout[...] = h5py.VirtualSource(str(place / "other.h5"), name, array.shape)
         file.create_virtual_dataset(name, layout)
-    else:  # made of itself
+    else:  # mapped onto itself
         layout = h5py.VirtualLayout(array.shape, array.dtype)
         layout[...] = h5py.VirtualSource(".", name, array.shape)
         file.create_virtual_dataset(name, layout)
@@ -568,7 +568,7 @@ def _linked(file, name, array, place, rng):
 
 
 def _many(file, name, array, place, rng):
-    """A small file whose claims are modest one by one."""
+    """A small file in which each array is acceptable, but not all of them together."""
     for k in range(rng.choice([20, 100])):
         file.create_dataset(f"{name}{k}", (1 << 22,), "f4", fillvalue=1 + k % 2)
     file[name] = array

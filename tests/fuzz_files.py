@@ -1,4 +1,4 @@
-"""Files that nobody would write, for every reader of files, as coverage of the code leads.
+"""Fuzz every function that reads files, guided by code coverage.
 
     python tests/fuzz_files.py [READER ...] [--seconds N] [--seed N]    fuzz; the time is for each
     python tests/fuzz_files.py READER --file FILE                       read one file again
@@ -62,6 +62,9 @@ else:
 with contextlib.redirect_stderr(io.StringIO()), own_modules:
     import fastrnn.checkpoint
     import fastrnn.coco_utils
+    import fastrnn.data.annotations
+    import fastrnn.data.feature_files
+    import fastrnn.data.fetch
     import fastrnn.data.h5
     import fastrnn.data.h5_process
     import fastrnn.data.pca
@@ -85,27 +88,26 @@ from file_mutation import (
     npz_mutator,
     write_compact,
 )
-from h5_in_process import InProcess
 
 from fastrnn.classifiers.rnn import CaptioningRNN
 from fastrnn.data.scenes.draw import make_scene
 from fastrnn.data.scenes.language import caption_is_true
 
 SECONDS = 5
-"""Of the processor, that a file may take."""
+"""Processor time that a file may take."""
 PATIENCE = 60
-"""Seconds after which a reader waits for what never comes."""
+"""Seconds after which a reader counts as hanging."""
 MEMORY = 500 << 20
 ADDRESSES = 1 << 30
-"""Beyond what the process has at the beginning: a guard for the machine."""
+"""Memory above that of the process at the start; protects the machine."""
 
 
 class Fault(Exception):
-    """What a reader must not do."""
+    """A fault of a reader."""
 
 
 class Reader:
-    """A way into the package for files of one kind.
+    """A function of the package that reads files of one kind.
 
     Attributes
     ----------
@@ -121,7 +123,7 @@ class Reader:
 
     refusals: tuple[type[Exception], ...] = (ValueError, OSError)
     largest = 1 << 13
-    """Bytes in a file, at most."""
+    """Largest size of a file in bytes."""
     mutate: Mutate
 
     def __init__(self, place: Path) -> None:
@@ -135,11 +137,11 @@ class Reader:
         raise NotImplementedError
 
     def read(self) -> Any:
-        """Read the file, and look at what has come."""
+        """Read the file, and check the result."""
         raise NotImplementedError
 
     def names(self) -> list[str]:
-        """What in a message names the file: any of these."""
+        """A message names the file if it contains any of these."""
         return [str(self.path)]
 
 
@@ -165,7 +167,7 @@ class Captions(Reader):
         self.add_h5_seeds({name: arrays[self.source_of(name)] for name in self.datasets})
 
     def names(self) -> list[str]:
-        # What does not fit another file may be told of that.
+        # If two files do not match, the message may name the other file.
         return [f"{self.layout}{os.sep}"]
 
     def source_of(self, name: str) -> str:
@@ -226,7 +228,7 @@ class Vocabulary(Captions):
 
     def prepare(self) -> None:
         super().prepare()
-        # The word of an id that is in no caption may be any.
+        # The word of an id that is in no caption can be anything.
         self.seeds = [self.path.read_bytes(), b"\xef\xbb\xbf" + self.path.read_bytes()]
         self.mutate = json_mutator(["idx_to_word", "word_to_idx", *WORDS])
 
@@ -286,7 +288,7 @@ class Model(Reader):
 
 
 class Checkpoint(Reader):
-    """checkpoints/step-00000002.npz, and to go on from there"""
+    """checkpoints/step-00000002.npz, and resuming from it"""
 
     largest = 1 << 16
 
@@ -317,7 +319,7 @@ class Checkpoint(Reader):
         try:
             trainer = fastrnn.training.Trainer.resume(self.run, self.data)
         except ValueError as error:
-            # It holds the settings against the checkpoint, and names what differs.
+            # It compares the settings with the checkpoint, and names the differences.
             require("\n" not in str(error), "one line")
         else:
             require(trainer.step <= 2, "a step that was not done")
@@ -369,7 +371,7 @@ class Settings(Reader):
                 names.update(found, *(value for value in found.values() if type(value) is dict))
         self.path = self.run / self.file
         self.seeds = [self.path.read_bytes()]
-        if self.file == "settings.json":  # and as an older version wrote it, without sections
+        if self.file == "settings.json":  # also as older versions wrote it, without sections
             flat = fastrnn.runs.read_settings(self.run)
             self.seeds.append(json.dumps(flat).encode())
         self.mutate = json_mutator(sorted({*names, "max_train", "raw_features", "bias_start"}),
@@ -382,7 +384,7 @@ class Settings(Reader):
         require("</html>" in fastrnn.report.write_report(self.run).read_text("utf-8"), "a page")
 
     def names(self) -> list[str]:
-        # A directory without settings is none of a run.
+        # A directory without settings is not a run directory.
         return [str(self.path), f"{self.run}: "]
 
     def look(self) -> None:
@@ -406,7 +408,7 @@ class History(Settings):
     def look(self) -> None:
         history = fastrnn.report.read_history(self.path)
         self.drawn += 1
-        if self.drawn % 100 == 0:  # matplotlib takes its time
+        if self.drawn % 100 == 0:  # matplotlib is slow
             fastrnn.report.draw_loss(history)
 
 
@@ -462,8 +464,134 @@ class Scenes(Reader):
                 caption_is_true(caption, scene)
 
 
+class Coco(Reader):
+    """Annotations in JSON: COCO's, Karpathy's, records"""
+
+    def prepare(self) -> None:
+        self.path = self.place / "captions.json"
+        images = [
+            {"id": 9, "file_name": "a.jpg", "coco_url": "http://c/9.jpg"},
+            {"id": 25, "file_name": "b.jpg", "flickr_url": "http://f/25.jpg"},
+        ]
+        annotations = [
+            {"image_id": 25, "id": 1, "caption": "Two giraffes."},
+            {"image_id": 9, "id": 2, "caption": "A meal."},
+        ]
+        sentences = [{"tokens": ["a", "man"], "raw": "A man.", "sentid": 7}]
+        karpathy = [
+            {
+                "filepath": "val2014",
+                "filename": "a.jpg",
+                "cocoid": 391,
+                "split": "test",
+                "sentences": sentences,
+            },
+            {"filename": "b.jpg", "split": "restval", "sentences": []},
+        ]
+        records = [
+            {"file_path": "a.jpg", "captions": ["A", "B"]},
+            {"image": "b.jpg", "caption": "C", "split": "val"},
+        ]
+        for found in (
+            {"images": images, "annotations": annotations, "info": {"year": 2014}},
+            {"images": karpathy, "dataset": "coco"}, records,
+        ):  # fmt: skip
+            self.seeds.append(json.dumps(found).encode())
+        names = {
+            key for one in [*images, *annotations, *sentences, *karpathy, *records] for key in one
+        }
+        self.mutate = json_mutator(sorted({*names, "images", "annotations"}))
+
+    def read(self) -> None:
+        for tokens in (False, True):
+            read = fastrnn.data.annotations.read_annotations(self.path, tokens=tokens)
+            names = [image.name for image in read.images]
+            require(len(set(names)) == len(names), "every image once")
+            for image in read.images:
+                require(image.split in (None, "train", "val", "test"), "a split")
+                require(all(type(text) is str for text in image.captions), "captions")
+                for text in (image.name, image.url or "", *image.captions):
+                    require("\0" not in text, "no null characters")
+                    text.encode("utf-8")
+                require("\n" not in image.name + (image.url or ""), "a name in one line")
+
+
+class Lines(Coco):
+    """Annotations in lines: CSV, TSV, JSON Lines, token files of Flickr"""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.path = self.place / "captions.txt"
+        self.seeds = [
+            b'image,caption,split\na.jpg,"A ""big"" dog, here .",train\nb.jpg,"two\nlines",dev\n',
+            b"image_name| comment_number| comment\na.jpg| 0| Two young guys\n",
+            b'image\tcaption\na.jpg\t"Stop" says a sign\nb.jpg\t"say ""hi"""\n',
+            b"a.jpg#0\tA child .\na.jpg#1\tA girl .\r\nb.jpg#0\tA \xc3\xa9 .\n",
+            b'{"image": "a.jpg", "caption": "A cat"}\n{"image": 3, "captions": ["A", "B"]}\n',
+        ]
+        self.mutate = mutate_text
+
+
+class Vectors(Reader):
+    """Features in an npy file"""
+
+    def prepare(self) -> None:
+        self.path = self.place / "x.npy"
+        for array in (np.ones((3, 2), np.float32), np.asfortranarray(np.ones((2, 3)))):
+            np.save(self.path, array)
+            self.seeds.append(self.path.read_bytes())
+        self.mutate = mutate_bytes
+
+    def read(self) -> None:
+        found = fastrnn.data.feature_files.FeatureFiles([self.path])
+        rows = 0
+        for start, block in found.blocks():
+            require(start == rows and block.shape[1] == found.width, "rows")
+            require(block.dtype == np.float32 and bool(np.isfinite(block).all()), "numbers")
+            rows += len(block)
+        require(rows == found.count, "all rows")
+
+
+class Table(Vectors):
+    """Features in an npz file"""
+
+    def prepare(self) -> None:
+        self.path = self.place / "x.npz"
+        x = np.ones((3, 2), np.float32)
+        for arrays in ({"features": x, "names": np.array(["a", "b", "c"])}, {"a": x[0], "b": x[1]}):
+            np.savez(self.path, **arrays)
+            self.seeds.append(self.path.read_bytes())
+        self.mutate = npz_mutator(sealed=False)
+
+
+class Archive(Reader):
+    """A zip archive that was fetched"""
+
+    def prepare(self) -> None:
+        self.path = self.place / "archive.zip"
+        for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            with zipfile.ZipFile(self.path, "w", compression) as content:
+                content.writestr("data/a.txt", b"a" * 50)
+                content.writestr("data/b/", b"")
+                content.writestr("data/b/c.txt", bytes(range(60)))
+            self.seeds.append(self.path.read_bytes())
+        self.mutate = mutate_bytes
+
+    def read(self) -> None:
+        out = self.place / "unpacked"
+        # By whole paths, which the watch knows as ours.
+        for path in sorted(out.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        out.mkdir(exist_ok=True)
+        fastrnn.data.fetch.unpack(self.path, out, max_size=1 << 20)
+        files = [path for path in out.rglob("*") if not path.is_dir()]
+        require(bool(files) and all(path.is_file() for path in files), "plain files")
+        require(not any(path.is_symlink() for path in out.rglob("*")), "no links")
+        require(sum(path.stat().st_size for path in files) <= 1 << 20, "a bound")
+
+
 class Holder(Reader):
-    """.lock-holder of a run that somebody else trains in"""
+    """.lock-holder of a run that another process uses"""
 
     refusals = (fastrnn.runlock.RunInUseError,)
 
@@ -500,7 +628,7 @@ class Picture(Reader):
                 Image.fromarray(pixels[..., 0].astype(np.uint16)).save(self.path, kind)
             else:
                 picture.convert(mode).save(self.path, kind)
-            # What is drawn by a program must not be.
+            # Images that only another program can draw must not be read.
             where = self.strange if kind == "eps" else self.seeds
             where.append(self.path.read_bytes())
         self.mutate = mutate_bytes
@@ -519,12 +647,13 @@ class Picture(Reader):
 READERS: dict[str, type[Reader]] = {
     kind.__name__.lower(): kind
     for kind in (Captions, Features, Vocabulary, Urls, Model, Checkpoint, Components, Settings,
-                 History, Metrics, References, Scenes, Holder, Picture)
+                 History, Metrics, References, Scenes, Coco, Lines, Vectors, Table, Archive, Holder,
+                 Picture)
 }  # fmt: skip
 
 
 def follow(*modules: types.ModuleType) -> None:
-    """Let coverage of these modules lead, too; they are loaded already."""
+    """Also use the coverage of these modules, which are already loaded."""
     for module in modules:
         owners = [module, *(v for v in vars(module).values() if isinstance(v, type))]
         for owner in owners:
@@ -544,7 +673,7 @@ if atheris is not None:
 
 
 class Watch:
-    """What a reader does beside reading; once made it stays for the rest of the process."""
+    """Records the side effects of a reader; stays installed until the process ends."""
 
     def __init__(self, place: Path) -> None:
         self.place = str(place)
@@ -586,7 +715,7 @@ class Watch:
 
 
 def starved(error: BaseException | None) -> bool:
-    """Whether an exception comes of want of memory."""
+    """Return whether an exception was caused by lack of memory."""
     while error is not None:
         if isinstance(error, MemoryError):
             return True
@@ -595,7 +724,7 @@ def starved(error: BaseException | None) -> bool:
 
 
 def attempt(reader: Reader, data: bytes, watch: Watch) -> bool:
-    """Let a reader read `data`; return whether it did, or raise what it must not do."""
+    """Read `data` with a reader; return whether that worked, or raise a fault."""
     reader.path.write_bytes(data)
     watch.begin()
     since = time.process_time()
@@ -626,7 +755,7 @@ def attempt(reader: Reader, data: bytes, watch: Watch) -> bool:
 
 
 class Tally:
-    """What outlives the process which counts: files tried, files read, and what it is about."""
+    """Counters that survive the process: files tried, files read, and its current state."""
 
     def __init__(self) -> None:
         self.shared = mmap.mmap(-1, 17)
@@ -649,7 +778,7 @@ class Tally:
 
 
 def where(error: BaseException) -> str:
-    """What tells a fault from others: what is wrong, and the last place of ours in the way."""
+    """Return the identity of a fault: what is wrong, and the innermost line of the package."""
     cause = error.__cause__ or error
     frames = traceback.extract_tb(cause.__traceback__)
     package = os.sep + "fastrnn" + os.sep
@@ -675,7 +804,7 @@ def fuzz(name: str, place: Path, seconds: float, seed: int, faults: Path, tally:
     for number, data in enumerate(reader.seeds + reader.strange):
         (corpus / f"seed{number}").write_bytes(data)
     watch = Watch(place)
-    fastrnn.data.layout.H5Reader = InProcess
+    fastrnn.data.h5.HAS_PROCESSES = False  # the fuzzer watches this process
     warnings.simplefilter("ignore")
     for data in reader.seeds:
         if not attempt(reader, data, watch):
@@ -728,7 +857,7 @@ def work_on(name: str, seconds: float, seed: int, faults: Path) -> tuple[int, in
     try:
         while (left := until - time.monotonic()) > 0:
             before = tally.counts()[0]
-            for old in place.iterdir():  # what was found leads on
+            for old in place.iterdir():  # continue from the files found so far
                 if old.name != "corpus":
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
             child = os.fork()
@@ -784,7 +913,7 @@ def stands(name: str, file: Path) -> bool:
 
 
 def wait_for(child: int, seconds: float) -> int:
-    """Wait for a process, and end it when it is late; return its status."""
+    """Wait for a process, and kill it after a timeout; return its status."""
     until = time.monotonic() + seconds
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)

@@ -1,4 +1,4 @@
-"""Other libraries that compute in the process of fastrnn, each with threads of its own.
+"""Other libraries that compute in the process of fastrnn, each with its own threads.
 
 Run as a program with an order (alone, before, after, without) and names of libraries, it imports
 them before or after fastrnn, without it, or fastrnn alone. Then all compute, in turns and at once.
@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-# A neighbour: what it computes, in its first call with its threads just started; and how many
-# threads it has. Its results depend on nothing else.
+# A neighbour: a computation, whose first call starts the library's threads, and a function that
+# counts its threads. Its results depend on nothing else.
 Neighbour = tuple[Callable[[], list[np.ndarray]], Callable[[], dict[str, int]]]
 
 
@@ -64,7 +64,7 @@ def scipy() -> Neighbour:
 
 
 NEIGHBOURS = {"torch": torch, "sklearn": scikit_learn, "scipy": scipy}  # by the module to import
-COUNT = 3  # threads of fastrnn, which no neighbour has by itself
+COUNT = 3  # threads of fastrnn; no neighbour has this number by default
 
 
 def fastrnn() -> Callable[[], str]:
@@ -83,7 +83,7 @@ def fastrnn() -> Callable[[], str]:
 
 
 def main(order: str, *names: str) -> dict[str, dict[str, list]]:
-    """Compute in that order; each result stands in a list with those of later turns."""
+    """Compute in this order; collect the results of each name in a list."""
     turns: dict[str, Callable[[], str]] = {}
     counts: dict[str, Callable[[], dict[str, int]]] = {}
     results: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""What a small training with everything switched on, and every op, came to: to the last bit.
+"""The results of every op and of a small training with all options, to the last bit.
 
 As a program it prints that as JSON, with the instruction set that FASTRNN_MAX_ISA allows. The
 training is told twice: as a whole, and resumed from tests/recorded/checkpoint.npz. ``--record``
@@ -47,7 +47,7 @@ CHECKPOINT = RECORDED / "checkpoint.npz"
 
 
 def told(array: Any) -> str:
-    """Bits of an array in short."""
+    """A short hash of the bits of an array."""
     array = np.ascontiguousarray(array)
     return hashlib.sha256(array.tobytes()).hexdigest()[:16]
 
@@ -69,7 +69,7 @@ def without_times(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def arithmetic() -> str:
-    """The bits of what this machine computes beside the core: processor and BLAS round so."""
+    """Bits of results outside the core, which depend on how the processor and BLAS round."""
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, 61, 61))
     parts = [a @ b, np.exp(a), a.sum(axis=0), a.var(axis=0), np.log(np.abs(a)), rng.random(5)]
@@ -90,7 +90,7 @@ def about_model(model: CaptioningRNN, features: np.ndarray) -> dict[str, Any]:
 
 
 def about_training(folder: Path) -> dict[str, Any]:
-    """What a training of each cell comes to, as a whole and resumed; and a solver's."""
+    """The results of a training of each cell, uninterrupted and resumed, and of a solver."""
     write_layout(folder / "data")
     data = read_captioning_directory(folder / "data")
     features = data["val_features"]

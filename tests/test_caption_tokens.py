@@ -11,10 +11,11 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from random import Random
 
 import pytest
 
-from fastrnn.caption_tokens import caption_tokens
+from fastrnn.caption_tokens import _tokens, caption_tokens
 
 CASES = {
     "A dog doesn't like the man's hat.": "a dog does n't like the man 's hat",
@@ -74,6 +75,19 @@ def test_empty_captions():
 def test_caption_must_be_a_string():
     with pytest.raises(TypeError, match=r"caption is \['a'\]; expected a string"):
         caption_tokens(["a"])  # type: ignore[arg-type]
+
+
+def test_chunks_alone_have_the_tokens_that_they_have_in_a_caption():
+    """The cache of chunks changes no token: half the chunks are those that look about them."""
+    rng = Random(0)
+    known = [chunk for caption in CASES for chunk in caption.split()]
+    known += ["C.", "st.", "no.", "22", "3/4", "½", "&nbsp;", "x&y", "The", "A", "p.m.", "dog.,"]
+    for _ in range(3000):
+        chunks = [rng.choice(known) for _ in range(rng.randrange(1, 6))]
+        caption = rng.choice([" ", "\t", "  "]).join(chunks) + rng.choice(["", ".", " .", ". "])
+        at = rng.randrange(len(caption))
+        caption = rng.choice([caption, caption[:at] + chr(rng.randrange(1, 127)) + caption[at:]])
+        assert caption_tokens(caption) == _tokens(caption), caption
 
 
 def test_every_caption_of_coco_as_java_splits_it(shared_data: Path, tmp_path: Path):

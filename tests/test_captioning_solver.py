@@ -26,7 +26,7 @@ def data(rng):
 
 
 class Recorder:
-    """A model that is none: it counts calls, and its gradients are ones."""
+    """A fake model that counts calls; its gradients are ones."""
 
     def __init__(self):
         self.params = {"w": np.zeros(3), "v": np.zeros((2, 2))}
@@ -167,7 +167,7 @@ def test_float64_history_is_the_references(data, cell_type, update_rule):
     [("rnn", {0: 1e-6, 20: 5e-5, 49: 5e-4}), ("lstm", {0: 1e-6, 30: 1e-4, 49: 1e-3})],
 )
 def test_float32_history_stays_in_the_courses_bands(data, cell_type, bands):
-    """The spread over ten people's seeded runs, which a drop-in must not leave."""
+    """The range of ten people's seeded runs; a drop-in must stay inside it."""
     got, model = history(CaptioningRNN, CaptioningSolver, data, cell_type, np.float32)
     expected, _ = history(
         reference.CaptioningRNN, reference.CaptioningSolver, data, cell_type, np.float64

@@ -58,7 +58,7 @@ def test_cut_short(tmp_path, keep):
 
 def test_not_a_model(tmp_path):
     write_sealed(tmp_path / "model.npz", {"W_proj": np.ones((2, 2))})
-    with pytest.raises(ValueError, match="holds no model"):
+    with pytest.raises(ValueError, match="is not a model"):
         load_model(tmp_path)
 
 
@@ -74,7 +74,7 @@ def test_not_a_model(tmp_path):
 )
 def test_arrays_that_make_no_model(change):
     arrays = CaptioningRNN(WORDS, 5, 4, 3, "lstm").to_arrays() | change
-    with pytest.raises(ValueError, match="holds no model"):
+    with pytest.raises(ValueError, match="is not a model"):
         CaptioningRNN.from_arrays(arrays)
 
 
@@ -108,7 +108,7 @@ def test_failure_leaves_the_old_model(tmp_path):
 
 
 def drawn_checkpoint(rng: np.random.Generator, averaged: bool) -> Checkpoint:
-    """A checkpoint as a training has it: all but the projection of the features is the model's."""
+    """A checkpoint as in training: all but the feature projection equals the model."""
     model = CaptioningRNN(WORDS, 5, 4, 3, "lstm")
 
     def like(shared: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
@@ -159,7 +159,7 @@ def test_checkpoint_round_trip(tmp_path, rng, averaged):
 def test_what_is_no_checkpoint(tmp_path, rng):
     path = tmp_path / "step.npz"
     save_model(path, CaptioningRNN(WORDS, 5, 4, 3, "lstm"))
-    with pytest.raises(ValueError, match=r"step\.npz: contains a model, but no state"):
+    with pytest.raises(ValueError, match=r"step\.npz: contains a model without its training state"):
         read_checkpoint(path)
     checkpoint = drawn_checkpoint(rng, averaged=False)
     write_sealed(path, checkpoint.to_arrays())

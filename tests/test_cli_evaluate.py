@@ -47,7 +47,7 @@ def run(*arguments: object) -> int:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run what must be refused; return the one line about it."""
+    """Run a command that must fail; return its one-line error."""
     capsys.readouterr()
     assert run(*arguments) == 2
     said = capsys.readouterr()
@@ -223,11 +223,13 @@ def test_without_the_extra(
 def test_refusals(trained, out: Path, capsys: pytest.CaptureFixture[str]):
     folder, _ = trained
     assert "no such model file: nowhere" in refused(capsys, "nowhere")
-    assert "is no run directory; it has no settings.json" in refused(capsys, out)
+    assert "is not a run directory; it has no settings.json" in refused(capsys, out)
     assert "--data is needed" in refused(capsys, folder / "model.npz")
     assert "no such data directory" in refused(capsys, folder, "--data", out / "none")
     assert "--beam" in refused(capsys, folder, "--beam", 0)
-    assert "--split is 'test'; expected train or val" in refused(capsys, folder, "--split", "test")
+    wrong = refused(capsys, folder, "--split", "dev")
+    assert "--split is 'dev'; expected train, val or test" in wrong
+    assert "test2014_vgg16_fc7_pca.h5" in refused(capsys, folder, "--split", "test")
     for option in ("--json", "--results"):
         line = refused(capsys, folder, option, out / "none" / "x.json")
         assert f"{option} is {out / 'none' / 'x.json'}; expected a file" in line

@@ -1,4 +1,4 @@
-"""What is printed while training runs."""
+"""Progress output during training."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_plain_lines_where_there_is_no_terminal(data_dir: Path, capsys):
 
 
 def test_what_is_left_of_a_training(monkeypatch, capsys):
-    """A run that goes on after one of its two epochs: what was done before counts for no speed."""
+    """A run that is resumed after one of two epochs; earlier work does not count for the speed."""
     clock = [100.0]
     monkeypatch.setattr(progress.time, "perf_counter", lambda: clock[-1])
     trainer = SimpleNamespace(

@@ -23,7 +23,7 @@ from PIL import Image
 import fastrnn
 from fastrnn import evaluation
 from fastrnn.checkpoint import checkpoint_path, checkpoint_steps, load_model
-from fastrnn.cli import train
+from fastrnn.cli import results, run_directory, train
 from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.data.scenes.dataset import read_scenes
 from fastrnn.data.scenes.language import caption_is_true
@@ -31,6 +31,7 @@ from fastrnn.metrics import CaptionScorer, bleu_1
 from fastrnn.report import page as report_page
 from fastrnn.runs import epoch_records, read_history, read_settings
 from fastrnn.training import RECIPES, TrainConfig, Trainer, caption_images, read_run, references_of
+from fastrnn.training.recipes import SCENES
 
 RUN_FILES = {
     "settings.json", "model.npz", "history.jsonl", "metrics.json", "loss.png", "report.html",
@@ -81,10 +82,10 @@ def checked(out: Path) -> dict:
 
 
 def test_default_run(tmp_path: Path, capsys):
-    """The promise of the README: right captions of unseen scenes from one command.
+    """As the README says: correct captions of unseen scenes with one command.
 
-    FASTRNN_DEFAULT_RUN names the directory in which that was done already, with what was printed in
-    the file "printed"; it takes a minute.
+    FASTRNN_DEFAULT_RUN names a directory in which this command has run already, with its output in
+    the file "printed"; the command takes a minute.
     """
     place = Path(os.environ.get("FASTRNN_DEFAULT_RUN", tmp_path))
     if place == tmp_path:
@@ -105,7 +106,7 @@ def test_default_run(tmp_path: Path, capsys):
 
 
 def test_small_world(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "SCENES", {**train.SCENES, "num_train": 60, "num_val": 20})
+    monkeypatch.setattr(run_directory, "SCENES", {**SCENES, "num_train": 60, "num_val": 20})
     assert run("train", "--cell", "rnn", "--out", "a", "--seed", 4, *SMALL) == 0
     metrics = checked(tmp_path / "a")
     said = re.findall(r"^  says: (.*?)(  \(false\))?$", capsys.readouterr().out, re.M)
@@ -198,7 +199,7 @@ def test_signal(data_dir: Path, tmp_path: Path, number, status, capsys):
     assert process.returncode == status
     name = signal.Signals(number).name
     said = re.fullmatch(
-        rf"fastrnn: stopped by {name} after step (\d+); go on with: "
+        rf"fastrnn: stopped by {name} after step (\d+); resume with: "
         r"(fastrnn train --resume r)\n",
         err,
     )
@@ -340,7 +341,7 @@ def test_resume_repairs_the_best_model(data_dir: Path, capsys):
 
 
 def test_resume_while_scenes_were_drawn(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "SCENES", {**train.SCENES, "num_train": 60, "num_val": 20})
+    monkeypatch.setattr(run_directory, "SCENES", {**SCENES, "num_train": 60, "num_val": 20})
     assert run("train", "--out", "a", *SMALL) == 0
     assert run("train", "--out", "b", *SMALL) == 0
     # As if it had been killed at the first pictures.
@@ -380,7 +381,7 @@ def test_what_cannot_be_resumed(data_dir: Path, capsys, arguments, wanted):
 
 def test_resume_of_what_is_no_run(data_dir: Path, tmp_path: Path, capsys):
     assert "nowhere" in refused(capsys, "train", "--resume", "nowhere")
-    assert "is no run directory" in refused(capsys, "train", "--resume", data_dir)
+    assert "is not a run directory" in refused(capsys, "train", "--resume", data_dir)
     (tmp_path / "file").write_text("")
     assert "file" in refused(capsys, "train", "--resume", "file")
 
@@ -405,7 +406,7 @@ def test_damaged_checkpoint(data_dir: Path, capsys):
     assert run("train", "--resume", "r", "--no-report") == 0
     err = capsys.readouterr().err
     assert err.startswith(f"fastrnn: warning: {path}: damaged")
-    assert err.endswith(f"going on from step {steps[-2]}\n")
+    assert err.endswith(f"resuming from step {steps[-2]}\n")
     assert err.count("\n") == 1
     for name, w in load_model("r").params.items():
         np.testing.assert_array_equal(model.params[name], w)
@@ -426,7 +427,7 @@ def test_full_disk(data_dir: Path, tmp_path: Path):
     assert done.returncode == 2
     assert done.stderr == (
         "fastrnn: error: File too large: r/checkpoints/step-00000004.npz; once this is fixed, "
-        "go on with: fastrnn train --resume r\n"
+        "resume with: fastrnn train --resume r\n"
     )
     assert checkpoint_steps("r") == [0]
     assert not list(Path("r").rglob(".*"))
@@ -589,7 +590,7 @@ def test_the_end_captions_once_and_reads_no_model(data_dir, tmp_path, monkeypatc
         raise AssertionError("the model is in memory")
 
     monkeypatch.setattr(evaluation, "beam_search", counting)
-    monkeypatch.setattr(train, "load_model", refuse)
+    monkeypatch.setattr(results, "load_model", refuse)
     monkeypatch.setattr(report_page, "load_model", refuse)
     options = ["--val-captions", 0, "--val-images", 0]
     assert run("train", "--data", data_dir, "--out", "r", *SMALL, *options) == 0

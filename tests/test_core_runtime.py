@@ -430,6 +430,23 @@ def test_every_kernel_is_declared_to_cython():
     ])  # fmt: skip
     pxd = module["generate"](kernels)
     assert "double (*softmax_loss_f32)(float*, const float*, ptrdiff_t, ptrdiff_t, float," in pxd
+    assert max(map(len, pxd.splitlines())) <= 120  # as in the other Cython files
     for bad in ("FRN_KERNEL(void, f, (REAL x[3]));", "FRN_KERNEL(void, f, (REAL (*x)(int)));"):
         with pytest.raises(ValueError, match="expected"):
             module["read_kernels"](text + bad)
+
+
+SETUP = PACKAGE.parent / "setup.py"
+
+
+@pytest.mark.skipif(not SETUP.is_file(), reason="not in the source tree")
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [("byteorder = 'big'", "64-bit, big-endian"), ("maxsize = 2**31 - 1", "32-bit, little-endian")],
+)
+def test_other_platforms_are_refused_at_build(change, what):
+    """With a sentence, and before anything else; .ci/compilers asks compilers for them."""
+    code = f"import runpy, sys; sys.{change}; runpy.run_path({str(SETUP)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == f"this Python is {what}; expected 64-bit, little-endian\n"

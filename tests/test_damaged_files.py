@@ -1,4 +1,4 @@
-"""Files that nobody would write: refused with their name, at once, and in little memory."""
+"""Damaged and malicious files: refused with their name, quickly, and in little memory."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_byte_order_mark_is_no_text(layout):
 
 
 def readers(layout: Path, run: Path) -> dict[str, tuple[Path, object]]:
-    """Every reader of JSON, with the place it reads from."""
+    """Every function that reads JSON, with the file that it reads."""
     return {
         "vocabulary": (layout / VOCABULARY, lambda: read_captioning_directory(layout)),
         "references": (layout / "r.json", lambda: read_references(layout / "r.json", ["a"])),
@@ -144,7 +144,7 @@ def test_a_history_of_what_are_no_numbers(tmp_path, record):
     path.write_text(json.dumps({"epoch": 1, "loss": float("nan")}) + "\n")
     assert len(read_history(path)) == 1
     path.write_text(json.dumps({"epoch": 1}) + "\n" + json.dumps(record) + "\n")
-    with pytest.raises(ValueError, match=rf"^{path}: line 2 is no record"):
+    with pytest.raises(ValueError, match=rf"^{path}: line 2 is not a record"):
         read_history(path)
 
 
@@ -283,7 +283,7 @@ def test_a_word_that_is_no_text(layout, word):
     (layout / VOCABULARY).write_text(json.dumps({"idx_to_word": words, "word_to_idx": ids}))
     with pytest.raises(ValueError, match=rf"{VOCABULARY}: .*; expected text"):
         read_captioning_directory(layout)
-    # Nor is it written into a model, from which another word would come back.
+    # It is not written to a model either, because a different word would be read back.
     ids = {"<NULL>": 0, word: 1}
     with pytest.raises(ValueError, match="expected words that are text"):
         CaptioningRNN(ids, 2, 2, 2).save(layout / "model.npz")
@@ -380,15 +380,15 @@ DEFLATE, SHUFFLE, FLETCHER32, SCALEOFFSET = 1, 2, 3, 6
 @pytest.mark.parametrize(
     ("raw", "options"),
     [
-        # HDF5 reads on behind these, and the interpreter crashes.
+        # HDF5 reads past the end of these, and the interpreter crashes.
         (zlib.compress(bytes(64)), {"filters": (DEFLATE,)}),
         (b"1234", {"filters": (DEFLATE,), "mask": 1}),
         (zlib.compress(bytes(64)), {"filters": (SHUFFLE, DEFLATE)}),
         (zlib.compress(bytes(64)) + b"1234", {"filters": (DEFLATE, FLETCHER32)}),
-        # It unpacks these without an end.
+        # It never stops unpacking these.
         (zlib.compress(bytes(1 << 26), 9), {"filters": (DEFLATE,), "chunk": 16}),
         (zlib.compress(zlib.compress(bytes(1 << 30), 9), 9), {"filters": (DEFLATE, DEFLATE)}),
-        # Its own code for these does not look where it writes.
+        # Its code for these writes out of bounds.
         (b"1234", {"filters": (FLETCHER32, SCALEOFFSET)}),
         (b"1234", {"filters": (32000,)}),
     ],
@@ -396,7 +396,7 @@ DEFLATE, SHUFFLE, FLETCHER32, SCALEOFFSET = 1, 2, 3, 6
 def test_a_chunk_that_is_not_what_hdf5_takes_it_for(layout, raw, options):
     path = layout / "train2014_vgg16_fc7_pca.h5"
     write_raw_chunk(path, raw, **options)
-    # In a process of its own, because of what happens where this is not refused.
+    # In a separate process, because accepting this file would crash it.
     call = f"from fastrnn.coco_utils import load_coco_data; load_coco_data({str(layout)!r})"
     result = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True)
     assert result.returncode == 1, result.stderr
@@ -415,7 +415,7 @@ def test_a_chunk_that_is_not_what_hdf5_takes_it_for(layout, raw, options):
 @pytest.mark.parametrize("version", ["earliest", "latest"])
 def test_chunks_that_are_whole_are_read(layout, options, version):
     path = layout / "train2014_vgg16_fc7_pca.h5"
-    # Random bits are no smaller when deflated: HDF5 leaves the filter out of such chunks.
+    # Deflating does not make random bits smaller, so HDF5 skips the filter for such chunks.
     bits = np.random.default_rng(0).integers(0, 2**32, (12, 7), dtype=np.uint32)
     for features in (np.ones((12, 7), np.float32), bits.view(np.float32)):
         with h5py.File(path, "w", libver=version) as file:
@@ -548,7 +548,7 @@ def test_steps_without_number(trained, tmp_path):
 
 @pytest.mark.parametrize("name", ["words", "word_ids"])
 def test_words_of_two_axes(tmp_path, name):
-    """As lists they would be 2**40 empty ones."""
+    """As lists, they would be 2**40 empty lists."""
     arrays = CaptioningRNN({"<NULL>": 0}, 1, 1, 1).to_arrays()
     wrong = arrays | {name: np.empty((1 << 40, 0), arrays[name].dtype)}
     write_sealed(tmp_path / "model.npz", wrong)

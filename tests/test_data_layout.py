@@ -31,7 +31,7 @@ def layout(tmp_path):
 
 
 def rewrite(path, name, values):
-    """Put other values in the place of one dataset; None removes it."""
+    """Replace the values of one dataset; None removes it."""
     with h5py.File(path, "r+") as file:
         del file[name]
         if values is not None:

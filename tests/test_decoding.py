@@ -57,7 +57,7 @@ def test_mixed_words_are_those_of_the_twin(size, cell_type, probability, rng):
     model, features = draw_model(size, cell_type)
     captions = draw_captions(size, rng)
     rest = probability, 2**63 + 12345, 0
-    wanted = reference.mix(model.params, features, captions, *rest, cell_type == "lstm")
+    wanted = reference.mix(model.params, features, captions, *rest, cell_type)
     for threads in (1, 2, 3):
         fastrnn.set_num_threads(threads)
         found = scheduled.mix(model.params, features, captions, *rest, cell_type)
@@ -72,7 +72,7 @@ def test_mixed_words_in_float32_are_nearly_all_those_of_float64(rng):
     captions = draw_captions("ragged", rng)
     found = scheduled.mix(model.params, features, captions, 0.5, 7, 0, "lstm")
     params = {name: w.astype(np.float64) for name, w in model.params.items()}
-    wanted = reference.mix(params, features.astype(np.float64), captions, 0.5, 7, 0, True)
+    wanted = reference.mix(params, features.astype(np.float64), captions, 0.5, 7, 0, "lstm")
     assert (found == wanted).mean() > 0.99
     assert (found != captions[:, :-1] % 150).mean() > 0.05
 

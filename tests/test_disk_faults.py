@@ -46,7 +46,7 @@ COMMAND = ["--hidden-dim", "5", "--wordvec-dim", "4", "--epochs", "2", "--batch-
 
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out flushing, which takes most of the time; losses of power are simulated here."""
+    """Skip flushing, which takes most of the time; power failures are simulated here."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
@@ -58,7 +58,7 @@ def data(tmp_path: Path) -> dict:
 
 @pytest.fixture
 def wanted(data: dict) -> dict[str, np.ndarray]:
-    """The weights that an undisturbed training comes to."""
+    """The final weights of an undisturbed training."""
     trainer = trainer_of(data, None)
     trainer.fit()
     assert (trainer.step, trainer.steps_per_epoch) == (8, 4)
@@ -118,7 +118,7 @@ def check_finished(run: Path, wanted: dict[str, np.ndarray]) -> None:
 
 
 def check_goes_on(run: Path, data: dict, wanted: dict[str, np.ndarray]) -> None:
-    """Train to the end from whatever a fault has left of a run; compare the weights."""
+    """Train to the end from the state that a fault left; compare the weights."""
     trainer = Trainer.resume(run, data) if checkpoint_steps(run) else trainer_of(data, run)
     trainer.fit()
     check_equal(trainer.model.params, wanted)
@@ -134,7 +134,7 @@ def count(kind: str, number: int) -> None:
 
 
 class Disk:
-    """Watches the calls that change files, and does something else at those that are chosen.
+    """Intercepts the calls that change files, and replaces chosen calls.
 
     Parameters
     ----------
@@ -196,7 +196,7 @@ class Disk:
 def chosen(
     calls: list[str], rng: np.random.Generator, each: int, long: int | None = None
 ) -> list[int]:
-    """Return the numbers of so many calls with each name; in the long form `long`, or all."""
+    """Choose `each` calls of every name (in the long form: `long` or all); return their numbers."""
     numbers = np.arange(1, len(calls) + 1)
     most = (long or len(calls)) if LONG else each
     alike = [numbers[np.array(calls) == name] for name in sorted(set(calls))]
@@ -222,7 +222,7 @@ class Written(io.FileIO):
 
 
 def kill_at(number: int, after: bool, how: str, run: Path, directory: Path) -> None:
-    """Train, and be killed at a call that changes files; print what was said to be saved."""
+    """Train until killed at a call that changes files; print what was reported as saved."""
 
     def strike(call: Callable[[], Any], half: Callable[[], Any], path: str | None) -> None:
         call() if after else half()
@@ -361,7 +361,7 @@ def test_killed_at_random_moments(tmp_path):
 
 
 class PowerLoss:
-    """Follows what is on the disk for certain: what was flushed, as POSIX has it.
+    """Tracks what is certainly on the disk: all that was flushed, as POSIX defines it.
 
     The content of a file is there once the file was flushed, and its name once its directory was.
     """
@@ -371,7 +371,7 @@ class PowerLoss:
     ) -> None:
         self.root, self._files, self._new = root, {}, 0
         # names by directory, and contents by file: a file is known by its inode and a number,
-        # because the inode of a file that is gone is used again
+        # because the inode of a removed file is reused
         self.names: dict[Path, dict[str, tuple[int, int]]] = {}
         self.contents: dict[tuple[int, int], bytes] = {}
         os_open, fsync = os.open, os.fsync
@@ -415,7 +415,7 @@ class PowerLoss:
         return {path.name: self._known(path) for path in directory.iterdir()}
 
     def left(self, kind: str, directory: Path | None = None) -> Iterator[tuple[Path, bytes | None]]:
-        """Yield the files, and directories (None), that the machine starts with again.
+        """Yield the files, and directories (None), that exist after a restart of the machine.
 
         Parameters
         ----------
@@ -438,7 +438,7 @@ class PowerLoss:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no /proc to learn names from")
 def test_power_is_lost_at_every_moment(data, wanted, tmp_path):
-    """Files and names that were not flushed are gone; what was said to be saved is there."""
+    """Files and names that were not flushed are lost; all that was reported as saved is there."""
     disk, after = tmp_path / "disk", tmp_path / "after"
     disk.mkdir()
     said, losses, seen = -1, 0, {}
@@ -508,7 +508,7 @@ def failing(code: int, at: int, for_good: bool) -> Iterator[Disk]:
 @pytest.mark.parametrize("for_good", [False, True], ids=["once", "for good"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS], ids=errno.errorcode.get)
 def test_a_call_that_changes_files_fails(data, wanted, tmp_path, rng, code, for_good):
-    """The training says so; once the disk works again, it goes on."""
+    """Training reports it, and continues once the disk works again."""
     with failing(code, 0, for_good) as disk:
         trainer_of(data, tmp_path / "whole").fit()
     calls = len(disk.calls)
@@ -525,8 +525,8 @@ def test_a_call_that_changes_files_fails(data, wanted, tmp_path, rng, code, for_
                 assert Path(error.filename).is_relative_to(run)
                 assert not is_unfinished(error.filename)
             else:
-                # Nobody misses the lock's own files when it is given up; and before it is taken,
-                # filelock has two ways to find out whether the file system knows locks.
+                # Errors are ignored when the lock's own files are removed. Before locking,
+                # filelock has two ways to find out whether the file system supports locks.
                 given_up = set(disk.struck) == {"unlink"} and number > calls - 3
                 finding_out = disk.struck == ["open"] and "write" not in disk.calls[:number]
                 assert given_up or finding_out, (number, disk.struck)
@@ -534,12 +534,12 @@ def test_a_call_that_changes_files_fails(data, wanted, tmp_path, rng, code, for_
         if run.is_dir():
             check_whole(run)
             shutil.copytree(run, copied)
-        # The same trainer goes on, as in a notebook; and another one does, as on the command line.
+        # Continue with the same trainer, as in a notebook, and with a new one, as the command does.
         trainer.fit()
         check_equal(trainer.model.params, wanted)
         check_finished(run, wanted)
         check_goes_on(copied, data, wanted)
-        # Nobody holds the lock any longer.
+        # The lock is free again.
         Trainer.resume(run, data).fit()
         shutil.rmtree(run)
         shutil.rmtree(copied)
@@ -550,7 +550,7 @@ def test_a_call_that_changes_files_fails(data, wanted, tmp_path, rng, code, for_
 
 @pytest.mark.filterwarnings("error")
 def test_a_best_model_that_fails_to_be_saved(data, wanted, tmp_path, monkeypatch):
-    """It is saved when training goes on, though its weights have changed by then."""
+    """It is saved when training continues, although the weights have changed by then."""
     run, write = tmp_path / "run", saving.write_sealed
     gone_on = threading.Event()
 
@@ -577,7 +577,7 @@ def test_a_best_model_that_fails_to_be_saved(data, wanted, tmp_path, monkeypatch
 
 
 def test_a_resumed_trainer_whose_last_save_fails(data, wanted, tmp_path):
-    """It saves again when it is asked to go on."""
+    """It saves again when training continues."""
     run = tmp_path / "run"
     trainer_of(data, run, on_step=lambda t, _: t.step == 6 and t.stop()).fit()
     trainer = Trainer.resume(run, data)
@@ -601,7 +601,7 @@ def test_a_resumed_trainer_whose_last_save_fails(data, wanted, tmp_path):
 def test_a_checkpoint_that_cannot_be_read_is_not_taken_for_damaged(
     data, wanted, tmp_path, monkeypatch, code, name
 ):
-    """Going on from an older one would throw the newest away."""
+    """Resuming from an older checkpoint would discard the newest."""
     run = tmp_path / "run"
     trainer_of(data, run, on_step=lambda t, _: t.step == 6 and t.stop()).fit()
     newest = checkpoint_path(run, 6)
@@ -707,7 +707,7 @@ def test_a_disk_that_becomes_read_only(data, wanted, tmp_path):
 @pytest.mark.parametrize("step", range(1, 8) if LONG else [2, 5])
 @pytest.mark.parametrize("what", ["run", "checkpoints", "settings.json"], ids=str)
 def test_a_directory_that_vanishes(data, wanted, tmp_path, what, step):
-    """It is made again, and the run can be resumed."""
+    """It is created again, and the run can be resumed."""
     run = tmp_path / "run"
 
     def vanish(trainer: Trainer, record: dict) -> None:

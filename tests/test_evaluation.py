@@ -1,4 +1,4 @@
-"""Captions and their measures: one way for every caller."""
+"""Captions and their metrics."""
 
 from __future__ import annotations
 
@@ -103,6 +103,19 @@ def test_shorten(data):
     for name in ("word_log_probs", "log_probs"):
         np.testing.assert_allclose(getattr(short, name), getattr(wanted, name), rtol=1e-5)
     assert np.count_nonzero(long.ids[:, :, 3:]) > 0
+
+
+def test_measures_with_and_without_an_evaluator(data):
+    """An evaluator has counted the n-grams of the references once; the results are the same."""
+    evaluator = Evaluator(data)
+    captions = evaluator.caption(trained(data), 8)
+    true = [True, *[False] * (len(captions) - 1)]
+    for marks in (None, true):
+        assert evaluator.evaluate(captions, marks) == evaluate(
+            captions, evaluator.references, marks
+        )
+    assert evaluator.evaluate(captions, true)["true_share"] == 1 / len(captions)
+    assert evaluator.evaluate(captions)["distinct_captions"] == len(set(captions))
 
 
 def test_perplexity():

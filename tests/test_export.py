@@ -1,4 +1,4 @@
-"""What all exports do: replaced parameters, missing packages, and the command."""
+"""All exports: replaced parameters, missing packages, and the command."""
 
 from __future__ import annotations
 
@@ -41,6 +41,16 @@ def test_parameters_that_were_replaced(export):
         export(model)
     model.params["W_embed"] = np.ones(V, np.complex64)
     with pytest.raises(TypeError, match="W_embed has dtype complex64"):
+        export(model)
+
+
+@pytest.mark.parametrize("export", [to_torch, torch_module, to_onnx])
+def test_a_cell_that_cannot_be_exported(export):
+    """A new cell in the core is refused until the exports know it."""
+    pytest.importorskip("onnx" if export is to_onnx else "torch")
+    model = small_model("lstm")
+    model.cell_type = "gru"
+    with pytest.raises(ValueError, match=r"^cell_type is 'gru'; expected one of rnn, lstm$"):
         export(model)
 
 

@@ -1,4 +1,4 @@
-"""Calls in any order on the public API, each held against its twin.
+"""Calls of the public API in any order, each compared with its twin.
 
 FASTRNN_FUZZ=N runs N sequences with a seed of their own (.ci/fuzz does so in a process of its own,
 again and again); else a few that are always the same.

@@ -1,4 +1,4 @@
-"""The fuzzer of files: its readers read what they should, and it sees what is put in on purpose."""
+"""The fuzzer of files: it reads valid files, and detects faults that are added on purpose."""
 
 from __future__ import annotations
 

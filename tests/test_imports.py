@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / "fastrnn"
+import fastrnn
+
+PACKAGE = Path(fastrnn.__file__).resolve().parent
 FLOORS = [
-    ("checks", "words", "seeds", "files"),
-    ("decoding", "metrics", "rewards", "runlock"),
+    ("checks", "words", "seeds", "files", "remote"),
+    ("decoding", "metrics", "rewards", "runlock", "vision"),
     ("runs", "checkpoint"),
-    ("evaluation",),
+    ("evaluation", "captioner"),
     ("training",),
-    ("report", "export"),
+    ("report", "export", "explain"),
+    ("serve",),
     ("cli",),
 ]
 """From below. Modules and packages that are not named here may be imported from anywhere."""
@@ -68,6 +72,43 @@ def test_imports_go_down(module):
             assert other <= floor, f"{module} imports {name}"
         if other == len(FLOORS) - 1:
             assert module in ("fastrnn.__main__", "fastrnn.cli") or floor == other, name
+
+
+STATEMENT = re.compile(r"^[ \t]*(?:from\s.*)?\bc?import\s+(?:\([^)]*\)|.*)", re.MULTILINE)
+
+
+def imports_the_reference(source: str) -> bool:
+    return any(re.search(r"\breference\b", found) for found in STATEMENT.findall(source))
+
+
+@pytest.mark.parametrize("kind", ["py", "pyi", "pyx", "pxd"])
+def test_nothing_imports_the_reference(kind):
+    """The NumPy twins are the oracle of the tests: production does not run them."""
+    paths = [
+        path for path in PACKAGE.rglob(f"*.{kind}") if PACKAGE / "reference" not in path.parents
+    ]
+    assert len(paths) > 5
+    assert not [path for path in paths if imports_the_reference(path.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import fastrnn.reference\n",
+        "if x:\n    from ..reference import layers as twin\n",
+        "from ..reference.layers cimport f\n",
+        "from .. import (\n    checks,\n    reference,\n)\n",
+    ],
+)
+def test_an_import_of_the_reference_is_recognised(source):
+    assert imports_the_reference(source)
+
+
+def test_the_checks_can_be_imported_from_the_reference():
+    import fastrnn.checks
+    import fastrnn.reference.checks
+
+    assert fastrnn.reference.checks.as_floats is fastrnn.checks.as_floats
 
 
 def test_there_is_no_circle():

@@ -1,4 +1,4 @@
-"""Results stay what they were, to the bit: recorded_run.py against what it once told."""
+"""Results do not change: recorded_run.py against its recorded output, bit by bit."""
 
 from __future__ import annotations
 
@@ -51,5 +51,5 @@ def test_results_are_what_they_were(isa):
         for name, bits in wanted["ops"].items():
             assert found["ops"][name] == bits, name
         assert found == wanted
-    else:  # another processor or BLAS rounds otherwise before the core comes in
+    else:  # another processor or BLAS rounds differently outside the core
         close(found["training"], wanted["training"])

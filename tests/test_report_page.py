@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import coco_layout
 import numpy as np
 import pytest
 from PIL import Image
+from run_history import HISTORY
 
 import fastrnn.reference.classifier as reference
 from fastrnn import cli, decoding, optim
@@ -36,17 +38,8 @@ from fastrnn.report import find_picture, watch_report, write_report
 from fastrnn.report import page as page_module
 from fastrnn.runs import read_settings
 from fastrnn.training import caption_images, references_of
+from fastrnn.vision.source import FeatureSource
 
-HISTORY = [
-    {"step": 5, "epoch": 0.5, "loss": 3.0, "learning_rate": 0.1},
-    {"step": 10, "epoch": 1.0, "loss": 2.0, "learning_rate": 0.1},
-    {"step": 10, "epoch": 1, "loss": 2.5, "learning_rate": 0.1, "val_loss": 2.2,
-     "val_perplexity": 9.0, "val_bleu_4": 0.1, "val_cider": 0.25, "captions_per_second": 1000.0},
-    {"step": 15, "epoch": 1.5, "loss": 1.5, "learning_rate": 0.05},
-    {"step": 20, "epoch": 2.0, "loss": 1.25, "learning_rate": 0.05},
-    {"step": 20, "epoch": 2, "loss": 1.4, "learning_rate": 0.05, "val_loss": 2.4,
-     "val_perplexity": 11.0, "val_bleu_4": 0.15, "val_cider": 0.375, "captions_per_second": 1100.0},
-]  # fmt: skip
 MARKUP = "</script><script>document.title='taken'</script><img src=x onerror=alert(1)>"
 
 
@@ -55,7 +48,7 @@ def write_history(run: Path, history: list[dict]) -> None:
 
 
 def make_run(run: Path, data: Path, history: list[dict] = HISTORY, **settings: Any) -> Path:
-    """Write a run of a small model that was trained on the validation captions: it says much."""
+    """Write a run of a small model that was trained on the validation captions."""
     found = read_captioning_directory(data)
     run.mkdir()
     model = blank_model(
@@ -249,6 +242,20 @@ def test_numbers_that_are_not_finite(data_dir: Path, tmp_path: Path):
     assert report["curves"][2]["lines"][0]["points"] == []
 
 
+def test_settings_are_explained(data_dir: Path, tmp_path: Path):
+    """In the words of ``fastrnn train --help``; validation is on fewer images than the gallery."""
+    run = make_run(tmp_path / "run", data_dir, val_captions=1000, val_images=500)
+    tables = {table["id"]: table for table in shown(write_report(run))["tables"]}
+    settings = {name: rest for name, *rest in tables["settings"]["rows"]}
+    meaning = "validation images that are captioned after each epoch, evenly spread"
+    assert settings["val images"] == ["500", meaning]
+    assert settings["hidden dim"][0] == "8" and settings["data"][1] == ""
+    assert tables["epochs"]["title"] == (
+        "History by epoch (loss on at most 1,000 validation captions, BLEU-4 and CIDEr on at most "
+        "500 validation images)"
+    )
+
+
 def test_records_and_settings_that_are_odd(data_dir: Path, tmp_path: Path):
     odd = [{"step": 1, "epoch": 0.1}, {**HISTORY[2], "val_cider": 1e307}]
     run = make_run(tmp_path / "run", data_dir, odd, cell="half \ud83d")
@@ -282,6 +289,67 @@ def test_a_picture_with_far_more_pixels_than_bytes_is_left_out(data_dir: Path, t
     large, usual, *_ = shown(write_report(make_run(tmp_path / "run", data_dir)))["images"]
     assert large["picture"] is None
     assert usual["picture"] is not None
+
+
+def test_photographs_in_the_folder_that_the_data_name(data_dir: Path, tmp_path: Path):
+    photos = tmp_path / "photos"
+    (photos / "inner").mkdir(parents=True)
+    names = ["a.jpg", "inner/b.png", "val2.png", "gone.jpg", "c d.jpg"]
+    noise = np.random.default_rng(1).integers(0, 256, (300, 500, 3), dtype=np.uint8)
+    for name in ("a.jpg", "inner/b.png", "c d.jpg"):
+        Image.fromarray(noise).save(photos / name)
+    (data_dir / "val2014_urls.txt").write_text("\n".join(names))
+    FeatureSource.unknown(7, images=photos).write(data_dir)
+    run = make_run(tmp_path / "run", data_dir)
+    report = shown(write_report(run))
+    jpeg, png, beside, gone, blank = (image["picture"] for image in report["images"])
+    assert [opened(picture).size for picture in (jpeg, png, blank)] == [(320, 192)] * 3
+    # As PNG files, such photographs would be several times as large.
+    assert all(picture.startswith("data:image/jpeg;") for picture in (jpeg, png, blank))
+    assert opened(beside).size == (6, 4)  # in the data directory
+    assert gone is None
+    assert report["notes"] == []
+
+    shutil.rmtree(photos)
+    report = shown(write_report(run))
+    assert [bool(image["picture"]) for image in report["images"]] == [False] * 2 + [True] + [
+        False
+    ] * 2
+    assert report["notes"] == [f"The folder of the images, {photos}, does not exist."]
+    (data_dir / "features.json").write_text("{")
+    # With the data in memory, as after training.
+    (note,) = shown(write_report(run, data=read_captioning_directory(data_dir)))["notes"]
+    assert note.startswith("The folder of the images is not known. ")
+    assert "features.json" in note
+
+
+def test_page_is_bounded(tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(coco_layout.NUM_IMAGES, "val", 30)
+    coco_layout.write_layout(tmp_path / "data")
+    rng = np.random.default_rng(1)
+    for number in range(30):
+        noise = rng.integers(0, 256, (150, 150, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "data" / f"val{number}.png")
+    run = make_run(tmp_path / "run", tmp_path / "data")
+    whole = shown(write_report(run, pictures=12))
+    sizes = [len(image["picture"]) for image in whole["images"] if image["picture"]]
+    assert len(sizes) == 12
+    assert whole["notes"] == []
+    room = sum(sorted(sizes)[-7:])
+    monkeypatch.setattr("fastrnn.report.gallery._MAX_EMBEDDED", room)
+    report = shown(write_report(run, pictures=12))
+    there = [image for image in report["images"] if image["picture"]]
+    assert sum(len(image["picture"]) for image in there) <= room
+    assert len(there) >= 7
+    left_out = len(sizes) - len(there)
+    note = f"{left_out} pictures are left out, because this page would become too large."
+    assert report["notes"] == [note]
+    # There are some of the best, of the worst and of the others.
+    key = "probability" if there[0]["captions"][-1]["cider"] is None else "cider"
+    value = [image["captions"][-1][key] for image in report["images"]]
+    ranks = sorted(sorted(value).index(image["captions"][-1][key]) for image in there)
+    assert ranks[0] < 4
+    assert ranks[-1] >= 24
 
 
 def test_best_and_worst_are_among_the_pictures(data_dir: Path, tmp_path: Path, monkeypatch):
@@ -445,7 +513,7 @@ def test_whole_references_beside_the_data(data_dir: Path, tmp_path: Path):
 
 
 def test_weights_that_are_not_finite(data_dir: Path, tmp_path: Path):
-    """Such is the model of a training that went wrong, and its curves are what to look at."""
+    """A failed training can leave such a model; the page still shows its curves."""
     run = make_run(tmp_path / "run", data_dir)
     model = load_model(run)
     model.params["Wh"][1, 2] = np.nan
@@ -684,40 +752,6 @@ def choose(chromium: browser.Browser, name: str, value: str) -> None:
     )
 
 
-CONTRAST = """(() => {
-  const parse = (text) => {
-    const n = text.match(/[-\\d.e]+/g).map(Number);
-    const unit = text.startsWith('color(') ? 255 : 1;
-    return [n[0] * unit, n[1] * unit, n[2] * unit, n.length > 3 ? n[3] : 1];
-  };
-  const over = (a, b) => [0, 1, 2].map((i) => a[i] * a[3] + b[i] * (1 - a[3])).concat(1);
-  const light = (c) => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {
-    const v = c[i] / 255;
-    return sum + weight * (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-  }, 0);
-  const poor = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  let seen = 0;
-  while (walker.nextNode()) {
-    const node = walker.currentNode.parentElement;
-    if (!walker.currentNode.data.trim() || !node.checkVisibility()) continue;
-    if (['SCRIPT', 'STYLE', 'OPTION'].includes(node.tagName)) continue;
-    const layers = [];
-    for (let at = node; at; at = at.parentElement) {
-      layers.push(parse(getComputedStyle(at).backgroundColor));
-    }
-    const ground = layers.reduceRight((below, layer) => over(layer, below), [255, 255, 255, 1]);
-    const style = getComputedStyle(node);
-    const ink = over(parse(node.ownerSVGElement ? style.fill : style.color), ground);
-    const [a, b] = [light(ink), light(ground)].sort((x, y) => y - x);
-    const ratio = (a + 0.05) / (b + 0.05);
-    seen += 1;
-    if (ratio < 4.5) poor.push(`${ratio.toFixed(2)} ${node.className} ${node.textContent}`);
-  }
-  return [seen, poor];
-})()"""
-
-
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_browser_shows_it(chromium, page, width, dark):
@@ -733,7 +767,7 @@ def test_browser_shows_it(chromium, page, width, dark):
     assert len(cards(chromium)) == 24
     assert chromium.run("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
     assert chromium.run("document.querySelectorAll('.chart svg path').length") == 6
-    seen, poor = chromium.run(CONTRAST)
+    seen, poor = chromium.run(browser.CONTRAST)
     assert seen > 300
     assert poor == []
     unnamed = chromium.run(

@@ -1,4 +1,4 @@
-"""Runs that are killed, and what comes of them once they are resumed: the same bits."""
+"""Runs that are killed and resumed end with the same bits."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 
 
 def wait_for_training(process: subprocess.Popen[str]) -> None:
-    """Return when the last line before training is there."""
+    """Wait until the last line before training is printed."""
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("runs on"):
@@ -61,7 +61,7 @@ def without_times(record: dict) -> dict:
 
 
 def result(run: Path, data: dict) -> dict:
-    """All that a run has come to, but for the time that it took."""
+    """The results of a run, except for the times."""
     newest = checkpoint_path(run, checkpoint_steps(run)[-1])
     about = dict(read_checkpoint(newest).about)
     del about["seconds"]
@@ -94,8 +94,8 @@ def test_killed_and_resumed_is_never_stopped(tmp_path: Path):
     wanted = result(whole, data)
     assert wanted["about"]["step"] == 180
 
-    # A life is short enough for 20 of them in one training, on this machine as it is today; should
-    # one reach the end all the same, another run is killed as often as is left.
+    # Each process lives for a short time, so that 20 of them fit into one training at the present
+    # speed of this machine. If one still finishes, the remaining kills are done on another run.
     rng = np.random.default_rng()
     kills, runs = 0, 0
     steps = []

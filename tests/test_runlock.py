@@ -66,7 +66,7 @@ def test_second_holder_is_told_of_the_first(tmp_path):
     finally:
         process.kill()
         process.wait()
-    # a dead holder's lock is taken over, as often as one likes
+    # the lock of a dead process can be acquired, any number of times
     with RunLock(tmp_path) as lock, lock:
         assert json.loads((tmp_path / HOLDER_FILE).read_text())["process"] == os.getpid()
     assert not (tmp_path / HOLDER_FILE).exists()
@@ -94,11 +94,11 @@ def test_lock_is_held_as_often_as_it_is_acquired(tmp_path):
             other.acquire()
     with other, pytest.raises(RunInUseError):
         lock.acquire()
-    lock.release()  # one that is not held: nothing
+    lock.release()  # a lock that is not held: no effect
 
 
 def test_lock_stays_where_it_is_when_the_working_directory_changes(tmp_path, monkeypatch):
-    """Of two runs with one relative name, each has its own."""
+    """Two runs with the same relative path have different locks."""
     locks = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -204,7 +204,7 @@ def test_two_trainers_on_one_run(data, tmp_path):
     first.fit()
     assert len(seen) == 2 and not (run / HOLDER_FILE).exists()
     assert first.fit() == first.history  # it may be called again
-    # the lock is given up by an error, too
+    # an error also releases the lock
     failing = trainer_of(data, tmp_path / "other")
     failing.on_step = lambda *_: 1 / 0
     with pytest.raises(ZeroDivisionError):
@@ -220,9 +220,9 @@ def test_run_that_went_on_meanwhile(data, tmp_path):
     one, two = (Trainer.resume(run, data) for _ in range(2))
     one.fit()
     kept = checkpoint_steps(run)
-    with pytest.raises(ValueError, match=r"has gone on to step 12 since this trainer was made"):
+    with pytest.raises(ValueError, match=r"has reached step 12, but this trainer was made"):
         two.fit()
-    with pytest.raises(ValueError, match=r"has gone on to step 12 since this trainer was made"):
+    with pytest.raises(ValueError, match=r"has reached step 12, but this trainer was made"):
         two.save()
     assert checkpoint_steps(run) == kept
 
@@ -236,7 +236,7 @@ def test_lock_whose_holder_cannot_be_written(tmp_path, monkeypatch):
         refused = RunLock(tmp_path)
         with pytest.raises(OSError, match="No space left"):
             refused.acquire()
-    with RunLock(tmp_path):  # the one that was refused does not hold it
+    with RunLock(tmp_path):  # the refused trainer does not hold it
         pass
 
 
@@ -244,7 +244,7 @@ def test_lock_whose_holder_cannot_be_written(tmp_path, monkeypatch):
     "take", [copy.copy, copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))]
 )
 def test_copy_of_a_trainer(data, tmp_path, take):
-    """It goes on from where it was taken, and is kept out of the run while the other trains."""
+    """It continues from where it was copied, and cannot use the run while the other trains."""
     alone = trainer_of(data, None)
     alone.fit()
     stopped = trainer_of(data, tmp_path / "run")
@@ -289,7 +289,7 @@ def test_run_that_is_in_use(data, tmp_path, capsys, how):
 
 
 def test_of_two_command_lines_one_trains(data, tmp_path):
-    """Twenty times two at once: one trains, the other is told, and the run is whole."""
+    """Two at once, twenty times: one trains, the other fails, and the run is complete."""
     for k in range(int(os.environ.get("FASTRNN_RACES", "3"))):
         run = tmp_path / f"run{k}"
         command = [*TRAIN, "--data", str(tmp_path / "data"), "--out", str(run), *OPTIONS]

@@ -6,20 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from run_history import HISTORY
 
 from fastrnn import runs
 from fastrnn.runs import read_history, read_settings, write_history, write_settings
-
-HISTORY = [
-    {"step": 5, "epoch": 0.5, "loss": 3.0, "learning_rate": 0.1},
-    {"step": 10, "epoch": 1.0, "loss": 2.0, "learning_rate": 0.1},
-    {"step": 10, "epoch": 1, "loss": 2.5, "learning_rate": 0.1, "val_loss": 2.2,
-     "val_perplexity": 9.0, "val_bleu_4": 0.1, "val_cider": 0.25, "captions_per_second": 1000.0},
-    {"step": 15, "epoch": 1.5, "loss": 1.5, "learning_rate": 0.05},
-    {"step": 20, "epoch": 2.0, "loss": 1.25, "learning_rate": 0.05},
-    {"step": 20, "epoch": 2, "loss": 1.4, "learning_rate": 0.05, "val_loss": 2.4,
-     "val_perplexity": 11.0, "val_bleu_4": 0.15, "val_cider": 0.375, "captions_per_second": 1100.0},
-]  # fmt: skip
 
 
 def test_history_is_read_up_to_where_it_is_written(tmp_path: Path):
@@ -44,7 +34,7 @@ def test_a_line_of_the_history_says_its_kind(tmp_path: Path):
     assert runs.step_records(HISTORY) == HISTORY[:2] + HISTORY[3:5]
     for wrong in ({**HISTORY[0], "kind": "hour"}, {**HISTORY[0], "kind": "epoch"}):
         (tmp_path / "history.jsonl").write_text(json.dumps(wrong) + "\n")
-        with pytest.raises(ValueError, match="line 1 is no record"):
+        with pytest.raises(ValueError, match="line 1 is not a record"):
             read_history(tmp_path)
 
 

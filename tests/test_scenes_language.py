@@ -201,7 +201,7 @@ def test_captions_of_one_scene_are_rarely_true_of_another(rng):
 
 
 def test_the_world_is_not_trivial(rng):
-    """No caption is true of most scenes, so that none can be said without looking."""
+    """No caption is true of most scenes, so a model cannot guess without the image."""
     scenes = [make_scene(rng) for _ in range(300)]
     said = {caption for scene in scenes[:60] for caption in describe(scene, rng)}
     assert max(np.mean([caption_is_true(c, s) for s in scenes]) for c in said) < 0.5

@@ -1,4 +1,4 @@
-"""What no file of the package may do: unpickle, evaluate text, start a shell or a program."""
+"""Things that no file of the package may do: unpickle, eval, start a shell or a program."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ ALLOWED = {
     ("data/h5.py", "os.posix_spawn"),
 }  # fmt: skip
 WORDS = MODULES - {"code", "builtins"} | EVALUATION - {"compile"} | {"system", "popen"}
-"""What does not occur as a name in Cython, which `ast` cannot read."""
+"""Names that must not occur in Cython files, which `ast` cannot parse."""
 C_CALLS = re.compile(r"\b(system|popen|exec[lv]p?e?|fork|vfork|posix_spawnp?|dlopen)\s*\(")
 
 
 def names_of(tree: ast.AST) -> dict[str, str]:
-    """What imported names stand for: np for numpy, load for numpy.load."""
+    """The meaning of imported names: np for numpy, load for numpy.load."""
     names = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -59,7 +59,7 @@ def name_of(node: ast.expr, names: dict[str, str]) -> str:
 
 
 def faults(source: str) -> list[str]:
-    """What is wrong with a file, in words."""
+    """A description of what is wrong with a file."""
     tree = ast.parse(source)
     names, found = names_of(tree), []
     for node in ast.walk(tree):
@@ -148,7 +148,7 @@ def test_faults_of_other_files_are_seen():
 
 
 def test_dependencies_are_few_and_known():
-    """Somebody must have thought about a new one."""
+    """Add a new dependency here only after considering it."""
     needed = {
         requirement.split(";")[0].split(">")[0].split("=")[0].strip().lower()
         for requirement in importlib.metadata.requires("fastrnn") or []

@@ -1,4 +1,4 @@
-"""What TensorBoard gets to see, read back from the event files."""
+"""The contents of the TensorBoard event files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CAPTIONS = ["a dog", "a <b>cat</b> *on* the_mat", "", "not written"]
 
 
 def log(directory: Path, history: list[dict], **options: int) -> None:
-    """Call back as a trainer does."""
+    """Call the callbacks as a trainer does."""
     trainer = SimpleNamespace(history=[])
     with TensorBoardLogger(directory, captions=3, **options) as logger:
         for record in history:

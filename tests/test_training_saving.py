@@ -32,7 +32,7 @@ def data(tmp_path: Path) -> dict:
 
 
 def test_run_directory_from_code(data, tmp_path):
-    """Five lines: what they leave, and that training goes on from it."""
+    """Five lines of code: the files that they write, and resuming from them."""
     model = start_model(data, "lstm", 4, 5)
     config = TrainConfig(epochs=2, batch_size=10, save_every=3, weight_average=0.9)
     Trainer(model, data, config, run=tmp_path / "r").fit()
@@ -43,9 +43,9 @@ def test_run_directory_from_code(data, tmp_path):
     assert run.config == config
     assert run.data_directory is None
     assert (run.settings["cell"], run.settings["hidden_dim"]) == ("lstm", 5)
-    with pytest.raises(ValueError, match="does not say where its data are"):
+    with pytest.raises(ValueError, match="has no data directory in its settings"):
         Trainer.resume(tmp_path / "r")
-    with pytest.raises(ValueError, match=r"holds checkpoints; Trainer\.resume"):
+    with pytest.raises(ValueError, match=r"has checkpoints; .* Trainer\.resume"):
         Trainer(model, data, config, run=tmp_path / "r")
 
     trainer = Trainer.resume(tmp_path / "r", data, epochs=4)
@@ -102,7 +102,7 @@ def test_stop_and_go_on(data, tmp_path):
 def test_more_epochs_stretch_what_runs_over_all_of_them(data, tmp_path):
     config = TrainConfig(epochs=1, batch_size=10, schedule="cosine")
     Trainer(start_model(data, "rnn", 4, 5), data, config, run=tmp_path / "r").fit()
-    with pytest.warns(UserWarning, match="epochs is 2, was 1: the learning rate goes on as in"):
+    with pytest.warns(UserWarning, match="epochs is 2, was 1: the learning rate continues as in"):
         trainer = Trainer.resume(tmp_path / "r", data, epochs=2)
     rates: list[float] = []
     trainer.on_step = lambda _, record: rates.append(record["learning_rate"])
@@ -122,7 +122,9 @@ def test_epochs_of_rewards_are_added_and_others_stay(data, tmp_path):
         Trainer.resume(tmp_path / "run", data, epochs=2)
     with pytest.raises(ValueError, match=r"^epochs is 1; the run has done 2"):
         Trainer.resume(tmp_path / "run", data, reward_epochs=0)
-    with pytest.warns(UserWarning, match=r"^reward_epochs is 2, was 1: the learning rate goes on"):
+    with pytest.warns(
+        UserWarning, match=r"^reward_epochs is 2, was 1: the learning rate continues"
+    ):
         trainer = Trainer.resume(tmp_path / "run", data, reward_epochs=2)
     assert [r["epoch"] for r in epoch_records(trainer.fit())] == [1, 2, 3]
 
@@ -150,12 +152,12 @@ def test_only_the_same_run_is_resumed(data, tmp_path):
 def test_no_run(data, tmp_path):
     with pytest.raises(FileNotFoundError):
         read_run(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"no run directory; it has no settings\.json"):
+    with pytest.raises(ValueError, match=r"not a run directory; it has no settings\.json"):
         read_run(tmp_path)
     for text, wanted in (
         ("{", "not a JSON file"),
-        ("[]", "no run directory"),
-        ('{"editor": "vi"}', "no run directory"),
+        ("[]", "not a run directory"),
+        ('{"editor": "vi"}', "not a run directory"),
         ('{"fastrnn": "0.1", "epochs": 0}', "epochs is 0"),
     ):
         (tmp_path / "settings.json").write_text(text)
@@ -176,7 +178,7 @@ def test_falls_back_to_the_previous_checkpoint(data, tmp_path):
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
     previous = checkpoint_path(run, 8)
-    with pytest.warns(UserWarning, match=rf"{newest.name}.*going on from step 8"):
+    with pytest.warns(UserWarning, match=rf"{newest.name}.*resuming from step 8"):
         trainer = Trainer.resume(run, data)
     assert trainer.step == 8
     trainer.fit()

@@ -1,4 +1,4 @@
-"""The first weights of a model."""
+"""The initial weights of a model."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def data(tmp_path: Path) -> dict:
 
 
 def scored(monkeypatch: pytest.MonkeyPatch, scores: list[dict]) -> None:
-    """Let validations have these scores, one after the other."""
+    """Give these scores to the validations, one after the other."""
     following = iter(scores)
 
     def evaluate(self: CaptionScorer, captions: list[str], **_: bool) -> dict:

@@ -1,4 +1,4 @@
-"""What the tests of the trainer share."""
+"""Shared code of the trainer's tests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fastrnn.classifiers.rnn import CaptioningRNN
 
 
 class Recorder(CaptioningRNN):
-    """Remembers what it was trained on."""
+    """Records its training batches."""
 
     def loss(self, features, captions, **kwargs):
         self.seen.append((features.copy(), captions.copy()))

@@ -7,7 +7,7 @@ from .runtime cimport TOO_LARGE
 
 cdef tuple floats(tuple names, tuple arrays)
 cdef cnp.ndarray ids_of(str name, object ids)
-cdef int raise_twin_error(object twin, tuple arguments) except -1
+cdef int raise_error(object check, tuple arguments) except -1
 cdef bint wrap_ids(ptrdiff_t* wrapped, const cnp.npy_intp* ids, ptrdiff_t count, ptrdiff_t size) noexcept nogil
 cdef cnp.ndarray new(int typenum, int ndim, ptrdiff_t d0, ptrdiff_t d1=*, ptrdiff_t d2=*)
 cdef cnp.ndarray new_like(cnp.ndarray a)

@@ -63,10 +63,10 @@ cdef cnp.ndarray ids_of(str name, object ids):
     return PyArray_View(found, NULL, NULL)
 
 
-cdef int raise_twin_error(object twin, tuple arguments) except -1:
-    """Raise the exception that the reference function raises for invalid arguments."""
-    twin(*arguments)
-    raise AssertionError(f"{twin.__name__} of the reference accepted arguments that the core refused")
+cdef int raise_error(object check, tuple arguments) except -1:
+    """Raise the exception of a function of fastrnn.checks for arguments that an op has refused."""
+    check(*arguments)
+    raise AssertionError(f"checks.{check.__name__} accepted arguments that the core refused")
 
 
 cdef bint wrap_ids(ptrdiff_t* wrapped, const cnp.npy_intp* ids, ptrdiff_t count, ptrdiff_t size) noexcept nogil:

@@ -10,21 +10,19 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
 from . cimport kernels
-from .arrays cimport data, dim, floats, has_shape, ids_of, new, new_like, raise_twin_error, wrap_ids
+from .arrays cimport data, dim, floats, has_shape, ids_of, new, new_like, raise_error, wrap_ids
 from .products cimport (
     Operands, matrix, multiply, multiply_outer, multiply_transposed, multiply_unpacked, take_operands, transposed,
 )
 from .runtime cimport TOO_LARGE, Workspace, area, denormals_flush, denormals_restore, share, threads_for
 
 from .. import checks
-from ..reference import layers as twin_layers
-from ..reference import rnn_layers as twin
 
 cnp.import_array()
 
 cdef enum:
-    FEW_ROWS = 4        # up to so many rows, both products of the backward pass use unpacked operands
-    MODERATE_ROWS = 64  # up to so many rows, the forward pass does not pay for packing the weights
+    FEW_ROWS = 4        # up to this many rows, both products of the backward pass use unpacked operands
+    MODERATE_ROWS = 64  # up to this many rows, the forward pass does not pay for packing the weights
 
 
 # ---- Affine layer ----------------------------------------------------------------------------------------------------
@@ -120,7 +118,7 @@ def affine_forward(x, w, b):
     x_, w_, b_ = floats(("x", "w", "b"), (x, w, b))
     cdef ptrdiff_t N = dim(x_, 0), D = row_size(x_)
     if D < 0 or not has_shape(w_, 2, D, dim(w_, 1)) or not has_shape(b_, 1, dim(w_, 1)):
-        raise_twin_error(twin_layers.affine_forward, (x, w, b))
+        raise_error(checks.affine_forward, (x_, w_, b_))
     return affine_of(x_, w_, b_, new(cnp.PyArray_TYPE(x_), 2, N, dim(w_, 1)), N), (x_, w_, b_)
 
 
@@ -130,7 +128,7 @@ def affine_backward(dout, cache):
     dout_, x_, w_ = floats(("dout", "x", "w"), (dout, x, w))
     cdef ptrdiff_t D = row_size(x_)
     if D < 0 or not has_shape(w_, 2, D, dim(w_, 1)) or not has_shape(dout_, 2, dim(x_, 0), dim(w_, 1)):
-        raise_twin_error(twin_layers.affine_backward, (dout, cache))
+        raise_error(checks.affine_backward, (dout_, x_, w_))
     return affine_gradients_of(dout_, x_, w_, dim(x_, 0))
 
 
@@ -139,7 +137,7 @@ def temporal_affine_forward(x, w, b):
     x_, w_, b_ = floats(("x", "w", "b"), (x, w, b))
     cdef ptrdiff_t N = dim(x_, 0), T = dim(x_, 1), M = dim(w_, 1)
     if cnp.PyArray_NDIM(x_) != 3 or not has_shape(w_, 2, dim(x_, 2), M) or not has_shape(b_, 1, M):
-        raise_twin_error(twin.temporal_affine_forward, (x, w, b))
+        raise_error(checks.temporal_affine_forward, (x_, w_, b_))
     out = affine_of(x_, w_, b_, new(cnp.PyArray_TYPE(x_), 3, N, T, M), area(N, T))
     return out, (x_, w_, b_, out)
 
@@ -150,7 +148,7 @@ def temporal_affine_backward(dout, cache):
     dout_, x_, w_ = floats(("dout", "x", "w"), (dout, x, w))
     if (cnp.PyArray_NDIM(x_) != 3 or not has_shape(w_, 2, dim(x_, 2), dim(w_, 1))
             or not has_shape(dout_, 3, dim(x_, 0), dim(x_, 1), dim(w_, 1))):
-        raise_twin_error(twin.temporal_affine_backward, (dout, cache))
+        raise_error(checks.temporal_affine_backward, (dout_, x_, w_))
     return affine_gradients_of(dout_, x_, w_, area(dim(x_, 0), dim(x_, 1)))
 
 
@@ -161,11 +159,11 @@ def word_embedding_forward(x, W):
     (W_,) = floats(("W",), (W,))
     cdef ptrdiff_t V = dim(W_, 0), D = dim(W_, 1)
     if cnp.PyArray_NDIM(x_) != 2 or cnp.PyArray_NDIM(W_) != 2:
-        raise_twin_error(twin.word_embedding_forward, (x, W))
+        raise_error(checks.word_embedding_forward, (x_, W_))
     # the cache has its own copy of the ids, so that they may change in place
     ids = new(cnp.NPY_INTP, 2, dim(x_, 0), dim(x_, 1))
     if not wrap_ids(<ptrdiff_t*> data(ids), <cnp.npy_intp*> data(x_), dim(x_, 0) * dim(x_, 1), V):
-        raise_twin_error(twin.word_embedding_forward, (x, W))
+        raise_error(checks.word_embedding_forward, (x_, W_))
     out = new(cnp.PyArray_TYPE(W_), 3, dim(x_, 0), dim(x_, 1), D)
     gather(<char*> data(out), <char*> data(W_), <ptrdiff_t*> data(ids), dim(x_, 0) * dim(x_, 1),
            D * cnp.PyArray_ITEMSIZE(W_))
@@ -194,7 +192,7 @@ def word_embedding_backward(dout, cache):
     cdef ptrdiff_t V = dim(W_, 0), D = dim(W_, 1), count
     if (cnp.PyArray_NDIM(x_) != 2 or cnp.PyArray_NDIM(W_) != 2
             or not has_shape(dout_, 3, dim(x_, 0), dim(x_, 1), D)):
-        raise_twin_error(twin.word_embedding_backward, (dout, cache))
+        raise_error(checks.word_embedding_backward, (dout_, x_, W_))
     dW = new(cnp.PyArray_TYPE(W_), 2, V, D)
     count = cnp.PyArray_SIZE(x_)
     if cnp.PyArray_TYPE(W_) == cnp.NPY_FLOAT32:
@@ -202,7 +200,7 @@ def word_embedding_backward(dout, cache):
     else:
         known = scatter_add(<double*> data(dW), <double*> data(dout_), <cnp.npy_intp*> data(x_), count, V, D)
     if not known:
-        raise_twin_error(twin.word_embedding_backward, (dout, cache))
+        raise_error(checks.word_embedding_backward, (dout_, x_, W_))
     return dW
 
 
@@ -271,11 +269,11 @@ def temporal_softmax_loss(x, y, mask):
     cdef ptrdiff_t N = dim(x_, 0), T = dim(x_, 1), V = dim(x_, 2)
     if (cnp.PyArray_NDIM(x_) != 3 or not has_shape(y_, 2, N, T) or mask_array.shape != (N, T)
             or mask_array.dtype.kind not in "biuf"):
-        raise_twin_error(twin.temporal_softmax_loss, (x, y, mask))
+        raise_error(checks.temporal_softmax_loss, (x_, y_, mask_array))
     weight = np.require(mask_array, dtype=np.float64, requirements="CA")
     targets = new(cnp.NPY_INTP, 2, N, T)
     if not wrap_ids(<ptrdiff_t*> data(targets), <cnp.npy_intp*> data(y_), N * T, V):
-        raise_twin_error(twin.temporal_softmax_loss, (x, y, mask))
+        raise_error(checks.temporal_softmax_loss, (x_, y_, mask_array))
     dx = new(cnp.PyArray_TYPE(x_), 3, N, T, V)
     return np.float64(softmax_of(dx, x_, targets, weight, N * T, V, N)), dx
 
@@ -287,10 +285,10 @@ def softmax_loss(x, y):
     (x_,) = floats(("x",), (x_,))  # last again, see arrays.pyx
     cdef ptrdiff_t N = dim(x_, 0), C = dim(x_, 1)
     if cnp.PyArray_NDIM(x_) != 2 or not has_shape(y_, 1, N):
-        raise_twin_error(twin_layers.softmax_loss, (x, y))
+        raise_error(checks.class_loss, (x_, y_))
     targets = new(cnp.NPY_INTP, 1, N)
     if not wrap_ids(<ptrdiff_t*> data(targets), <cnp.npy_intp*> data(y_), N, C):
-        raise_twin_error(twin_layers.softmax_loss, (x, y))
+        raise_error(checks.class_loss, (x_, y_))
     dx = new(cnp.PyArray_TYPE(x_), 2, N, C)
     return np.float64(softmax_of(dx, x_, targets, np.ones(N), N, C, N)), dx
 

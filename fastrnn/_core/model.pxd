@@ -7,7 +7,7 @@ from .cell cimport Cell
 from .runtime cimport Workspace
 
 cdef enum:
-    FEW_ROWS = 4     # up to so many rows, decoding uses unpacked weights
+    FEW_ROWS = 4     # up to this many rows, decoding uses unpacked weights
     BLOCK_ROWS = 98  # rows whose scores are computed together: seven tiles, and the scores stay in the cache
 
 

@@ -26,7 +26,7 @@ cdef tuple read_model(Model* model, object params, object features, object cell_
     cdef const Cell* cell = find_cell(cell_type)
     cdef tuple arrays = floats(("features", *PARAM_NAMES), (features, *[params[name] for name in PARAM_NAMES]))
     cdef cnp.ndarray W_embed, W_proj, b_proj, Wx, Wh, b, W_vocab, b_vocab
-    checks.match_model(dict(zip(("features", *PARAM_NAMES), arrays)), cell.gates == 4)
+    checks.match_model(dict(zip(("features", *PARAM_NAMES), arrays)), cell.gates)
     _, W_embed, W_proj, b_proj, Wx, Wh, b, W_vocab, b_vocab = arrays
     cdef size_t size = cnp.PyArray_ITEMSIZE(W_embed)
     model.cell = cell

@@ -15,7 +15,7 @@ from .runtime cimport (
 )
 
 cdef enum:
-    FEW_ROWS = 4              # up to so many rows, multiply_columns() is bound by reading B
+    FEW_ROWS = 4              # up to this many rows, multiply_columns() is bound by reading B
     CACHED_BYTES = 448 << 10  # of the second-level cache, for the tiles of A
 
 

@@ -37,19 +37,27 @@ cdef extern from *:
 table = &frn_table
 
 
+cdef dict cell_gates():
+    cdef size_t k = 0
+    cdef dict gates = {}
+    while frn_cell_at(k) != NULL:
+        gates[frn_cell_at(k).name.decode()] = frn_cell_at(k).gates
+        k += 1
+    return gates
+
+
+# The cells of cells.h: their names, and the blocks of H columns in the weights of each.
+CELL_GATES = cell_gates()
+cdef tuple cell_names = tuple(CELL_GATES)
+
+
 cdef const Cell* find_cell(object cell_type) except NULL:
     """Return the cell of a name, such as "lstm"."""
-    cdef const Cell* cell
-    cdef size_t k = 0
-    names = []
-    while True:
-        cell = frn_cell_at(k)
-        if cell == NULL:
-            raise ValueError(f"cell_type is {cell_type!r}; expected one of {', '.join(names)}")
-        names.append(cell.name.decode())
-        if names[k] == cell_type:
-            return cell
-        k += 1
+    cdef Py_ssize_t k
+    for k in range(len(cell_names)):
+        if cell_names[k] == cell_type:
+            return frn_cell_at(k)
+    raise ValueError(f"cell_type is {cell_type!r}; expected one of {', '.join(cell_names)}")
 
 
 cdef ptrdiff_t panel_width(size_t size) noexcept nogil:

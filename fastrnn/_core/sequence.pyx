@@ -9,7 +9,7 @@ from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
-from .arrays cimport data, dim, floats, has_shape, new, new_like, raise_twin_error
+from .arrays cimport data, dim, floats, has_shape, new, new_like, raise_error
 from .cell cimport Cell, row_forward
 from .products cimport (
     Operands, gathered_transposed, leading_dimension, matrix, multiply, multiply_columns, multiply_panels,
@@ -23,7 +23,6 @@ from .time_loop cimport (
 )
 
 from .. import checks
-from ..reference import rnn_layers as twin
 
 cnp.import_array()
 
@@ -31,7 +30,7 @@ cdef const Cell* RNN = find_cell("rnn")
 cdef const Cell* LSTM = find_cell("lstm")
 
 cdef enum:
-    MODERATE_ROWS = 64  # up to so many rows, a single step does not pay for packing the weights
+    MODERATE_ROWS = 64  # up to this many rows, a single step does not pay for packing the weights
 
 
 # ---- Cache -----------------------------------------------------------------------------------------------------------
@@ -366,8 +365,7 @@ cdef tuple promote(ForwardCache s, tuple names, tuple gradients):
     return s if cnp.PyArray_TYPE(<cnp.ndarray> found[0]) == s.typenum else s.as_double(), gradients
 
 
-cdef tuple sequence_forward(const Cell* cell, object twin_forward, object x, object h0, object Wx, object Wh, object b,
-                            object lengths):
+cdef tuple sequence_forward(const Cell* cell, object x, object h0, object Wx, object Wh, object b, object lengths):
     cdef cnp.ndarray x_, h0_, Wx_, Wh_, b_, out
     cdef ForwardCache s = None
     if lengths is not None:
@@ -376,7 +374,7 @@ cdef tuple sequence_forward(const Cell* cell, object twin_forward, object x, obj
     if cnp.PyArray_NDIM(x_) == 3:
         s = new_cache(cell, x_, h0_, Wx_, Wh_, b_, dim(x_, 1), dim(x_, 2), lengths)
     if s is None:
-        raise_twin_error(twin_forward, (x, h0, Wx, Wh, b))
+        raise_error(checks.cell_forward, (cell.gates, x_, h0_, Wx_, Wh_, b_))
     out = new(s.typenum, 3, s.N, s.T, s.H)
     if s.batch.tokens < area(s.N, s.T):
         memset(data(out), 0, cnp.PyArray_NBYTES(out))
@@ -393,7 +391,7 @@ cdef tuple sequence_backward(object dh, ForwardCache s):
 
 
 def rnn_forward(x, h0, Wx, Wh, b, lengths=None):
-    return sequence_forward(RNN, twin.rnn_forward, x, h0, Wx, Wh, b, lengths)
+    return sequence_forward(RNN, x, h0, Wx, Wh, b, lengths)
 
 
 def rnn_backward(dh, cache):
@@ -401,7 +399,7 @@ def rnn_backward(dh, cache):
 
 
 def lstm_forward(x, h0, Wx, Wh, b, lengths=None):
-    return sequence_forward(LSTM, twin.lstm_forward, x, h0, Wx, Wh, b, lengths)
+    return sequence_forward(LSTM, x, h0, Wx, Wh, b, lengths)
 
 
 def lstm_backward(dh, cache):
@@ -415,7 +413,7 @@ def rnn_step_forward(x, prev_h, Wx, Wh, b):
     if cnp.PyArray_NDIM(x_) == 2:
         s = new_cache(RNN, x_, h_, Wx_, Wh_, b_, 1, dim(x_, 1), None)
     if s is None:
-        raise_twin_error(twin.rnn_step_forward, (x, prev_h, Wx, Wh, b))
+        raise_error(checks.cell_step_forward, (RNN.gates, x_, (h_,), Wx_, Wh_, b_))
     out = new(s.typenum, 2, s.N, s.H)
     forward(s, out, None, h_, None, b_)
     return out, s
@@ -437,7 +435,7 @@ def lstm_step_forward(x, prev_h, prev_c, Wx, Wh, b):
     if cnp.PyArray_NDIM(x_) == 2:
         s = new_cache(LSTM, x_, h_, Wx_, Wh_, b_, 1, dim(x_, 1), None)
     if s is None or not has_shape(c_, 2, s.N, s.H):
-        raise_twin_error(twin.lstm_step_forward, (x, prev_h, prev_c, Wx, Wh, b))
+        raise_error(checks.cell_step_forward, (LSTM.gates, x_, (h_, c_), Wx_, Wh_, b_))
     out = new(s.typenum, 2, s.N, s.H)
     c_out = new(s.typenum, 2, s.N, s.H)
     forward(s, out, c_out, h_, c_, b_)

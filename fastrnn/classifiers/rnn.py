@@ -20,7 +20,7 @@ from .. import checks
 from .._core import captioner as _core
 from .._core import greedy as _greedy
 from .._core import scheduled as _scheduled
-from .._core.runtime import Workspace
+from .._core.runtime import CELL_GATES, Workspace
 from ..files import is_text, read_sealed, write_sealed
 from ..seeds import EMBED, MIX, VOCAB, stream_seed
 from ..words import END, NULL, START
@@ -164,7 +164,7 @@ class CaptioningRNN:
         cell_type: str = "rnn",
         dtype: Any = np.float32,
     ) -> None:
-        if cell_type not in ("rnn", "lstm"):
+        if cell_type not in tuple(CELL_GATES):  # a tuple, because the argument may be unhashable
             raise ValueError(f'Invalid cell_type "{cell_type}"')
         for name, dim in (
             ("input_dim", input_dim),
@@ -187,7 +187,7 @@ class CaptioningRNN:
         self._end = word_to_idx.get(END)
 
         vocab_size = len(word_to_idx)
-        gates = {"rnn": 1, "lstm": 4}[cell_type] * hidden_dim
+        gates = CELL_GATES[cell_type] * hidden_dim
         drawn = {
             "W_embed": np.random.randn(vocab_size, wordvec_dim) / 100,
             "W_proj": np.random.randn(input_dim, hidden_dim) / np.sqrt(input_dim),
@@ -371,7 +371,7 @@ class CaptioningRNN:
     def _check_features(self, features: np.ndarray) -> np.ndarray:
         features = np.asarray(features)
         if features.dtype.kind not in "biuf":
-            raise TypeError(f"features must be real numbers, dtype was {features.dtype}")
+            raise TypeError(f"features has dtype {features.dtype}; expected real numbers")
         input_dim = self.params["W_proj"].shape[0]
         if features.ndim != 2 or features.shape[1] != input_dim:
             raise ValueError(
@@ -492,7 +492,7 @@ class CaptioningRNN:
                 if not all(map(is_text, known)):
                     raise ValueError("its words are not valid Unicode text")
                 dtype, cell = arrays["W_embed"].dtype, str(arrays["cell_type"])
-                if dtype not in (np.float32, np.float64) or cell not in ("rnn", "lstm"):
+                if dtype not in (np.float32, np.float64) or cell not in CELL_GATES:
                     raise ValueError(f"its cell is {cell!r:.20}, of {dtype}")
                 input_dim, hidden_dim = arrays["W_proj"].shape
                 wordvec_dim = arrays["W_embed"].shape[1]
@@ -505,7 +505,7 @@ class CaptioningRNN:
                         known, input_dim, wordvec_dim, hidden_dim, cell, dtype, kind=cls
                     )
         except (KeyError, ValueError, IndexError, TypeError, OverflowError) as error:
-            raise ValueError(f"holds no model of fastrnn ({error})") from None
+            raise ValueError(f"is not a model of fastrnn ({error})") from None
         if version != FORMAT:
             raise ValueError(f"format is {version}; this fastrnn reads format {FORMAT}")
         if model is None:
@@ -519,14 +519,9 @@ def _describe_misfit(
     wordvec_dim: int, cell_type: str, dtype: np.dtype,
 ) -> str | None:  # fmt: skip
     """Return a message about the first array with a wrong shape or dtype, or None."""
-    gates = hidden_dim if cell_type == "rnn" else 4 * hidden_dim
-    shapes = {
-        "W_embed": (vocab_size, wordvec_dim), "W_proj": (input_dim, hidden_dim),
-        "b_proj": (hidden_dim,), "Wx": (wordvec_dim, gates), "Wh": (hidden_dim, gates),
-        "b": (gates,), "W_vocab": (hidden_dim, vocab_size), "b_vocab": (vocab_size,),
-    }  # fmt: skip
-    for name, shape in shapes.items():
-        saved = arrays.get(name)
+    sizes = {"V": vocab_size, "D": input_dim, "H": hidden_dim, "W": wordvec_dim}
+    for name, spec in checks.parameter_shapes(CELL_GATES[cell_type]).items():
+        shape, saved = checks.shape_of(spec.split(), sizes), arrays.get(name)
         if saved is None or saved.shape != shape or saved.dtype != dtype:
             was = "missing" if saved is None else f"{saved.dtype} of shape {saved.shape}"
             return f"{name} is {was}; expected {dtype} of shape {shape}"

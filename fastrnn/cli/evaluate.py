@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> Any:
         "written by people: BLEU, ROUGE-L and CIDEr as in COCO's evaluation, without Java.",
         epilog="example: fastrnn evaluate runs/flickr8k --beam 3 --results captions.json",
     )
-    what = parser.add_argument_group("what")
+    what = parser.add_argument_group("model and data")
     what.add_argument("model", metavar="RUN", help="a run directory, or a model file (npz)")
     what.add_argument(
         "--data", metavar="DIR", help="a data set in CS231n's h5 layout (default: the run's)"
@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> Any:
         help="read the features before PCA (default: as the run did)",
     )  # fmt: skip
     what.add_argument(
-        "--split", action=Choice, words=SPLITS, default="val",
+        "--split", action=Choice, words=(*SPLITS, "test"), default="val",
         help="the images to caption (default: %(default)s)",
     )  # fmt: skip
     add_integer(what, "--limit", help="only the first N images (default: all)")
@@ -60,7 +60,8 @@ def add_parser(commands: Any) -> Any:
     )  # fmt: skip
     add_float(
         how, "--length-penalty", at_least=0,
-        help="how much long captions are favoured (default: that of beam_search)",
+        help="exponent of the length in the score: larger values favour longer captions "
+        "(default: that of fastrnn.decoding.beam_search)",
     )  # fmt: skip
     add_integer(how, "--no-repeat-ngram", help="never repeat N words in a row (default: off)")
     how.add_argument("--suppress-unk", action="store_true", help="never generate <UNK>")
@@ -166,7 +167,8 @@ def _read(arguments: argparse.Namespace) -> tuple[CaptioningRNN, Path, dict[str,
         raise ValueError(f"--data is needed: {place} does not say what it was trained on")
     directory = Path(data_place)
     raw = arguments.raw_features or bool(known and known.settings.get("raw_features"))
-    data = read_captioning_directory(directory, pca_features=not raw)
+    splits = tuple(dict.fromkeys((*SPLITS, arguments.split)))
+    data = read_captioning_directory(directory, pca_features=not raw, splits=splits)
     if dict(model.word_to_idx) != data["word_to_idx"]:
         raise ValueError(
             f"{directory / VOCABULARY_FILE}: is not the vocabulary of {place} "

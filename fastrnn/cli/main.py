@@ -1,4 +1,4 @@
-"""The entry point: choose the command, run it, and turn its errors into one line."""
+"""The entry point: choose the command, run it, and print errors in one line."""
 
 from __future__ import annotations
 
@@ -12,13 +12,37 @@ from typing import Any
 import fastrnn
 
 from ..training import Interrupted
-from . import evaluate, export, info, report, train
+from . import (
+    caption,
+    evaluate,
+    explain,
+    export,
+    features,
+    fetch,
+    info,
+    prepare,
+    report,
+    serve,
+    train,
+)
 from .options import Parser, describe_error
 
-COMMANDS = (train, evaluate, export, report, info)
+COMMANDS = (
+    fetch,
+    prepare,
+    features,
+    train,
+    evaluate,
+    caption,
+    explain,
+    serve,
+    export,
+    report,
+    info,
+)
 """In the order of ``fastrnn --help``."""
 USER_ERRORS = (OSError, ValueError, ImportError, FloatingPointError, MemoryError)
-"""What input, files or the machine can cause. Any other error is a bug."""
+"""Errors that input, files or the machine can cause. Any other error is a bug."""
 BAD_INPUT, BUG, BROKEN_PIPE = 2, 70, 141
 """Exit statuses; 70 is EX_SOFTWARE of sysexits.h, 141 that of a process killed by SIGPIPE."""
 
@@ -68,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("fastrnn: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Nobody reads the output any more. Python would complain when it flushes it at exit.
+        # The output has no reader any more. Without a new one, flushing it at exit would fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Options: made from the fields that they set, with numbers that are checked."""
+"""Command-line options: generated from fields of the configuration, with checked values."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def add_fields(
 ) -> None:
     """Add an option for each field of a configuration that belongs to a group.
 
-    No option has a default, so that a command can tell which ones were given.
+    The options have no defaults, so that a command can tell which of them were given.
 
     Parameters
     ----------
@@ -152,9 +152,9 @@ def add_fields(
     title : str
         The group of the fields.
     defaults : callable
-        Called as ``defaults(name, default)``; returns the default in words.
+        Called as ``defaults(name, default)``; returns the text about the default.
     notes : mapping
-        What else the help of some fields says.
+        Text to add to the help of some fields.
     """
     for field in dataclasses.fields(config):
         about = option_of(field)

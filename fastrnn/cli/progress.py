@@ -1,4 +1,4 @@
-"""What is printed while training runs."""
+"""Progress output during training."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def model_size(model: CaptioningRNN) -> str:
 
 
 class Progress:
-    """Callbacks of a trainer: a progress bar on a terminal, else lines.
+    """Callbacks of a trainer: a progress bar on a terminal, otherwise lines.
 
-    Without a terminal there is a line after every epoch, and one every 30 seconds.
+    Without a terminal, a line is printed after every epoch and every 30 seconds.
     """
 
     EVERY = 30.0
@@ -45,7 +45,7 @@ class Progress:
         self._kind, self._value = "loss", math.nan
         self._bar: Any = None
         if sys.stderr.isatty():
-            # Importing it takes a tenth of the time in which other commands start.
+            # Imported here, because it would add a tenth to the start time of other commands.
             from tqdm import tqdm
 
             form = (
@@ -103,5 +103,5 @@ class Progress:
 
 
 def _kind(record: Mapping[str, Any]) -> str:
-    """Return which figure a record has about training: the loss or the reward."""
+    """Return which training metric a record has: the loss or the reward."""
     return "loss" if record["loss"] is not None else "reward"

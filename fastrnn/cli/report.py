@@ -16,8 +16,8 @@ def add_parser(commands: Any) -> Any:
         "report",
         help="write a page of curves and captions",
         description="Write an HTML page about a run: curves, validation images with their "
-        "captions, the best and the worst, settings and metrics. It is one file and needs no "
-        "network.",
+        "captions, the best and the worst captions, settings and metrics. It is a single file and "
+        "needs no network.",
         epilog="example: fastrnn report runs/flickr8k --watch",
     )
     parser.add_argument("of_run", metavar="RUN", help="a run directory of fastrnn train")
@@ -39,14 +39,19 @@ def add_parser(commands: Any) -> Any:
         parser, "--pictures", at_least=0, default=96,
         help="largest number of them that are shown as pictures (default: %(default)s)",
     )  # fmt: skip
+    add_integer(
+        parser, "--explain", at_least=0, default=0,
+        help="explain the captions of N validation images by maps of what the model looked at; "
+        'needs the extra "vision" and the images (default: %(default)s)',
+    )  # fmt: skip
     parser.add_argument(
         "--watch", action="store_true",
-        help="update the page while the run grows, until training has finished; an open page "
-        "reloads itself (default: write it once)",
+        help="update the page until training has finished; an open page reloads itself "
+        "(default: write it once)",
     )  # fmt: skip
     add_float(
         parser, "--every", at_least=0.1, metavar="SECONDS",
-        help="with --watch, time between two looks at the run (default: 5)",
+        help="with --watch, time between two checks of the run (default: 5)",
     )  # fmt: skip
     add_threads(parser)
     parser.set_defaults(run=run)
@@ -66,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         "images": arguments.images,
         "pictures": arguments.pictures,
         "beam": arguments.beam,
+        "explain": arguments.explain,
     }
     if not arguments.watch:
         out = write_report(arguments.of_run, arguments.out, **options)

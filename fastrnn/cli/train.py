@@ -1,4 +1,4 @@
-"""``fastrnn train``: start or resume a run, and report on its best model."""
+"""``fastrnn train``: its options, and a run from its start to its results."""
 
 from __future__ import annotations
 
@@ -7,30 +7,12 @@ import contextlib
 import dataclasses
 import shlex
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-import fastrnn
-
 from .. import runs
-from .._core import runtime
-from ..checkpoint import load_model
-from ..evaluation import (
-    Evaluator,
-    evaluate,
-    longest_caption,
-    loss_per_word,
-    perplexity,
-    shorten,
-    truth_of,
-)
-from ..files import is_unfinished, write_aside
-from ..metrics import METRIC_NAMES
-from ..runlock import HOLDER_FILE, LOCK_FILE, RunLock
-from ..runs import SETTINGS_FILE, checkpoint_steps
+from ..runlock import RunLock
+from ..runs import checkpoint_steps
 from ..training import (
     CHANGEABLE_ON_RESUME,
     RECIPES,
@@ -40,10 +22,8 @@ from ..training import (
     TrainConfig,
     Trainer,
     read_run,
-    seconds_since,
 )
-from ..training.recipes import DATA_DEFAULTS, SCENE_DEFAULTS, SCENES
-from .evaluate import NO_WORDS
+from ..training.recipes import DATA_DEFAULTS, SCENE_DEFAULTS
 from .options import (
     Choice,
     add_fields,
@@ -54,11 +34,9 @@ from .options import (
     shown,
     use_threads,
 )
-from .progress import Progress, duration, model_size
-
-PAGE_WORDS = 30
-"""The largest number of words in a caption on the page."""
-
+from .progress import Progress
+from .results import introduce, write_results
+from .run_directory import draw_scenes, free_directory, make_directory
 
 # -- options
 
@@ -150,20 +128,20 @@ def run(arguments: argparse.Namespace) -> int:
         out = trainer.run
         assert out is not None
         directory = Path(trainer.settings["data"])
-        _introduce(None if trainer.settings["drawn"] else directory, trainer)
+        introduce(None if trainer.settings["drawn"] else directory, trainer)
         listeners: list[Any] = [Progress(trainer)]
         if arguments.tensorboard:
             events = out / runs.EVENT_DIRECTORY
             listeners.append(TensorBoardLogger(events, first_step=trainer.step))
         trainer.callbacks += listeners
-        # They were measured at the former end of a run that goes on now.
+        # They belong to the previous end of a run that is resumed.
         (out / runs.METRICS_FILE).unlink(missing_ok=True)
         try:
             _fit(trainer, out)
         finally:
             for listener in listeners:
                 listener.close()
-        _finish(trainer, directory, began, page=not arguments.no_report)
+        write_results(trainer, directory, began, page=not arguments.no_report)
     return 0
 
 
@@ -173,13 +151,13 @@ def _fit(trainer: Trainer, out: Path) -> None:
     try:
         trainer.fit()
     except Interrupted as stop:
-        stop.args = (f"{stop}; go on with: {resume}",)
+        stop.args = (f"{stop}; resume with: {resume}",)
         raise
     except OSError as error:
         if not checkpoint_steps(out):
             raise
         problem = describe_error(error)
-        raise OSError(f"{problem}; once this is fixed, go on with: {resume}") from error
+        raise OSError(f"{problem}; once this is fixed, resume with: {resume}") from error
 
 
 def _begin(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Trainer:
@@ -188,7 +166,7 @@ def _begin(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Traine
         if getattr(arguments, name) and arguments.data is None:
             raise ValueError(f"{flag_of(name)} needs --data")
     model, config = _choose(arguments)
-    out = _free_directory(arguments, model.cell)
+    out = free_directory(arguments, model.cell)
     directory = Path(arguments.data) if arguments.data else out / runs.SCENE_DIRECTORY
     settings = {
         "data": str(directory.resolve()),
@@ -199,12 +177,12 @@ def _begin(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Traine
         **dataclasses.asdict(model),
     }
     if arguments.data:
-        # The run directory is made only if the data can be trained on.
+        # Create the run directory only if the data can be used for training.
         trainer = _new_trainer(out, settings, config, directory)
-        lock = _make_directory(out, arguments, settings, config, locks)
+        lock = make_directory(out, arguments, settings, config, locks)
     else:
-        lock = _make_directory(out, arguments, settings, config, locks)
-        _draw_scenes(directory, config.seed)
+        lock = make_directory(out, arguments, settings, config, locks)
+        draw_scenes(directory, config.seed)
         trainer = _new_trainer(out, settings, config, directory)
     trainer.use_lock(lock)
     return trainer
@@ -219,12 +197,12 @@ def _new_trainer(
 
 
 def _choose(arguments: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
-    """Return the settings: what was given, else the recipe's, else the defaults."""
+    """Return the settings: given options, then those of the recipe, then defaults."""
     model_names, training_names = (
         [field.name for field in dataclasses.fields(config)]
         for config in (ModelConfig, TrainConfig)
     )
-    # A recipe is complete: what it does not name has the default of the configuration.
+    # A recipe replaces the defaults of this command. Other fields have their own defaults.
     chosen: dict[str, Any] = dict(DATA_DEFAULTS if arguments.data else SCENE_DEFAULTS)
     if arguments.recipe:
         chosen = dict(RECIPES[arguments.recipe])
@@ -246,7 +224,7 @@ def _choose(arguments: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
 
 
 def _resume(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Trainer:
-    """Resume a run; refuse options that would make it another run."""
+    """Resume a run; refuse options that cannot change."""
     run = read_run(arguments.resume)
     lock = locks.enter_context(RunLock(run.directory))
     allowed = {
@@ -263,7 +241,7 @@ def _resume(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Train
     }
     if run.settings.get("drawn") and not checkpoint_steps(run.directory):
         # The run was stopped while its scenes were drawn.
-        _draw_scenes(run.directory / runs.SCENE_DIRECTORY, run.config.seed)
+        draw_scenes(run.directory / runs.SCENE_DIRECTORY, run.config.seed)
     data = run.read_data(arguments.data)
     trainer = Trainer.resume(run.directory, data, **changes)
     directory = arguments.data or run.data_directory
@@ -274,132 +252,3 @@ def _resume(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Train
     done = trainer.step / trainer.steps_per_epoch
     print(f"resumed  {run.directory} after {done:.4g} of {trainer.config.all_epochs} epochs")
     return trainer
-
-
-# -- the run directory
-
-
-def _free_directory(arguments: argparse.Namespace, cell: str) -> Path:
-    """Choose the run directory; refuse one that must not be written to."""
-    if arguments.out is None:
-        name = f"{time.strftime('%Y-%m-%d')}-{cell}"
-        out, number = Path("runs", name), 1
-        while out.exists():
-            number += 1
-            out = Path("runs", f"{name}-{number}")
-        return out
-    out = Path(arguments.out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out is {out}, a file; expected a directory")
-    locks = (LOCK_FILE, HOLDER_FILE)
-    if not out.is_dir() or all(is_unfinished(p) or p.name in locks for p in out.iterdir()):
-        return out
-    if not arguments.force:
-        raise ValueError(
-            f"--out is {out}, which exists; choose another, resume the run with --resume, or "
-            "replace it with --force"
-        )
-    if not runs.is_run(out):
-        raise ValueError(f"--out is {out}, which is not a run; --force replaces only runs")
-    return out
-
-
-def _make_directory(
-    out: Path,
-    arguments: argparse.Namespace,
-    settings: Mapping[str, Any],
-    config: TrainConfig,
-    locks: contextlib.ExitStack,
-) -> RunLock:
-    """Make the run directory, or remove the old run from it, when no other process uses it."""
-    lock = locks.enter_context(RunLock(out))
-    if not arguments.force and (out / SETTINGS_FILE).exists():
-        raise ValueError(f"--out is {out}, where another process has just started a run")
-    if arguments.force and runs.is_run(out):
-        runs.clear_run(out)
-    runs.write_settings(out, settings, dataclasses.asdict(config))
-    return lock
-
-
-def _draw_scenes(directory: Path, seed: int) -> None:
-    from ..data.scenes.dataset import write_scenes  # loads Pillow
-
-    print(f"drawing {SCENES['num_train'] + SCENES['num_val']} scenes", flush=True)
-    write_scenes(directory, **SCENES, seed=seed, threads=fastrnn.get_num_threads())
-
-
-# -- what is printed and written
-
-
-def _introduce(directory: Path | None, trainer: Trainer) -> None:
-    """Print the data, the model and what it runs on."""
-    data, model = trainer.data, trainer.model
-    width = model.params["W_proj"].shape[0]
-    images = "drawn scenes" if directory is None else str(directory)
-    captions = f"{len(data['train_captions']):,} captions of {len(data['train_features']):,} images"
-    facts = {
-        "data": f"{images}: {captions}, {width} features",
-        "words": f"{len(data['word_to_idx']):,}",
-        "model": model_size(model),
-        "runs on": f"{runtime.isa()}, threads: {fastrnn.get_num_threads()}",
-    }
-    for name, value in facts.items():
-        print(f"{name:<8} {value}", flush=True)
-
-
-def _finish(trainer: Trainer, directory: Path, began: float, *, page: bool) -> None:
-    """Caption the validation images with the best model, once; write and print the results."""
-    from ..report import draw_loss, write_report  # loads matplotlib, which takes its time
-
-    out, data, best = trainer.run, trainer.data, trainer.best
-    assert out is not None
-    newest = best is not None and best["step"] == trainer.step
-    model = trainer.model if newest else load_model(out)
-    evaluator, longest = Evaluator(data), longest_caption(data)
-    greedy = evaluator.decode(model, max(longest, PAGE_WORDS))
-    captions = [text for (text,) in shorten(greedy, longest).captions(model.idx_to_word)]
-    true = truth_of(directory, len(captions))
-    marks = None if true is None else [true(*each) for each in enumerate(captions)]
-    loss = loss_per_word(model, data)
-    epochs = runs.epoch_records(trainer.history)
-    metrics = {
-        **evaluate(captions, evaluator.references, marks),
-        "val_loss": loss,
-        "val_perplexity": perplexity(loss),
-        "epoch": best and best["epoch"],
-        "captions_per_second": float(
-            np.average(
-                [record["captions_per_second"] for record in epochs],
-                weights=[record["seconds"] for record in epochs],
-            )
-        ),
-    }
-    if page:
-        picture = draw_loss(trainer.history)
-        write_aside(out / runs.PLOT_FILE, lambda file: file.write(picture))
-    metrics["seconds"] = seconds_since(began)
-    runs.write_metrics(out, metrics)
-    if page:
-        write_report(
-            out, directory=directory, data=data, model=model, greedy=shorten(greedy, PAGE_WORDS)
-        )
-
-    figures = {}
-    for name in ("bleu_1", "bleu_4", "cider"):
-        if metrics[name] is not None:
-            figures[METRIC_NAMES[name]] = f"{100 * metrics[name]:.1f}"
-    if marks is not None:
-        figures["true captions"] = f"{metrics['true_share']:.1%}"
-    if loss is not None:
-        figures["perplexity"] = f"{metrics['val_perplexity']:.2f}"
-    figures["distinct captions"] = f"{metrics['distinct_captions']:,} of {metrics['images']:,}"
-    figures["captions/s in training"] = f"{metrics['captions_per_second']:,.0f}"
-    print(f"\non {metrics['images']:,} unseen images, after {duration(metrics['seconds'])}:")
-    for name, value in figures.items():
-        print(f"  {name:<24}{value}")
-    for row, caption in enumerate(captions[:3]):
-        false = "" if marks is None or marks[row] else "  (false)"
-        print(f"  says: {caption or NO_WORDS}{false}")
-    written = [name for name in runs.RUN_FILES if (out / name).exists()]
-    print(f"best of {len(epochs)} epochs: {metrics['epoch']}")
-    print(f"written to {out}: {', '.join(written)}, checkpoints")

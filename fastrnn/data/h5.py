@@ -8,13 +8,13 @@ arrays; see `fastrnn.data.h5_process`.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.util
 import json
+import math
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,9 @@ SECONDS = 5.0
 """Of the processor, that HDF5 may take for any file; more is allowed for large ones."""
 MEMORY = 1 << 28
 """Bytes that HDF5 may take for any file; a good one needs a few million."""
+
+HAS_PROCESSES = hasattr(os, "posix_spawn")
+"""Whether a second process reads the files; on Windows this process does."""
 
 
 class H5Reader:
@@ -75,24 +78,77 @@ class H5Reader:
         Time and memory are in proportion to the size of the file, whatever its content.
         """
         found: dict[str, np.ndarray] = {}
+        left = memoryview(b"")
+        for item in self._frames(path):
+            if isinstance(item, dict):
+                # The size of the array has been checked.
+                array = np.empty(item["shape"], item["dtype"])
+                left = array.reshape(-1).view(np.uint8).data if array.nbytes else memoryview(b"")
+                found[item["dataset"]] = array
+            else:
+                left[: item.size] = item.data
+                left = left[item.size :]
+        return found
+
+    def shapes(self, path: str) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Return the shape and dtype of every dataset in the root group, without its values.
+
+        Parameters and errors are those of `read`; datasets of any dtype are listed.
+        """
+        abouts = self._frames(path, values=False)
+        return {
+            item["dataset"]: (tuple(item["shape"]), np.dtype(item["dtype"]))
+            for item in abouts
+            if isinstance(item, dict)
+        }
+
+    def blocks(self, path: str, name: str) -> Iterator[np.ndarray]:
+        """Yield a dataset in blocks of some rows, about 4 MiB each.
+
+        Parameters
+        ----------
+        path : str
+            The file.
+        name : str
+            A dataset of one axis or more.
+
+        Yields
+        ------
+        ndarray (rows, ...)
+            The next rows. There are no blocks if there is no such dataset.
+
+        Raises
+        ------
+        OSError, ValueError
+            As `read` does.
+        """
+        row: tuple[int, ...] = ()
+        dtype: np.dtype = np.dtype(np.uint8)
+        for item in self._frames(path, name):
+            if isinstance(item, dict):
+                row, dtype = tuple(item["shape"][1:]), np.dtype(item["dtype"])
+            else:
+                yield item.view(dtype).reshape(-1, *row)
+
+    def _frames(
+        self, path: str, name: str | None = None, *, values: bool = True
+    ) -> Iterator[dict[str, Any] | np.ndarray]:
+        """Yield what each dataset is, each time followed by its values in blocks of bytes."""
+        answers = self._ask(path, name, values) if HAS_PROCESSES else _read_here(path, name, values)
+        at_end = False
         try:
-            if not self._process:
-                self._start()
-            self._ask(path)
-            while "error" not in (about := self._take_about()):
-                # The process has checked the size.
-                array = np.empty(about["shape"], about["dtype"])
-                self._take_values(array)
-                found[about["dataset"]] = array
+            for item in answers:
+                if isinstance(item, np.ndarray) or "error" not in item:
+                    yield item
+                    continue
+                at_end = True
+                if item["error"] is not None:
+                    raise _error(path, item)
         except _EndedError as error:
             raise OSError(f"{path} cannot be read, {error}") from None
-        if about["error"] is None:
-            return found
-        where = path if about["dataset"] is None else f"{path}: dataset {about['dataset']!r:.60}"
-        message = one_line(about["message"])
-        if about["error"] == "value":
-            raise ValueError(f"{where} {message}")
-        raise OSError(f"{where} cannot be read, damaged or no HDF5 file ({message})")
+        finally:
+            if not at_end:  # the rest of the answer is of no use
+                self._end()
 
     def _start(self) -> None:
         code = "import sys; sys.path += sys.argv[1:]; import h5_process; h5_process.main()"
@@ -120,22 +176,42 @@ class H5Reader:
             requests.close()
             answers.close()
         try:
-            self._take_about()
+            self._take_about(self._take_header()[1])
         except _EndedError:
             raise _EndedError(
                 "for want of a process of its own "
                 f"({sys.executable!r:.200} does not start as a Python with h5py)"
             ) from None
 
-    def _ask(self, path: str) -> None:
+    def _ask(
+        self, path: str, name: str | None, values: bool
+    ) -> Iterator[dict[str, Any] | np.ndarray]:
+        """Send a request and yield the answer."""
+        if not self._process:
+            self._start()
         place = os.fsencode(Path(path).absolute())
+        request = [place.hex(), name, values, SECONDS, MEMORY]
         try:
-            self._requests.write(json.dumps([place.hex(), SECONDS, MEMORY]).encode() + b"\n")
+            self._requests.write(json.dumps(request).encode() + b"\n")
         except BrokenPipeError:
             raise self._ended() from None
+        left = 0
+        while True:
+            kind, size = self._take_header()
+            if kind == b"a":
+                yield (item := self._take_about(size))
+                if "error" in item:
+                    return
+                left = math.prod(item["shape"]) * np.dtype(item["dtype"]).itemsize
+            else:
+                if kind != b"v" or size > left:
+                    raise self._ended()
+                block = np.empty(size, np.uint8)
+                self._fill(block.data)
+                left -= size
+                yield block
 
-    def _take_about(self) -> dict[str, Any]:
-        size = self._take_frame(b"a")
+    def _take_about(self, size: int) -> dict[str, Any]:
         content = bytearray(size if size < 1 << 20 else 0)
         self._fill(memoryview(content))
         try:
@@ -143,19 +219,10 @@ class H5Reader:
         except ValueError:
             raise self._ended() from None
 
-    def _take_values(self, array: np.ndarray) -> None:
-        left = array.reshape(-1).view(np.uint8).data if array.nbytes else memoryview(b"")
-        while left:
-            size = self._take_frame(b"v")
-            self._fill(left[:size])
-            left = left[size:]
-
-    def _take_frame(self, kind: bytes) -> int:
+    def _take_header(self) -> tuple[bytes, int]:
         header = bytearray(9)
         self._fill(memoryview(header))
-        if header[:1] != kind:
-            raise self._ended()
-        return int.from_bytes(header[1:], "little")
+        return bytes(header[:1]), int.from_bytes(header[1:], "little")
 
     def _fill(self, view: memoryview) -> None:
         while view:
@@ -187,6 +254,25 @@ class H5Reader:
             return 0
 
 
+def _read_here(path: str, name: str | None, values: bool) -> Iterator[dict[str, Any] | np.ndarray]:
+    """Read in this process, where the system cannot start another one with pipes (Windows)."""
+    from . import h5_process
+
+    for item in h5_process.read(path, lambda memory, work: None, name, values):
+        if isinstance(item, dict):
+            yield item
+        elif item.size:
+            yield np.ascontiguousarray(item).reshape(-1).view(np.uint8)
+
+
+def _error(path: str, about: Mapping[str, Any]) -> OSError | ValueError:
+    where = path if about["dataset"] is None else f"{path}: dataset {about['dataset']!r:.60}"
+    message = one_line(about["message"])
+    if about["error"] == "value":
+        return ValueError(f"{where} {message}")
+    return OSError(f"{where} cannot be read, damaged or no HDF5 file ({message})")
+
+
 class _EndedError(Exception):
     """The process is gone, or was never there."""
 
@@ -205,6 +291,8 @@ def _places() -> list[str]:
 
 def _open_pipe() -> tuple[FileIO, FileIO]:
     """Open a pipe, with numbers beyond those of the standard streams, which may be closed."""
+    import fcntl  # not on Windows
+
     ends = []
     for low in os.pipe():
         ends.append(fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 3))

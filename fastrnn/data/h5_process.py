@@ -51,8 +51,8 @@ def serve(requests: BinaryIO, answers: BinaryIO, limits: Callable[[float, int], 
         answers.write(content)
 
     for line in requests:
-        place, *least = json.loads(line)
-        for found in read(os.fsdecode(bytes.fromhex(place)), limits(*least)):
+        place, name, values, *least = json.loads(line)
+        for found in read(os.fsdecode(bytes.fromhex(place)), limits(*least), name, values):
             if isinstance(found, dict):
                 send(ABOUT, json.dumps(found).encode())
             elif found.size:
@@ -60,8 +60,13 @@ def serve(requests: BinaryIO, answers: BinaryIO, limits: Callable[[float, int], 
         answers.flush()
 
 
-def read(path: str, allow: Allow) -> Iterator[dict[str, Any] | np.ndarray]:
-    """Yield what each dataset in the root group is, and its values; at last how it ended."""
+def read(
+    path: str, allow: Allow, only: str | None = None, values: bool = True
+) -> Iterator[dict[str, Any] | np.ndarray]:
+    """Yield what each dataset in the root group is, and its values; at last how it ended.
+
+    With a name in `only`, this is done for one dataset. Without `values`, datasets are not read.
+    """
     # h5py reports a truncated file on opening or, where only data are missing, on reading. Damaged
     # metadata raise RuntimeError, KeyError and others.
     text = None
@@ -71,6 +76,8 @@ def read(path: str, allow: Allow) -> Iterator[dict[str, Any] | np.ndarray]:
         allow(2 * file_size, file_size)
         with h5py.File(path, "r") as file:
             for name in file:
+                if only not in (None, name):
+                    continue
                 if isinstance(name, bytes):
                     text = name.decode("utf-8", "replace")
                     raise ValueError("has a name that is not in UTF-8")
@@ -79,7 +86,10 @@ def read(path: str, allow: Allow) -> Iterator[dict[str, Any] | np.ndarray]:
                 if not isinstance(file.get(name, getlink=True), h5py.HardLink):
                     raise ValueError("is a link; expected data in this file")
                 node = file[name]
-                if isinstance(node, h5py.Dataset):
+                if isinstance(node, h5py.Dataset) and not values:
+                    if node.shape is not None:
+                        yield {"dataset": name, "dtype": node.dtype.str, "shape": node.shape}
+                elif isinstance(node, h5py.Dataset):
                     size = _check_dataset(node, file_size, room, allow)
                     room -= size
                     dtype = node.dtype.newbyteorder("=")

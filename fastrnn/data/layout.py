@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,11 @@ from ..words import SPECIAL_WORDS
 from .h5 import H5Reader, write_h5
 
 SPLITS = ("train", "val")
+"""Every data set has these splits; some have a split "test", too."""
 CAPTIONS_FILE = "coco2014_captions.h5"
 VOCABULARY_FILE = "coco2014_vocab.json"
+COURSE_URL = "http://cs231n.stanford.edu/coco_captioning.zip"
+"""The archive of CS231n's captioning assignment: COCO 2014 with features of VGG-16."""
 
 _MAX_UNBACKED = 1 << 24
 """Bytes that the lines of a file may take in memory whatever its size."""
@@ -45,6 +48,7 @@ def read_captioning_directory(
     base_dir: str | os.PathLike[str],
     max_train: int | None = None,
     pca_features: bool = True,
+    splits: Sequence[str] = SPLITS,
 ) -> dict[str, Any]:
     """Read a captioning data set from a directory.
 
@@ -57,6 +61,9 @@ def read_captioning_directory(
         (one ``randint`` call). By default all are kept. Features and URLs are always complete.
     pca_features : bool, optional
         Whether to read the features after PCA (default) or before it.
+    splits : sequence of str, optional
+        The splits whose features and URLs are read, and whose captions are checked: train, val
+        and, by default not, test.
 
     Returns
     -------
@@ -90,19 +97,21 @@ def read_captioning_directory(
     with H5Reader() as h5:
         _check_file(captions_path)
         data: dict[str, Any] = h5.read(captions_path)
-        for split in SPLITS:
+        for split in splits:
             path = path_of(features_file(split, pca_features))
             _check_file(path)
-            data[f"{split}_features"] = _require(path, h5.read(path), "features", 2, "f")
-    if data["train_features"].shape[1] != data["val_features"].shape[1]:
-        raise ValueError(
-            f"{path}: dataset 'features' has shape {data['val_features'].shape}; expected "
-            f"{data['train_features'].shape[1]} columns, as in the train features"
-        )
-    data.update(_read_vocabulary(path_of(VOCABULARY_FILE)))
-    for split in SPLITS:
+            found = _require(path, h5.read(path), "features", 2, "f")
+            data[f"{split}_features"] = found
+            width = data[f"{splits[0]}_features"].shape[1]
+            if found.shape[1] != width:
+                raise ValueError(
+                    f"{path}: dataset 'features' has shape {found.shape}; expected {width} "
+                    f"columns, as in the {splits[0]} features"
+                )
+    data.update(read_vocabulary(path_of(VOCABULARY_FILE)))
+    for split in splits:
         data[f"{split}_urls"] = _read_lines(path_of(urls_file(split)))
-    for split in SPLITS:
+    for split in splits:
         _check_captions(captions_path, data, split)
 
     if max_train is not None:
@@ -116,6 +125,34 @@ def _check_file(path: str) -> None:
     if not Path(path).is_file():
         what = "no such data file" if Path(path).parent.is_dir() else "no such data directory"
         raise FileNotFoundError(errno.ENOENT, what, path)
+
+
+def dataset_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Return the shapes and dtypes of the datasets in the root group of an HDF5 file.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `read_captioning_directory` raises them.
+    """
+    path = os.fspath(path)
+    _check_file(path)
+    with H5Reader() as h5:
+        return h5.shapes(path)
+
+
+def read_blocks(path: str | os.PathLike[str], name: str) -> Iterator[np.ndarray]:
+    """Yield a dataset of an HDF5 file in blocks of rows, about 4 MiB each.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `read_captioning_directory` raises them.
+    """
+    path = os.fspath(path)
+    _check_file(path)
+    with H5Reader() as h5:
+        yield from h5.blocks(path, name)
 
 
 def _require(
@@ -161,7 +198,7 @@ def _check_captions(path: str, data: Mapping[str, Any], split: str) -> None:
             )
 
 
-def _read_vocabulary(path: str) -> dict[str, Any]:
+def read_vocabulary(path: str) -> dict[str, Any]:
     _check_file(path)
     vocab = read_json(path)
     if not isinstance(vocab, dict):

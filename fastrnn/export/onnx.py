@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,7 +67,7 @@ def to_onnx(model: CaptioningRNN) -> dict[str, onnx.ModelProto]:
         raise_missing("export to ONNX", "onnx", "onnx")
     from onnx import helper, numpy_helper
 
-    p, make = checked_params(model), helper.make_node
+    p, make = checked_params(model, _CELLS), helper.make_node
     (V, _), (D, H) = p["W_embed"].shape, p["W_proj"].shape
     real = helper.np_dtype_to_tensor_dtype(p["W_embed"].dtype)
 
@@ -107,24 +107,9 @@ def to_onnx(model: CaptioningRNN) -> dict[str, onnx.ModelProto]:
         make("Gemm", ["x", "Wx", "b"], ["a_x"]),
         make("Gemm", ["h", "Wh", "a_x"], ["a"]),
     ]
-    states = ["h"]
-    if model.cell_type == "lstm":
-        states.append("c")
-        constants["gates_and_g"] = np.array([3 * H, H], dtype=np.int64)
-        constants["gates"] = np.array([H, H, H], dtype=np.int64)
-        nodes += [
-            make("Split", ["a", "gates_and_g"], ["a_ifo", "a_g"], axis=1),
-            make("Sigmoid", ["a_ifo"], ["ifo"]),
-            make("Tanh", ["a_g"], ["g"]),
-            make("Split", ["ifo", "gates"], ["i", "f", "o"], axis=1),
-            make("Mul", ["f", "c"], ["kept"]),
-            make("Mul", ["i", "g"], ["new"]),
-            make("Add", ["kept", "new"], ["next_c"]),
-            make("Tanh", ["next_c"], ["shown"]),
-            make("Mul", ["o", "shown"], ["next_h"]),
-        ]
-    else:
-        nodes.append(make("Tanh", ["a"], ["next_h"]))
+    states, cell_nodes, cell_constants = _CELLS[model.cell_type](H)
+    constants |= cell_constants
+    nodes += cell_nodes
     nodes += [
         make("Gemm", ["next_h", "W_vocab", "b_vocab"], ["scores"]),
         make("LogSoftmax", ["scores"], ["log_probs"], axis=1),
@@ -138,6 +123,36 @@ def to_onnx(model: CaptioningRNN) -> dict[str, onnx.ModelProto]:
         constants,
     )
     return {"project": project, "step": step}
+
+
+def _rnn(H: int) -> _Cell:
+    from onnx.helper import make_node as make
+
+    return ["h"], [make("Tanh", ["a"], ["next_h"])], {}
+
+
+def _lstm(H: int) -> _Cell:
+    from onnx.helper import make_node as make
+
+    nodes = [
+        make("Split", ["a", "gates_and_g"], ["a_ifo", "a_g"], axis=1),
+        make("Sigmoid", ["a_ifo"], ["ifo"]),
+        make("Tanh", ["a_g"], ["g"]),
+        make("Split", ["ifo", "gates"], ["i", "f", "o"], axis=1),
+        make("Mul", ["f", "c"], ["kept"]),
+        make("Mul", ["i", "g"], ["new"]),
+        make("Add", ["kept", "new"], ["next_c"]),
+        make("Tanh", ["next_c"], ["shown"]),
+        make("Mul", ["o", "shown"], ["next_h"]),
+    ]
+    sizes = {"gates_and_g": np.array([3 * H, H], np.int64), "gates": np.array([H] * 3, np.int64)}
+    return ["h", "c"], nodes, sizes
+
+
+_Cell = tuple[list[str], list["onnx.NodeProto"], dict[str, np.ndarray]]
+_CELLS: dict[str, Callable[[int], _Cell]] = {"rnn": _rnn, "lstm": _lstm}
+"""For each cell and hidden size: the names of its states, the nodes from the pre-activations ``a``
+to the next states, and their constants."""
 
 
 def save_onnx(directory: str | os.PathLike[str], model: CaptioningRNN) -> None:

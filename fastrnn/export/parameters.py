@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import NoReturn
 
 import numpy as np
 
 from .. import checks
+from .._core.runtime import CELL_GATES
 from ..classifiers.rnn import CaptioningRNN
 
 
-def checked_params(model: CaptioningRNN) -> dict[str, np.ndarray]:
+def checked_params(model: CaptioningRNN, cells: Collection[str]) -> dict[str, np.ndarray]:
     """Return the parameters of a model in their common dtype, after checking their shapes.
 
-    The checks are needed because users may replace the arrays in ``model.params``.
+    The checks are needed because users may replace the arrays in ``model.params``. `cells` are the
+    cell types that the format can store.
     """
-    shapes = checks.parameter_shapes(model.cell_type == "lstm")
+    if model.cell_type not in cells:
+        raise ValueError(f"cell_type is {model.cell_type!r}; expected one of {', '.join(cells)}")
+    shapes = checks.parameter_shapes(CELL_GATES[model.cell_type])
     arrays = checks.as_floats(**{name: model.params[name] for name in shapes})
     params = dict(zip(shapes, arrays, strict=True))
     checks.match_shapes(**{name: (params[name], spec) for name, spec in shapes.items()})

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import checks
-from ..checkpoint import blank_model
+from .._core.runtime import CELL_GATES
+from ..checkpoint import seeded_model
 from ..classifiers.rnn import CaptioningRNN
 from ..files import write_aside
 from .parameters import checked_params, metadata_of, raise_missing
@@ -25,20 +26,20 @@ if TYPE_CHECKING:
     import torch
 
 _MODULES = ("embed", "project", "rnn", "vocab")
-_TORCH_GATES = [0, 1, 3, 2]
-"""Converts i, f, o, g to i, f, g, o, and back."""
+_CELLS = {"rnn": ("RNN", [0]), "lstm": ("LSTM", [0, 1, 3, 2])}
+"""The class of each cell in ``torch.nn``, and the order that converts its gates to PyTorch's order
+and back: i, f, o, g to i, f, g, o for the LSTM."""
 
 
 def _swap_gates(w: np.ndarray, cell_type: str) -> np.ndarray:
-    """Swap the gates o and g along the first axis of (kH, ...), for the LSTM."""
-    if cell_type != "lstm":
-        return w
-    return w.reshape(4, -1, *w.shape[1:])[_TORCH_GATES].reshape(w.shape)
+    """Convert the order of the gates along the first axis of (kH, ...)."""
+    _, order = _CELLS[cell_type]
+    return w.reshape(len(order), -1, *w.shape[1:])[order].reshape(w.shape)
 
 
 def _state_arrays(model: CaptioningRNN) -> dict[str, np.ndarray]:
     """Return the entries of `to_torch` as new arrays."""
-    p, cell = checked_params(model), model.cell_type
+    p, cell = checked_params(model, _CELLS), model.cell_type
     state = {
         "embed.weight": p["W_embed"],
         "project.weight": p["W_proj"].T,
@@ -113,7 +114,7 @@ def _captioner_class() -> type[torch.nn.Module]:
             self, V: int, D: int, W: int, H: int, cell_type: str, dtype: torch.dtype
         ) -> None:
             super().__init__()
-            cell = {"rnn": nn.RNN, "lstm": nn.LSTM}[cell_type]
+            cell = getattr(nn, _CELLS[cell_type][0])
             self.embed = nn.Embedding(V, W, dtype=dtype)
             self.project = nn.Linear(D, H, dtype=dtype)
             self.rnn = cell(W, H, batch_first=True, dtype=dtype)
@@ -242,7 +243,7 @@ def from_torch(
         raise TypeError(f"{found}; expected the same dtype, float32 or float64, for all entries")
 
     cell_type = _cell_type(entries["rnn.weight_hh_l0"], state[entries["rnn.weight_hh_l0"]])
-    gates = "4H" if cell_type == "lstm" else "H"
+    gates = checks.gate_columns(CELL_GATES[cell_type])
     embed = entries["embed.weight"]
     if state[embed].ndim == 2 and len(state[embed]) != len(word_to_idx):
         raise ValueError(
@@ -270,7 +271,7 @@ def from_torch(
     bias, extra = w["rnn.bias_ih_l0"], w["rnn.bias_hh_l0"]
     # Adding zeros would change -0.0 to 0.0.
     bias = bias + extra if extra.any() else bias
-    model = blank_model(
+    model = seeded_model(
         word_to_idx, sizes["D"], sizes["W"], sizes["H"], cell_type, w["embed.weight"].dtype
     )
     params = {
@@ -336,11 +337,12 @@ def _cell_type(name: str, weight_hh: np.ndarray) -> str:
             f"{name} has shape {weight_hh.shape}, which is a GRU's (3H, H); expected an LSTM's "
             "(4H, H) or an RNN's (H, H)"
         )
-    if not hidden or rows not in (hidden, 4 * hidden):
-        raise ValueError(
-            f"{name} has shape {weight_hh.shape}; expected an LSTM's (4H, H) or an RNN's (H, H)"
-        )
-    return "rnn" if rows == hidden else "lstm"
+    for cell_type in _CELLS:
+        if hidden and rows == CELL_GATES[cell_type] * hidden:
+            return cell_type
+    raise ValueError(
+        f"{name} has shape {weight_hh.shape}; expected an LSTM's (4H, H) or an RNN's (H, H)"
+    )
 
 
 def save_safetensors(path: str | os.PathLike[str], model: CaptioningRNN) -> None:

@@ -4,8 +4,7 @@ These functions are tested against numerical gradients in float64, and the compi
 tested against them. To read the code, start with ``rnn_layers``.
 """
 
-from .. import checks
-from . import layers, optim, rnn_layers
+from . import checks, layers, optim, rnn_layers
 from .classifier import CaptioningRNN
 from .layers import (
     affine_backward,

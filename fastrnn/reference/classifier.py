@@ -7,15 +7,10 @@ import numpy as np
 from .. import checks
 from ..words import END, NULL, START
 from . import random
+from .cells import CELLS
 from .decoding import mix
 from .layers import affine_backward, affine_forward
 from .rnn_layers import (
-    lstm_backward,
-    lstm_forward,
-    lstm_step_forward,
-    rnn_backward,
-    rnn_forward,
-    rnn_step_forward,
     temporal_affine_backward,
     temporal_affine_forward,
     temporal_softmax_loss,
@@ -77,7 +72,7 @@ class CaptioningRNN:
         cell_type: str = "rnn",
         dtype=np.float32,
     ) -> None:
-        if cell_type not in {"rnn", "lstm"}:
+        if cell_type not in CELLS:
             raise ValueError(f'Invalid cell_type "{cell_type}"')
         if NULL not in word_to_idx:
             raise KeyError(f"word_to_idx has no {NULL!r}; expected the word that pads captions")
@@ -91,7 +86,7 @@ class CaptioningRNN:
         self._end = word_to_idx.get(END)
 
         V, D, W, H = len(word_to_idx), input_dim, wordvec_dim, hidden_dim
-        gates = {"rnn": 1, "lstm": 4}[cell_type]
+        gates = CELLS[cell_type].gates
         randn = np.random.randn
         params = {
             "W_embed": randn(V, W) / 100,
@@ -147,7 +142,7 @@ class CaptioningRNN:
         IndexError
             If a word id is outside ``[-V, V)``.
         """
-        p = self.params
+        p, cell = self.params, CELLS[self.cell_type]
         features = checks.as_floats(features=features, **p)[0]
         (captions,) = checks.as_integers(captions=captions)
         checks.match_shapes(
@@ -155,7 +150,7 @@ class CaptioningRNN:
         )
         if captions.shape[1] < 1:
             raise ValueError(f"captions has shape {captions.shape}; expected (N, T + 1)")
-        checks.match_model({**p, "features": features}, self.cell_type == "lstm")
+        checks.match_model({**p, "features": features}, cell.gates)
         checks.check_ids("captions", captions, len(p["W_embed"]))
         captions_in, captions_out = captions[:, :-1], captions[:, 1:]
         mask = captions_out != self._null
@@ -165,19 +160,15 @@ class CaptioningRNN:
         lengths = np.max(scored[..., 0] * np.arange(1, mask.shape[1] + 1), axis=1, initial=0)
         if regularisation is not None and regularisation.scheduled_sampling:
             seed = random.stream_seed(regularisation.seed, random.MIX)
-            share, lstm = regularisation.scheduled_sampling, self.cell_type == "lstm"
-            captions_in = mix(p, features, captions, share, seed, self._null, lstm)
-        forward, backward = {
-            "rnn": (rnn_forward, rnn_backward),
-            "lstm": (lstm_forward, lstm_backward),
-        }[self.cell_type]
+            share = regularisation.scheduled_sampling
+            captions_in = mix(p, features, captions, share, seed, self._null, self.cell_type)
 
         h0, project_cache = affine_forward(features, p["W_proj"], p["b_proj"])
         words, embed_cache = word_embedding_forward(captions_in, p["W_embed"])
         embed_mask, vocab_mask = self._dropout_masks(captions_in.shape, words, h0, regularisation)
         read_mask = vocab_mask * scored
         x = _masked(words, embed_mask)
-        h, cell_cache = forward(x, h0, p["Wx"], p["Wh"], p["b"], lengths=lengths)
+        h, cell_cache = cell.forward(x, h0, p["Wx"], p["Wh"], p["b"], lengths=lengths)
         h_read = _masked(h, read_mask)
         scores, vocab_cache = temporal_affine_forward(h_read, p["W_vocab"], p["b_vocab"])
         loss, dscores = temporal_softmax_loss(scores, captions_out, mask)
@@ -188,7 +179,7 @@ class CaptioningRNN:
         grads = {}
         dh, grads["W_vocab"], grads["b_vocab"] = temporal_affine_backward(dscores, vocab_cache)
         dh = _masked(dh, read_mask)
-        dwords, dh0, grads["Wx"], grads["Wh"], grads["b"] = backward(dh, cell_cache)
+        dwords, dh0, grads["Wx"], grads["Wh"], grads["b"] = cell.backward(dh, cell_cache)
         grads["W_embed"] = word_embedding_backward(_masked(dwords, embed_mask), embed_cache)
         _, grads["W_proj"], grads["b_proj"] = affine_backward(dh0, project_cache)
         return loss, grads
@@ -277,17 +268,14 @@ class CaptioningRNN:
         (features,) = checks.as_floats(features=features)
         N = checks.match_shapes({"D": len(p["W_proj"])}, features=(features, "N D"))["N"]
 
+        step = CELLS[self.cell_type].step
         h, _ = affine_forward(features, p["W_proj"], p["b_proj"])
         c = np.zeros_like(h)
         word = np.full(N, self._start)
         captions = np.full((N, max_length), self._null, dtype=np.int32)
         running = np.ones(N, dtype=bool)
         for t in range(max_length):
-            x = p["W_embed"][word]
-            if self.cell_type == "rnn":
-                h, _ = rnn_step_forward(x, h, p["Wx"], p["Wh"], p["b"])
-            else:
-                h, c, _ = lstm_step_forward(x, h, c, p["Wx"], p["Wh"], p["b"])
+            h, c = step(p["W_embed"][word], h, c, p["Wx"], p["Wh"], p["b"])
             scores, _ = affine_forward(h, p["W_vocab"], p["b_vocab"])
             word = scores.argmax(axis=1)
             captions[running, t] = word[running]

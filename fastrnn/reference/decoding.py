@@ -13,7 +13,7 @@ import numpy as np
 
 from ..words import END, START
 from . import random
-from .rnn_layers import lstm_step_forward, rnn_step_forward
+from .cells import CELLS
 
 Params = Mapping[str, np.ndarray]
 State = tuple[np.ndarray, np.ndarray]
@@ -43,13 +43,12 @@ def initial_state(params: Params, features: np.ndarray) -> State:
     return h, np.zeros_like(h)
 
 
-def step(params: Params, words: np.ndarray, state: State, lstm: bool) -> tuple[np.ndarray, State]:
+def step(
+    params: Params, words: np.ndarray, state: State, cell_type: str
+) -> tuple[np.ndarray, State]:
     """Feed in words (N,); return the scores of the next words (N, V) and the new state."""
-    x, (h, c) = params["W_embed"][words], state
-    if lstm:
-        h, c, _ = lstm_step_forward(x, h, c, params["Wx"], params["Wh"], params["b"])
-    else:
-        h, _ = rnn_step_forward(x, h, params["Wx"], params["Wh"], params["b"])
+    weights = (params[name] for name in ("Wx", "Wh", "b"))
+    h, c = CELLS[cell_type].step(params["W_embed"][words], *state, *weights)
     return h @ params["W_vocab"] + params["b_vocab"], (h, c)
 
 
@@ -81,8 +80,7 @@ def followers(
         h and c after the last word of the hypothesis is fed in.
     """
     word = hypothesis.words[-1] if hypothesis.words else model.word_to_idx[START]
-    lstm = model.cell_type == "lstm"
-    (scores,), state = step(model.params, np.array([word]), hypothesis.state, lstm)
+    (scores,), state = step(model.params, np.array([word]), hypothesis.state, model.cell_type)
     log_probs = log_softmax(scores)
     banned = {model.word_to_idx[word] for word in suppress}
     scores[[*banned, *repeated(hypothesis.words, no_repeat_ngram)]] = -np.inf
@@ -257,7 +255,7 @@ def mix(
     probability: float,
     seed: int,
     null: int,
-    lstm: bool,
+    cell_type: str,
 ) -> np.ndarray:
     """Return the input words for scheduled sampling: captions with some words drawn by the model.
 
@@ -281,8 +279,8 @@ def mix(
         numbers: the first decides whether a word is drawn, the second which one.
     null : int
         Id of ``<NULL>``.
-    lstm : bool
-        Whether the model is an LSTM; otherwise it is a vanilla RNN.
+    cell_type : {'rnn', 'lstm'}
+        The recurrent cell.
 
     Returns
     -------
@@ -300,7 +298,7 @@ def mix(
         length = words[-1] + 1 if words.size else 0
         state = initial_state(params, features[n : n + 1])
         for t in range(length - 1):
-            scores, state = step(params, inputs[n : n + 1, t], state, lstm)
+            scores, state = step(params, inputs[n : n + 1, t], state, cell_type)
             coin, place = random.uniform(seed, [n], [t + 1], 2)[0]
             weights = np.exp(scores[0] - scores.max())
             if coin < probability and np.isfinite(weights.sum()):

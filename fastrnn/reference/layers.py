@@ -41,11 +41,8 @@ def affine_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndar
     ValueError
         If the shapes do not match.
     """
-    x, w, b = _checks.as_floats(x=x, w=w, b=b)
-    if x.ndim == 0:
-        raise ValueError("x has shape (); expected (N, d_1, ..., d_k)")
-    rows = x.reshape(x.shape[0], int(np.prod(x.shape[1:])))
-    _checks.match_shapes({"D": rows.shape[1]}, w=(w, "D M"), b=(b, "M"))
+    x, w, b = _checks.affine_forward(x, w, b)
+    rows = x.reshape(len(x), len(w))
     return rows @ w + b, (x, w, b)
 
 
@@ -77,11 +74,8 @@ def affine_backward(dout: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndar
         If `dout` does not have the shape of the output, or `cache` comes from another function.
     """
     x, w, _ = _checks.parts_of(cache, "x w b")
-    dout, x, w = _checks.as_floats(dout=dout, x=x, w=w)
-    if x.ndim == 0:
-        raise ValueError("x has shape (); expected (N, d_1, ..., d_k)")
-    rows = x.reshape(x.shape[0], int(np.prod(x.shape[1:])))
-    _checks.match_shapes({"N": len(rows), "D": rows.shape[1]}, w=(w, "D M"), dout=(dout, "N M"))
+    dout, x, w = _checks.affine_backward(dout, x, w)
+    rows = x.reshape(len(x), len(w))
     return (dout @ w.T).reshape(x.shape), rows.T @ dout, dout.sum(axis=0)
 
 
@@ -167,10 +161,8 @@ def softmax_loss(x: np.ndarray, y: np.ndarray) -> tuple[np.float64, np.ndarray]:
     IndexError
         If `y` contains an id outside ``[-C, C)``.
     """
-    (x,) = _checks.as_floats(x=x)
-    (y,) = _checks.as_integers(y=y)
-    N, C = _checks.match_shapes(x=(x, "N C"), y=(y, "N")).values()
-    _checks.check_ids("y", y, C)
+    x, y = _checks.class_loss(x, y)
+    N = len(x)
     if N == 0:
         return np.float64(0.0), np.zeros_like(x)
 
@@ -214,10 +206,8 @@ def svm_loss(x: np.ndarray, y: np.ndarray) -> tuple[np.float64, np.ndarray]:
     IndexError
         If `y` contains an id outside ``[-C, C)``.
     """
-    (x,) = _checks.as_floats(x=x)
-    (y,) = _checks.as_integers(y=y)
-    N, C = _checks.match_shapes(x=(x, "N C"), y=(y, "N")).values()
-    _checks.check_ids("y", y, C)
+    x, y = _checks.class_loss(x, y)
+    N = len(x)
     if N == 0:
         return np.float64(0.0), np.zeros_like(x)
 

@@ -43,7 +43,8 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     (x,) = _checks.as_floats(x=x)
     with np.errstate(under="ignore"):
         z = np.exp(-np.abs(x))
-        return np.where(x < 0, z, np.ones_like(z)) / (1 + z)
+        one = np.ones_like(z)  # in NumPy 1.26, 1 + z of a single float32 would be float64
+        return np.where(x < 0, z, one) / (one + z)
 
 
 def rnn_step_forward(
@@ -78,10 +79,7 @@ def rnn_step_forward(
     ValueError
         If the shapes do not match.
     """
-    x, prev_h, Wx, Wh, b = _checks.as_floats(x=x, prev_h=prev_h, Wx=Wx, Wh=Wh, b=b)
-    _checks.match_shapes(
-        x=(x, "N D"), prev_h=(prev_h, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H")
-    )
+    x, prev_h, Wx, Wh, b = _checks.cell_step_forward(1, x, (prev_h,), Wx, Wh, b)
     next_h = np.tanh(x @ Wx + prev_h @ Wh + b)
     # The cache holds a copy, so that the caller may change the returned state in place.
     return next_h, (x, prev_h, Wx, Wh, next_h.copy())
@@ -168,11 +166,8 @@ def rnn_forward(
     ValueError
         If the shapes do not match, or a length is not in 0..T.
     """
-    x, h0, Wx, Wh, b = _checks.as_floats(x=x, h0=h0, Wx=Wx, Wh=Wh, b=b)
-    sizes = _checks.match_shapes(
-        x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H")
-    )
-    N, T, H = sizes["N"], sizes["T"], sizes["H"]
+    x, h0, Wx, Wh, b = _checks.cell_forward(1, x, h0, Wx, Wh, b)
+    (N, T, _), H = x.shape, h0.shape[1]
     lengths = _checks.as_lengths(lengths, N, T)
 
     h = np.zeros((N, T, H), dtype=x.dtype)
@@ -265,10 +260,7 @@ def word_embedding_forward(x: np.ndarray, W: np.ndarray) -> tuple[np.ndarray, tu
     IndexError
         If a word id is outside ``[-V, V)``.
     """
-    (x,) = _checks.as_integers(x=x)
-    (W,) = _checks.as_floats(W=W)
-    sizes = _checks.match_shapes(x=(x, "N T"), W=(W, "V D"))
-    _checks.check_ids("x", x, sizes["V"])
+    x, W = _checks.word_embedding_forward(x, W)
     return W[x], (x, W)
 
 
@@ -298,10 +290,7 @@ def word_embedding_backward(dout: np.ndarray, cache: tuple) -> np.ndarray:
         If an id in the cache is outside ``[-V, V)``.
     """
     x, W = _checks.parts_of(cache, "x W")
-    dout, W = _checks.as_floats(dout=dout, W=W)
-    (x,) = _checks.as_integers(x=x)
-    sizes = _checks.match_shapes(x=(x, "N T"), W=(W, "V D"), dout=(dout, "N T D"))
-    _checks.check_ids("x", x, sizes["V"])
+    dout, x, W = _checks.word_embedding_backward(dout, x, W)
 
     dW = np.zeros_like(W)
     np.add.at(dW, x, dout)  # unlike dW[x] += dout, this sums over repeated words
@@ -354,17 +343,7 @@ def lstm_step_forward(
     ValueError
         If the shapes do not match.
     """
-    x, prev_h, prev_c, Wx, Wh, b = _checks.as_floats(
-        x=x, prev_h=prev_h, prev_c=prev_c, Wx=Wx, Wh=Wh, b=b
-    )
-    _checks.match_shapes(
-        x=(x, "N D"),
-        prev_h=(prev_h, "N H"),
-        prev_c=(prev_c, "N H"),
-        Wx=(Wx, "D 4H"),
-        Wh=(Wh, "H 4H"),
-        b=(b, "4H"),
-    )
+    x, prev_h, prev_c, Wx, Wh, b = _checks.cell_step_forward(4, x, (prev_h, prev_c), Wx, Wh, b)
     a_i, a_f, a_o, a_g = np.split(x @ Wx + prev_h @ Wh + b, 4, axis=1)
     i, f, o, g = sigmoid(a_i), sigmoid(a_f), sigmoid(a_o), np.tanh(a_g)
     next_c = f * prev_c + i * g
@@ -464,11 +443,8 @@ def lstm_forward(
     ValueError
         If the shapes do not match, or a length is not in 0..T.
     """
-    x, h0, Wx, Wh, b = _checks.as_floats(x=x, h0=h0, Wx=Wx, Wh=Wh, b=b)
-    sizes = _checks.match_shapes(
-        x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D 4H"), Wh=(Wh, "H 4H"), b=(b, "4H")
-    )
-    N, T, H = sizes["N"], sizes["T"], sizes["H"]
+    x, h0, Wx, Wh, b = _checks.cell_forward(4, x, h0, Wx, Wh, b)
+    (N, T, _), H = x.shape, h0.shape[1]
     lengths = _checks.as_lengths(lengths, N, T)
 
     h = np.zeros((N, T, H), dtype=x.dtype)
@@ -565,8 +541,8 @@ def temporal_affine_forward(
     ValueError
         If the shapes do not match.
     """
-    x, w, b = _checks.as_floats(x=x, w=w, b=b)
-    N, T, D, M = _checks.match_shapes(x=(x, "N T D"), w=(w, "D M"), b=(b, "M")).values()
+    x, w, b = _checks.temporal_affine_forward(x, w, b)
+    (N, T, D), M = x.shape, w.shape[1]
     out, _ = affine_forward(x.reshape(N * T, D), w, b)
     out = out.reshape(N, T, M)
     return out, (x, w, b, out)
@@ -602,9 +578,8 @@ def temporal_affine_backward(
         If `dout` does not have the shape of the output, or `cache` comes from another function.
     """
     x, w, b, _ = _checks.parts_of(cache, "x w b out")
-    dout, x, w = _checks.as_floats(dout=dout, x=x, w=w)
-    sizes = _checks.match_shapes(x=(x, "N T D"), w=(w, "D M"), dout=(dout, "N T M"))
-    N, T, D, M = (sizes[axis] for axis in "NTDM")
+    dout, x, w = _checks.temporal_affine_backward(dout, x, w)
+    (N, T, D), M = x.shape, w.shape[1]
     dx, dw, db = affine_backward(dout.reshape(N * T, M), (x.reshape(N * T, D), w, b))
     return dx.reshape(N, T, D), dw, db
 
@@ -646,13 +621,8 @@ def temporal_softmax_loss(
     IndexError
         If a word id is outside ``[-V, V)``.
     """
-    (x,) = _checks.as_floats(x=x)
-    (y,) = _checks.as_integers(y=y)
-    mask = np.asarray(mask)
-    if mask.dtype.kind not in "biuf":
-        raise TypeError(f"mask has dtype {mask.dtype}; expected bool, integer or float")
-    N, T, V = _checks.match_shapes(x=(x, "N T V"), y=(y, "N T"), mask=(mask, "N T")).values()
-    _checks.check_ids("y", y, V)
+    x, y, mask = _checks.temporal_softmax_loss(x, y, mask)
+    N, T, V = x.shape
 
     dx = np.zeros_like(x)
     loss = np.float64(0.0)

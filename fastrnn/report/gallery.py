@@ -5,29 +5,35 @@ from __future__ import annotations
 import base64
 import io
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
-from PIL import Image
 
 from ..checkpoint import describe_mismatch
 from ..classifiers.rnn import CaptioningRNN
 from ..decoding import Decoded
 from ..evaluation import Evaluator, evenly_spread, truth_of
-from ..files import open_file
-from ..image_utils import IMAGE_FORMATS, check_pixels
+from ..files import one_line
 from ..metrics import METRIC_NAMES
+from ..vision.images import open_image, read_picture
 from ..words import END, NULL
 from .tables import table
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 _MAX_PIXELS = 320
 """Largest width and height of a preview."""
+_MAX_EMBEDDED = 8 << 20
+"""Characters of all previews of a page together. A photograph takes about 30,000."""
+_MAX_PNG = 1 << 15
+"""Bytes of a preview that stays a PNG file."""
 _PIXEL_ART = 96
 """Images up to this size are enlarged without smoothing."""
 
@@ -128,7 +134,8 @@ def make_gallery(
         }
         for number, (row, url) in enumerate(zip(rows.tolist(), urls, strict=True))
     ]
-    _add_previews(gallery.images, [find_picture(url, directory) for url in urls], pictures)
+    folder = _folder_of_images(gallery, directory)
+    _add_previews(gallery, [find_picture(url, directory, folder) for url in urls], pictures)
     return gallery
 
 
@@ -208,15 +215,17 @@ def _score(
 # -- Previews
 
 
-def find_picture(url: str, directory: Path) -> Path | None:
+def find_picture(url: str, directory: Path, images: Path | None = None) -> Path | None:
     """Return the local file of a URL.
 
     Parameters
     ----------
     url : str
-        A ``file://`` URL or a path, which may be relative to `directory`.
+        A ``file://`` URL or a path, which may be relative to `images` or `directory`.
     directory : Path
         The data directory.
+    images : Path, optional
+        The folder of the images, where it is known.
 
     Returns
     -------
@@ -228,21 +237,39 @@ def find_picture(url: str, directory: Path) -> Path | None:
     except ValueError:  # not a URL, such as "http://["
         return None
     if parts.scheme == "file":
-        path = Path(unquote(parts.path))
+        paths = [Path(unquote(parts.path))]
     elif parts.scheme or not url:
         return None
     else:
-        path = Path(directory, url)
+        paths = [Path(place, url) for place in (images, directory) if place is not None]
     try:
-        return path if path.is_file() else None
+        return next((path for path in paths if path.is_file()), None)
     except (OSError, ValueError):  # the name is too long or has a null character
         return None
 
 
-def _add_previews(
-    images: Sequence[dict[str, Any]], paths: Sequence[Path | None], limit: int
-) -> None:
+def _folder_of_images(gallery: Gallery, directory: Path) -> Path | None:
+    """Return the folder of the images that a data directory names; add a note if it is gone."""
+    # Reads the digests of networks, which pages without photographs do not need.
+    from ..vision.source import FeatureSource
+
+    try:
+        source = FeatureSource.read(directory)
+    except (OSError, ValueError) as error:
+        gallery.notes.append(f"The folder of the images is not known. {one_line(error)}")
+        return None
+    if source is None or source.images is None:
+        return None
+    folder = Path(directory, source.images)
+    if not folder.is_dir():
+        gallery.notes.append(f"The folder of the images, {folder}, does not exist.")
+        return None
+    return folder
+
+
+def _add_previews(gallery: Gallery, paths: Sequence[Path | None], limit: int) -> None:
     """Embed previews; if there are too many, of the best, the worst and some other images."""
+    images = gallery.images
     chosen = [number for number, path in enumerate(paths) if path is not None]
     if len(chosen) > limit:
 
@@ -255,27 +282,43 @@ def _add_previews(
         best, worst = chosen[len(chosen) - third :], chosen[:third]
         others = chosen[third : len(chosen) - third]
         spread = np.linspace(0, len(others) - 1, limit - 2 * third).round().astype(int)
-        chosen = [*best, *worst, *(others[place] for place in spread)]
+        # In turn, so that there are some of each if the page would become too large.
+        parts = zip_longest(best[::-1], worst, (others[place] for place in spread))
+        chosen = [number for part in parts for number in part if number is not None]
+    room, left_out = _MAX_EMBEDDED, 0
     for number in chosen:
         path = paths[number]
-        preview = None if path is None else _preview(path)
-        if preview is not None:
+        preview = None if path is None or left_out else _preview(path)
+        if preview is not None and len(preview[0]) <= room:
             images[number]["picture"], images[number]["pixels"] = preview
+            room -= len(preview[0])
+        elif preview is not None or left_out:
+            left_out += 1
+    if left_out:
+        gallery.notes.append(
+            f"{left_out:,} pictures are left out, because this page would become too large."
+        )
 
 
 def _preview(path: Path) -> tuple[str, bool] | None:
     """Return an image as a data URI, and whether it is so small that its pixels are visible."""
     try:
-        with open_file(path) as content, Image.open(content, formats=IMAGE_FORMATS) as picture:
-            check_pixels(*picture.size, os.fstat(content.fileno()).st_size)
+        with read_picture(path) as picture:
             is_png = picture.format == "PNG"
-            picture.draft("RGB", (_MAX_PIXELS, _MAX_PIXELS))
-            image = picture.convert("RGB")
-    except Exception:  # Pillow raises SyntaxError, struct.error and others for damaged files
+        image = open_image(path, size=_MAX_PIXELS)
+    except (OSError, ValueError):
         return None
     image.thumbnail((_MAX_PIXELS, _MAX_PIXELS))
-    kind = "png" if is_png else "jpeg"
+    kind, content = "png", b""
+    if is_png:
+        content = _encode(image, "png")
+    if not is_png or len(content) > _MAX_PNG:  # a photograph
+        kind, content = "jpeg", _encode(image, "jpeg")
+    data = base64.b64encode(content).decode("ascii")
+    return f"data:image/{kind};base64,{data}", max(image.size) <= _PIXEL_ART
+
+
+def _encode(image: Image.Image, kind: str) -> bytes:
     file = io.BytesIO()
     image.save(file, format=kind, quality=85)
-    data = base64.b64encode(file.getvalue()).decode("ascii")
-    return f"data:image/{kind};base64,{data}", max(image.size) <= _PIXEL_ART
+    return file.getvalue()

@@ -38,6 +38,7 @@ from ..runs import (
 )
 from ..training import Run, read_run
 from .curves import curves_of
+from .explanations import explanations_of_run
 from .gallery import Gallery, make_gallery
 from .tables import tables_of_run
 
@@ -66,13 +67,17 @@ class Report:
         Largest number of images with a preview: the best, the worst, and some others. Default 96.
     beam : int, optional
         Width of the beam search; 1 shows greedy captions only. Default 3.
+    explain : int, optional
+        Number of validation images whose captions are explained by maps, see `fastrnn.explain`.
+        This needs PyTorch, the images, and a run that knows how its features were made. Default 0.
 
     Raises
     ------
     FileNotFoundError
         If the run directory does not exist.
     ValueError
-        If it is not a run directory, or if `images`, `pictures` or `beam` is out of range.
+        If it is not a run directory, or if `images`, `pictures`, `beam` or `explain` is out of
+        range.
     """
 
     def __init__(
@@ -86,9 +91,10 @@ class Report:
         images: int = 1000,
         pictures: int = 96,
         beam: int = 3,
+        explain: int = 0,
     ) -> None:
         for name, value, least in (("images", images, 0), ("pictures", pictures, 0),
-                                   ("beam", beam, 1)):  # fmt: skip
+                                   ("beam", beam, 1), ("explain", explain, 0)):  # fmt: skip
             if value < least:
                 raise ValueError(f"{name} is {value}; expected at least {least}")
         self.run = Path(run)
@@ -96,6 +102,7 @@ class Report:
         self._directory = None if directory is None else Path(directory)
         self._data, self._model, self._greedy = data, model, greedy
         self._images, self._pictures, self._beam = images, pictures, beam
+        self._explain, self._explanations = explain, ""
         self._stamps: dict[str, tuple[int, int, int] | None] = {}
         self._history: list[dict[str, Any]] = []
         self._metrics: dict[str, Any] = {}
@@ -151,10 +158,16 @@ class Report:
         model = self._model or load_model(self.run)
         if not all(np.isfinite(w).all() for w in model.params.values()):
             return Gallery(["The model has weights that are not finite, so it has no captions."])
-        return make_gallery(
+        gallery = make_gallery(
             model, self._data, directory or self.run, images=self._images,
             pictures=self._pictures, beam=self._beam, greedy=self._greedy,
         )  # fmt: skip
+        if self._explain:
+            self._explanations, note = explanations_of_run(
+                self.run, self._data, directory or self.run, self._explain
+            )
+            gallery.notes += [note] if note else []
+        return gallery
 
     def page(self, reload: float | None = None) -> str:
         """Return the page as HTML.
@@ -190,8 +203,8 @@ class Report:
         }
         # The browser loads and runs nothing but the parts that are embedded here.
         policy = (
-            f"default-src 'none'; img-src data:; style-src {_csp_source(style)}; "
-            f"script-src {_csp_source(script)}; base-uri 'none'; form-action 'none'"
+            f"default-src 'none'; img-src data:; style-src {csp_source(style)}; "
+            f"script-src {csp_source(script)}; base-uri 'none'; form-action 'none'"
         )
         values = {
             "policy": html.escape(policy, quote=False),
@@ -199,6 +212,11 @@ class Report:
             "about": html.escape(self._about()),
             "style": style,
             "script": script,
+            "explanations": self._explanations
+            and (
+                '<section aria-labelledby="why"><h2 id="why">Why it says so</h2>'
+                f"{self._explanations}</section>"
+            ),
             "data": _embedded_json(shown),
         }
         page = re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
@@ -310,7 +328,7 @@ def watch_report(
     run, out, **options
         See `write_report`.
     seconds : float, optional
-        Time between two looks at the run, and between two reloads of the open page. Default 5.
+        Time between two checks of the run, and between two reloads of the open page. Default 5.
     on_write : callable, optional
         Called as ``on_write(out, status)`` after each write, with the progress of training.
 
@@ -356,7 +374,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def _csp_source(text: str) -> str:
+def csp_source(text: str) -> str:
     """Return the source expression of an inline style or script for a Content-Security-Policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode()}'"
 

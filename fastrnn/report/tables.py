@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..runs import epoch_records
+from ..training.config import ModelConfig, TrainConfig, option_of
+
+_HELP = {
+    field.name: option_of(field).help
+    for config in (ModelConfig, TrainConfig)
+    for field in dataclasses.fields(config)
+}
+"""What each setting means, in the words of the command line."""
 
 
 def table(
@@ -54,17 +63,30 @@ def tables_of_run(
     tables = []
     if metrics:
         rows = [[_spaced(name), _cell(value)] for name, value in metrics.items()]
-        tables.append(table("final-metrics", "Final metrics", rows))
+        tables.append(table("final-metrics", "Final metrics, on all validation images", rows))
     epochs = epoch_records(history)
     if epochs:
         names = list(dict.fromkeys(name for record in epochs for name in record))
         names.remove("epoch")
         rows = [[_cell(r["epoch"]), *(_cell(r.get(name)) for name in names)] for r in epochs]
         columns = ["epoch", *map(_spaced, names)]
-        tables.append(table("epochs", "History by epoch", rows, columns=columns))
-    rows = [[_spaced(name), _cell(value)] for name, value in settings.items()]
+        tables.append(table("epochs", _epochs_title(settings), rows, columns=columns))
+    rows = [[_spaced(name), _cell(value), _HELP.get(name, "")] for name, value in settings.items()]
     tables.append(table("settings", "Settings", rows, numbers=False))
     return tables
+
+
+def _epochs_title(settings: Mapping[str, Any]) -> str:
+    """Say how much of the validation data was used after each epoch: not all, by default."""
+    parts = [
+        f"{measure} on at most {settings[name]:,} validation {what}"
+        for name, measure, what in (
+            ("val_captions", "loss", "captions"),
+            ("val_images", "BLEU-4 and CIDEr", "images"),
+        )
+        if settings.get(name)
+    ]
+    return f"History by epoch ({', '.join(parts)})" if parts else "History by epoch"
 
 
 def _spaced(name: str) -> str:

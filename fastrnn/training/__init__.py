@@ -1,9 +1,9 @@
 """The trainer behind ``fastrnn train``: random epochs, Adam, validation, checkpoints, a history.
 
-`Trainer` uses every caption once an epoch, in a new random order. A stopped training can be resumed
-with the same results to the bit, because all random numbers of a step come from the seed and the
-number of the step. `start_model` makes a model with first weights that suit the data; `read_run`
-reads the settings of a run; `evaluate` measures captions.
+`Trainer` uses every caption once per epoch, in a new random order. All random numbers of a step
+depend only on the seed and the number of the step, so a stopped training can be resumed with the
+same results to the bit. `start_model` creates a model with initial weights that fit the data,
+`read_run` reads the settings of a run, and `evaluate` measures captions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The settings of a model and of a training: each field with its range, its help and its group.
 
-A field is written once, with `option`. The checks, the docstrings below and the options of
-``fastrnn train`` are made from what it says.
+Each field is defined once, with `option`. The checks, the docstrings below and the options of
+``fastrnn train`` are generated from this definition.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .. import checks
+from .._core.runtime import CELL_GATES
 from ..checks import ArgumentError
 
 SCHEDULES = ("constant", "step", "exponential", "cosine")
 MONITORS = ("cider", "bleu_4", "loss")
-CELLS = ("rnn", "lstm")
+CELLS = tuple(CELL_GATES)
 BIAS_STARTS = ("frequencies", "zero")
 
 _Config = TypeVar("_Config")
@@ -26,22 +27,22 @@ _Config = TypeVar("_Config")
 
 @dataclass(frozen=True)
 class Option:
-    """What is known about a field besides its name, type and default.
+    """The description of a field: everything but its name, type and default.
 
     Attributes
     ----------
     help : str
-        One phrase that says what it is, for ``--help`` and the docstring.
+        A phrase that explains the field, for ``--help`` and the docstring.
     details : str
         Further sentences for the docstring.
     group : str
-        The group of options it is shown in.
+        The group of its option in ``--help``.
     at_least, above, at_most, below : float or None
         The range of a number.
     choices : tuple of str
         The values of a string.
     flag : str or None
-        The option on the command line, if it is not made from the name.
+        The option on the command line, if it does not follow from the name.
     on_resume : bool
         Whether it may change when a run is resumed.
     """
@@ -187,7 +188,7 @@ class ModelConfig:
 @document
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. Whatever CS231n's solver does not have is off by default.
+    """How to train. Options that CS231n's solver does not have are off by default.
 
     Parameters
     ----------
@@ -255,7 +256,7 @@ class TrainConfig:
     embed_dropout: float = option(
         0.0,
         "dropout probability of the word vectors' elements",
-        "Inverted dropout: what is kept is divided by the probability of keeping it.",
+        "Inverted dropout: elements that are kept are divided by the probability of keeping them.",
         group="regularisation",
         at_least=0,
         below=1,
@@ -304,7 +305,7 @@ class TrainConfig:
     weight_average: float = option(
         0.0,
         "decay per step of a moving average of the weights; 0: off",
-        "The exponential moving average takes the place of the weights in `Trainer.model` (Polyak "
+        "The exponential moving average replaces the weights in `Trainer.model` (Polyak "
         "and Juditsky 1992). It is not biased towards the initial weights: after the first step it "
         "equals that step's weights.",
         group="regularisation",
@@ -351,8 +352,8 @@ class TrainConfig:
     monitor: str = option(
         "cider",
         "validation metric that decides which epoch is the best",
-        "If it cannot be computed, the loss is used. Among the `reward_epochs`, which do not "
-        "minimise the loss, every epoch then counts as an improvement.",
+        "If it cannot be computed, the loss is used. The `reward_epochs` do not minimise the loss, "
+        "so each of them then counts as an improvement.",
         group="validation",
         choices=MONITORS,
     )

@@ -14,12 +14,12 @@ from .start import fold, unfold
 
 
 class Learner:
-    """What is trained: a copy of a model that reads standardised features.
+    """The model in training: a copy of a model that reads standardised features.
 
     Parameters
     ----------
     model : CaptioningRNN
-        It reads features as they are; `derive` updates it.
+        It reads the original features; `derive` updates it.
     mean : ndarray (D,)
     deviation : float
         The mean and the standard deviation of the training features.
@@ -73,13 +73,13 @@ class Learner:
                 optim.average(self.average[name], w, share)
 
     def restart(self) -> None:
-        """Go on from the average of the weights, if there is one, with a new Adam state."""
+        """Continue from the average of the weights, if there is one, with a new Adam state."""
         if self.average is not None:
             self.network.params, self.average = self.average, None
         self.moments = {name: {} for name in self.moments}
 
     def derive(self) -> None:
-        """Copy the average, or else the weights, into the model that reads features as they are."""
+        """Copy the average, or else the weights, into the model, which reads original features."""
         source = self.network.params if self.average is None else self.average
         for name, w in source.items():
             np.copyto(self._model.params[name], w)
@@ -96,7 +96,7 @@ class Learner:
         return Checkpoint(self._model, self.network.params, self.average, moments, about)
 
     def restore(self, checkpoint: Checkpoint, adam_steps: int) -> None:
-        """Take over the state in a checkpoint, after so many steps of Adam."""
+        """Restore the state from a checkpoint, after `adam_steps` steps of Adam."""
         self.network.params = checkpoint.weights
         self.average = checkpoint.average
         for name, moments in checkpoint.moments.items():

@@ -1,4 +1,4 @@
-"""What is trained on: the captions of the data set, or drawn captions and their rewards.
+"""Training objectives: the likelihood of captions, or the rewards of drawn captions.
 
 An objective says which batches make up an epoch, and computes the gradients of a batch.
 `CaptionObjective` maximises the likelihood of the training captions; `RewardObjective` maximises
@@ -37,9 +37,9 @@ class Gradients:
     loss : float
         The loss that was differentiated.
     total : float
-        The sum of what is reported: nats, or rewards.
+        The sum for the records: of nats over words, or of rewards over drawn captions.
     count : int
-        What it is a sum over: words, or drawn captions.
+        The number of these words or captions.
     """
 
     grads: dict[str, np.ndarray]
@@ -49,13 +49,18 @@ class Gradients:
 
 
 class Objective(Protocol):
-    """What the trainer asks of an objective."""
+    """The interface of an objective."""
 
-    captions_per_row: int
-    """Captions that are trained on for each row of a batch."""
-    weight_decay: float
     minimises_loss: bool
     """Whether the validation loss is expected to fall."""
+
+    @property
+    def captions_per_row(self) -> int:
+        """Number of training captions for each row of a batch."""
+
+    @property
+    def weight_decay(self) -> float:
+        """The decoupled weight decay."""
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Return the batches of an epoch, counted from 0."""
@@ -64,11 +69,11 @@ class Objective(Protocol):
         """Compute the gradients of a batch in a step, counted from 0."""
 
     def summary(self, total: float, count: int) -> dict[str, float | None]:
-        """Return what a record says about some steps, from their sums."""
+        """Return the entries of a record for some steps, from the sums of `total` and `count`."""
 
 
 class TrainingSet:
-    """The training part of a data set, with what is computed from it once.
+    """The training data, and the values that are computed from them once.
 
     Parameters
     ----------
@@ -113,21 +118,8 @@ class TrainingSet:
         )  # fmt: skip
 
 
-class CaptionObjective:
-    """The likelihood of the training captions; the rows of a batch are captions.
-
-    Parameters
-    ----------
-    training : TrainingSet
-    network : CaptioningRNN
-        What is trained; it reads standardised features.
-    config : TrainConfig
-    workspace : CaptioningWorkspace
-        Memory to use.
-    """
-
-    captions_per_row = 1
-    minimises_loss = True
+class _Objective:
+    """What the objectives are made of; the parameters are described at `CaptionObjective`."""
 
     def __init__(
         self,
@@ -138,7 +130,28 @@ class CaptionObjective:
     ) -> None:
         self._training, self._network = training, network
         self._config, self._workspace = config, workspace
-        self.weight_decay = config.weight_decay
+
+
+class CaptionObjective(_Objective):
+    """The likelihood of the training captions; the rows of a batch are captions.
+
+    Parameters
+    ----------
+    training : TrainingSet
+    network : CaptioningRNN
+        The model in training; it reads standardised features.
+    config : TrainConfig
+    workspace : CaptioningWorkspace
+        Memory to use.
+    """
+
+    captions_per_row = 1
+    minimises_loss = True
+
+    @property
+    def weight_decay(self) -> float:
+        """The decoupled weight decay."""
+        return self._config.weight_decay
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Return the rows of each batch: every caption once, in random order."""
@@ -153,7 +166,7 @@ class CaptionObjective:
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def gradients(self, rows: np.ndarray, step: int) -> Gradients:
-        """Compute the gradients of the captions' loss; its nats and words are counted."""
+        """Compute the gradients of the loss of captions; sum its nats and count the words."""
         weights = self._weights
         loss, grads = self._network.loss(
             self._noisy_features(rows, step),
@@ -206,7 +219,7 @@ class CaptionObjective:
         )
 
 
-class RewardObjective:
+class RewardObjective(_Objective):
     """The CIDEr-D of captions that the model draws; the rows of a batch are images.
 
     This is self-critical training (Rennie et al. 2017). The reward of a caption is compared with
@@ -221,22 +234,16 @@ class RewardObjective:
     weight_decay = 0.0
     minimises_loss = False
 
-    def __init__(
-        self,
-        training: TrainingSet,
-        network: CaptioningRNN,
-        config: TrainConfig,
-        workspace: CaptioningWorkspace,
-    ) -> None:
-        self._training, self._network = training, network
-        self._config, self._workspace = config, workspace
-        self.captions_per_row = config.reward_captions
+    @property
+    def captions_per_row(self) -> int:
+        """Number of captions that are drawn for each image."""
+        return self._config.reward_captions
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Return the images of each batch: every image that has captions, in random order.
 
-        There are as many batches as in other epochs, so images come more than once if they are
-        few.
+        There are as many batches as in other epochs, so with few images, each is used several
+        times.
         """
         rng = np.random.default_rng([self._config.seed, _ORDER, epoch])
         images = np.unique(self._training.data["train_image_idxs"])
@@ -245,7 +252,7 @@ class RewardObjective:
         return np.array_split(order, self._training.steps_per_epoch)
 
     def gradients(self, rows: np.ndarray, step: int) -> Gradients:
-        """Draw captions of images and compute the gradients; their rewards are counted."""
+        """Draw captions for images and compute the gradients; sum the rewards."""
         count, network, training = self._config.reward_captions, self._network, self._training
         features = training.features(rows)
         seed = _step_seed(self._config.seed, _DRAWS, step)

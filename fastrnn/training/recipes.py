@@ -1,4 +1,4 @@
-"""Settings that are known to work: for known data sets, and where nothing is said."""
+"""Settings that work well: for known data sets, and as the defaults of ``fastrnn train``."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ SCENE_DEFAULTS: dict[str, Any] = {
     "schedule": "cosine",
     "feature_noise": 0.12,
     "clip_norm": 5.0,
-    # A scene has many true captions and CIDEr knows five of them, so it falls while truth rises.
+    # A scene has many true captions, but only five references. So CIDEr can fall while the share
+    # of true captions rises.
     "monitor": "loss",
 }
 """``fastrnn train`` on drawn scenes."""

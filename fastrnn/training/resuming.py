@@ -1,4 +1,4 @@
-"""What may change when a run is resumed, and whether data and settings are still the run's."""
+"""Checks when a run is resumed: which settings may change, and whether the data are the same."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def check_same_run(
     Raises
     ------
     ValueError
-        They are not, or the run has more epochs behind it than the settings ask for.
+        They are not, or the run has already done more epochs than the settings have.
     """
     now = dataclasses.asdict(config)
     for name, was in about["config"].items():
@@ -112,4 +112,4 @@ def check_lengths(
 
 
 def _warn(about: str) -> None:
-    warnings.warn(f"{about} goes on as in a run of the new length", stacklevel=4)
+    warnings.warn(f"{about} continues as in a run of the new length", stacklevel=4)

@@ -1,4 +1,4 @@
-"""What a run was made of: its settings as a configuration, and its data."""
+"""The settings and the data of a run."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..classifiers.rnn import CaptioningRNN
 from ..data.layout import CAPTIONS_FILE, VOCABULARY_FILE, read_captioning_directory
 from ..data.references import read_references, references_file
 from ..files import one_line
+from ..vision.source import check_source
 from ..words import END, NULL, START
 from .config import ModelConfig, TrainConfig
 from .start import start_model
@@ -22,7 +23,7 @@ from .start import start_model
 
 @dataclass(frozen=True)
 class Run:
-    """What a run was made of.
+    """The settings and the data of a run.
 
     Attributes
     ----------
@@ -55,7 +56,7 @@ class Run:
         """
         place = directory or self.data_directory
         if place is None:
-            raise ValueError(f"{self.directory}: does not say where its data are")
+            raise ValueError(f"{self.directory}: has no data directory in its settings")
         max_train = self.settings.get("max_train")
         if max_train is not None and (type(max_train) is not int or max_train < 0):
             raise ValueError(
@@ -70,7 +71,7 @@ class Run:
         )
 
     def start_model(self, data: Mapping[str, Any]) -> CaptioningRNN:
-        """Make the model that the run started from, if it was made by `start_model`."""
+        """Create the initial model of the run again, if it was created by `start_model`."""
         names = [each.name for each in fields(ModelConfig)]
         try:
             start = ModelConfig(**{name: self.settings[name] for name in names})
@@ -142,7 +143,7 @@ def read_training_data(
     raw_features : bool, optional
         Read the features before PCA.
     max_train : int, optional
-        Keep this many training captions, drawn without replacement. (`load_coco_data` draws with
+        Use this many training captions, drawn without replacement. (`load_coco_data` draws with
         replacement.)
     seed : int, optional
         The seed of this draw.
@@ -159,11 +160,12 @@ def read_training_data(
     FileNotFoundError, OSError
         A file is missing or damaged.
     ValueError
-        The files do not fit together, there are no training captions, or the vocabulary lacks
-        ``<NULL>``, ``<START>`` or ``<END>``.
+        The files do not fit together, ``features.json`` describes other features, there are no
+        training captions, or the vocabulary lacks ``<NULL>``, ``<START>`` or ``<END>``.
     """
     directory = Path(directory)
     data = read_captioning_directory(directory, pca_features=not raw_features)
+    check_source(directory, data["train_features"].shape[1], raw=raw_features)
     for word in (NULL, START, END):
         if word not in data["word_to_idx"]:
             raise ValueError(f"{directory / VOCABULARY_FILE}: has no {word}")

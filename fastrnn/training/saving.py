@@ -83,8 +83,8 @@ class Saver:
         newest = max(checkpoint_steps(self._directory), default=-1)
         if newest > self.newest_known:
             raise ValueError(
-                f"{self._directory} has gone on to step {newest} since this trainer was made at "
-                f"step {step}; resume it again"
+                f"{self._directory} has reached step {newest}, but this trainer was made "
+                f"at step {step}; resume the run again"
             )
 
     def restore_best(self, best: Mapping[str, Any]) -> None:

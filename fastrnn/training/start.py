@@ -1,4 +1,4 @@
-"""The first weights of a model, and the standardisation of its features."""
+"""The initial weights of a model, and the standardisation of its features."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import numpy as np
 from ..classifiers.rnn import CaptioningRNN, seeded_model
 from ..words import NULL
 from .config import ModelConfig, checked
+
+_FORGET_GATES = {"lstm": 1}
+"""Which of the H-column blocks of the bias belongs to the forget gate, for cells that have one."""
 
 
 @np.errstate(invalid="ignore", over="ignore")
@@ -54,10 +57,10 @@ def start_model(
     forget_bias: float = 1.0,
     embed_scale: float = 0.1,
 ) -> CaptioningRNN:
-    """Make a model whose first weights suit the data.
+    """Create a model with initial weights that fit the data.
 
-    They are `CaptioningRNN`'s, except for what the last three arguments set, and except for
-    `W_proj` and `b_proj`: they include the standardisation of the features.
+    The weights are those of `CaptioningRNN`, except for what the last three arguments set, and
+    except for `W_proj` and `b_proj`, which include the standardisation of the features.
 
     Parameters
     ----------
@@ -95,8 +98,8 @@ def start_model(
     )
     params = model.params
     params["W_embed"] *= embed_scale / 0.01
-    if cell_type == "lstm":
-        params["b"][hidden_dim : 2 * hidden_dim] = forget_bias
+    if cell_type in _FORGET_GATES:
+        params["b"].reshape(-1, hidden_dim)[_FORGET_GATES[cell_type]] = forget_bias
     if bias_start == "frequencies":
         words = data["train_captions"][:, 1:]
         counts = np.bincount(

@@ -11,11 +11,8 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from .. import runs
 from .._core import runtime
@@ -23,9 +20,11 @@ from ..checkpoint import Checkpoint, describe_mismatch, read_newest_checkpoint
 from ..classifiers.rnn import CaptioningRNN, CaptioningWorkspace
 from ..evaluation import loss_per_word
 from ..runlock import RunLock
+from ..vision.source import carry_source
 from .config import TrainConfig
 from .learner import Learner
 from .objectives import CaptionObjective, Gradients, Objective, RewardObjective, TrainingSet
+from .plan import Plan
 from .resuming import changed_config, check_lengths, check_same_run, fingerprint
 from .run import read_run
 from .saving import Saver
@@ -33,7 +32,7 @@ from .signals import Interrupted, Signals
 from .validation import Monitor, Validation
 
 _OWN_PARTS = ("_learner", "_monitor", "_saver", "_sums")
-"""Parts with a state that a shallow copy of a trainer does not share."""
+"""Attributes that are copied when a trainer is copied, because they have a state."""
 OnStep = Callable[["Trainer", dict[str, Any]], None]
 OnValidation = Callable[["Trainer", dict[str, Any], list[str]], None]
 OnEpoch = Callable[["Trainer", dict[str, Any]], None]
@@ -71,15 +70,6 @@ class Sums:
         self.total, self.count = 0.0, 0
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """An epoch, counted from 0: its batches, and how many rows they have up to each of them."""
-
-    number: int
-    batches: list[np.ndarray]
-    rows: list[int]
-
-
 class Trainer:
     """Train a captioning model with Adam.
 
@@ -94,10 +84,10 @@ class Trainer:
     config : TrainConfig, optional
     run : path, optional
         The run directory for settings, history, checkpoints and the best model (``model.npz``). It
-        is created if it does not exist. Without one nothing is written.
+        is created if it does not exist. If it is None, nothing is written.
     settings : mapping, optional
-        Other settings to write to the run directory. Other commands find the data by ``data``, the
-        data directory.
+        Other settings to write to the run directory. Other commands read the data directory from
+        the entry ``data``.
     on_step : callable, optional
         Called as ``on_step(trainer, record)`` after every step. The record has ``step``, ``epoch``,
         ``captions`` (seen so far), ``learning_rate`` and ``loss`` in nats per word. In reward
@@ -116,7 +106,7 @@ class Trainer:
     ----------
     model : CaptioningRNN
         The trained model, with the moving average of the weights if there is one. It is updated
-        before each validation, at each checkpoint, and when `fit` ends, also by an error.
+        before each validation, at each checkpoint, and when `fit` ends, even with an error.
     history : list of dict
         Every ``record_every`` steps: ``step``, ``epoch`` (a float), ``loss`` (nats per word over
         those steps, including regularisation; None in reward epochs), ``reward`` (the mean CIDEr-D
@@ -141,8 +131,8 @@ class Trainer:
     Notes
     -----
     Training works on standardised features (mean 0, standard deviation 1), because Adam changes
-    every weight by the same amount whatever the scale of its input. `model` reads features as they
-    are: the standardisation is part of its ``W_proj`` and ``b_proj``.
+    every weight by about the same amount, whatever the scale of its input. `model` reads the
+    original features: the standardisation is part of its ``W_proj`` and ``b_proj``.
     """
 
     def __init__(
@@ -174,7 +164,8 @@ class Trainer:
             raise ValueError(mismatch)
         if run is not None and runs.checkpoint_steps(run):
             raise ValueError(
-                f"run is {run}, which holds checkpoints; Trainer.resume goes on from them"
+                f"run is {run}, which has checkpoints; expected a new directory, or use "
+                "Trainer.resume"
             )
         self._saver = Saver(None if run is None else Path(run).absolute())
         self._training = TrainingSet(data, model, self.config.batch_size)
@@ -182,10 +173,12 @@ class Trainer:
         self._learner = Learner(model, self._training.mean, self._training.deviation, self.config)
         self._workspace = CaptioningWorkspace()
         shared = self._training, self._learner.network, self.config, self._workspace
-        self._captions, self._rewards = CaptionObjective(*shared), RewardObjective(*shared)
+        self._plan = Plan(
+            CaptionObjective(*shared), RewardObjective(*shared), self.config.epochs,
+            self.steps_per_epoch,
+        )  # fmt: skip
         self._monitor = Monitor(self.config.monitor)
         self._validation: Validation | None = None
-        self._epoch: Epoch | None = None
         self._sums = Sums()
         self._seconds = 0.0  # of training, in this epoch
         self._resumed = False
@@ -235,7 +228,7 @@ class Trainer:
         return self.history
 
     def _advance(self) -> None:
-        """Take a step, and do what is due after it."""
+        """Take a step, then validate and save if it is time for that."""
         self._saver.settle(wait=False)
         began = time.perf_counter()
         rate = self._take_step()
@@ -251,12 +244,11 @@ class Trainer:
     def _take_step(self) -> float:
         """Take a step; return its learning rate."""
         step = self.step
-        objective = self._objective(step)
+        objective = self._plan.objective(step)
         rate = self.config.rate(step, self.steps_per_epoch)
-        if objective is self._rewards and self._objective(step - 1) is self._captions:
+        if self._plan.starts_rewards(step):
             self._learner.restart()
-        rows = self._present_epoch(step).batches[step % self.steps_per_epoch]
-        found = objective.gradients(rows, step)
+        found = objective.gradients(self._plan.batch(step), step)
         if not math.isfinite(found.loss):
             raise FloatingPointError(
                 f"the loss is {found.loss} at step {step + 1}: either the features are not finite "
@@ -268,12 +260,10 @@ class Trainer:
         return rate
 
     def _record(self, objective: Objective, found: Gradients, rate: float) -> None:
-        """Add a step to the sums and, when one is due, a record to the history."""
-        epoch = self._present_epoch(self.step - 1)
-        number = (self.step - 1) % self.steps_per_epoch
+        """Add a step to the sums and, every `record_every` steps, a record to the history."""
         progress = self.step / self.steps_per_epoch
         self._sums.add(found.total, found.count)
-        if self.step % self.config.record_every == 0 or number + 1 == self.steps_per_epoch:
+        if self.step % self.config.record_every == 0 or self.step % self.steps_per_epoch == 0:
             self.history.append(
                 {
                     "step": self.step,
@@ -283,30 +273,17 @@ class Trainer:
                 }
             )
             self._sums.end_record()
-        share = epoch.rows[number] / epoch.rows[-1]
+        seen = self._plan.progress(self.step - 1) * len(self._training.words)
         self._tell(
             "on_step",
             {
                 "step": self.step,
                 "epoch": progress,
-                "captions": round((epoch.number + share) * len(self._training.words)),
+                "captions": round(seen),
                 "learning_rate": rate,
                 **objective.summary(found.total, found.count),
             },
         )
-
-    def _objective(self, step: int) -> Objective:
-        """Return the objective of a step, counted from 0."""
-        first = self.config.epochs * self.steps_per_epoch
-        return self._rewards if step >= first else self._captions
-
-    def _present_epoch(self, step: int) -> Epoch:
-        """Return the epoch of a step, counted from 0; its batches are drawn once."""
-        number = step // self.steps_per_epoch
-        if self._epoch is None or self._epoch.number != number:
-            batches = self._objective(step).batches(number)
-            self._epoch = Epoch(number, batches, list(accumulate(map(len, batches))))
-        return self._epoch
 
     def _end_epoch(self, rate: float) -> dict[str, Any]:
         """Validate; add the epoch's record to the history, and return it."""
@@ -317,8 +294,8 @@ class Trainer:
         metrics, generated = self._validation.measure(self.model, self._workspace)
         seconds = seconds_since(began)
         self._tell("on_validation", metrics, generated)
-        objective = self._objective(self.step - 1)
-        captions = self._present_epoch(self.step - 1).rows[-1] * objective.captions_per_row
+        objective = self._plan.objective(self.step - 1)
+        captions = self._plan.captions_per_epoch(self.step - 1)
         record = {
             "step": self.step,
             "epoch": self.step // self.steps_per_epoch,
@@ -338,7 +315,7 @@ class Trainer:
         return record
 
     def _tell(self, event: str, *about: Any) -> None:
-        """Call back those who listen to an event."""
+        """Call the callbacks of an event."""
         for callback in (getattr(self, event), *(getattr(c, event, None) for c in self.callbacks)):
             if callback is not None:
                 callback(self, *about)
@@ -389,8 +366,8 @@ class Trainer:
     def lock(self) -> AbstractContextManager[Any]:
         """Return a context manager that keeps other trainers out of the run directory.
 
-        `fit` and `save` use it themselves. Hold it around several calls to keep others out between
-        them, too.
+        `fit` and `save` use it themselves. Use it around several calls to keep other trainers out
+        between them.
         """
         return self._saver.lock()
 
@@ -416,7 +393,7 @@ class Trainer:
         return self._saver.save(self._checkpoint(), self._all_settings())
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what makes up a copy or a pickle: its validation data are prepared again."""
+        """Return the state of a copy or a pickle; it prepares its validation data again."""
         own = {name: copy.copy(self.__dict__[name]) for name in _OWN_PARTS}
         return {**self.__dict__, **own, "_validation": None}
 
@@ -425,6 +402,9 @@ class Trainer:
         assert run is not None
         saver.open(self.step)
         runs.write_settings(run, self._all_settings(), dataclasses.asdict(self.config))
+        directory = self.settings.get("data")
+        if isinstance(directory, (str, os.PathLike)):
+            carry_source(directory, run, raw=bool(self.settings.get("raw_features")))
         saver.write_again()
         saved = self._resumed and self.step in runs.checkpoint_steps(run)
         saver.saved_step = self.step if saved else -1
@@ -505,7 +485,7 @@ class Trainer:
         Warns
         -----
         UserWarning
-            A newer checkpoint is damaged; or a new number of epochs changes the schedule.
+            A newer checkpoint is damaged, or a new number of epochs changes the schedule.
 
         Raises
         ------
@@ -522,11 +502,11 @@ class Trainer:
         if data is None:
             data = found.read_data()
         if checkpoint is None and "bias_start" not in found.settings:
-            raise ValueError(f"{run}: has no checkpoint to go on from; begin it anew")
+            raise ValueError(f"{run}: has no checkpoint to resume from; start a new run")
         model = found.start_model(data) if checkpoint is None else checkpoint.model
         for line in damaged:
             step = checkpoint.about["step"] if checkpoint else 0
-            warnings.warn(f"{line}; going on from step {step}", stacklevel=2)
+            warnings.warn(f"{line}; resuming from step {step}", stacklevel=2)
         own = {field.name for field in dataclasses.fields(TrainConfig)}
         trainer = cls(
             model, data, config,
@@ -546,7 +526,7 @@ class Trainer:
         check_same_run(about, self.config, self._fingerprint(), self.steps_per_epoch, run)
         first = self.config.epochs * self.steps_per_epoch
         step = about["step"]
-        # Adam starts anew with the reward epochs.
+        # Adam starts with a new state in the reward epochs.
         self._learner.restore(checkpoint, step - first if step > first else step)
         self.step = step
         self.history = about["history"]

@@ -65,7 +65,7 @@ class Validation:
 
     @property
     def missing(self) -> str:
-        """Why a metric is unknown."""
+        """The reason why a metric is unknown."""
         if self.evaluator is None:
             return "no captions to compare with"
         return self.evaluator.missing or "it is not among the metrics"
@@ -77,8 +77,8 @@ class Monitor:
     Parameters
     ----------
     metric : {'cider', 'bleu_4', 'loss'}
-        What decides. If it is unknown, the loss does; if that is unknown, too, every epoch counts
-        as an improvement.
+        The metric that is compared. If it is unknown, the loss is compared; if that is unknown
+        too, every epoch counts as an improvement.
 
     Attributes
     ----------
@@ -105,13 +105,13 @@ class Monitor:
         validation : Validation
             Says why a metric is unknown.
         minimises_loss : bool
-            Whether the epoch was trained to minimise the loss. If not, the loss cannot tell, and
-            the epoch counts as an improvement if the loss decides.
+            Whether the epoch was trained to minimise the loss. If not, and the loss is compared,
+            the epoch counts as an improvement.
 
         Raises
         ------
         ArgumentError
-            Earlier epochs were compared by a metric that is unknown now.
+            Earlier epochs were compared by a metric that cannot be computed now.
         """
         metric, value = self._metric, record[f"val_{self._metric}"]
         if value is None and metric != "loss":

@@ -1,0 +1,3 @@
+"""The functions of `fastrnn.checks`, which were in this module at first."""
+
+from ..checks import *  # noqa: F403
