@@ -51,8 +51,11 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def checked(out: Path) -> dict:
-    """Check that a run is complete and in keeping with itself; return its metrics."""
+def checked(out: Path, elsewhere: bool = False) -> dict:
+    """Check that a run is complete and in keeping with itself; return its metrics.
+
+    A run from elsewhere may lack the metrics that need a package which is installed here.
+    """
     assert {path.name for path in out.iterdir()} - {"data"} == RUN_FILES | {"checkpoints"}
     settings = read_settings(out)
     epochs = epoch_records(read_history(out))
@@ -67,6 +70,9 @@ def checked(out: Path) -> dict:
     captions = caption_images(model, data["val_features"], data["train_captions"].shape[1] - 1)
     metrics = json.loads((out / "metrics.json").read_text())
     scores = CaptionScorer(references_of(data)).evaluate(captions)
+    if elsewhere:
+        scores = {name: score for name, score in scores.items() if metrics[name] is not None}
+        assert "bleu_1" in scores
     assert {name: metrics[name] for name in scores} == pytest.approx(scores)
     assert metrics["distinct_captions"] == len(set(captions))
     assert metrics["images"] == len(captions)
@@ -95,7 +101,7 @@ def test_default_run(tmp_path: Path, capsys):
         printed = (place / "printed").read_text()
     (out,) = (place / "runs").iterdir()
     assert re.fullmatch(r"\d{4}-\d\d-\d\d-lstm", out.name)
-    metrics = checked(out)
+    metrics = checked(out, elsewhere=place != tmp_path)
     assert metrics["bleu_1"] >= 0.9
     assert metrics["true_share"] >= 0.9
     assert metrics["images"] >= 500
