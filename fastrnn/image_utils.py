@@ -16,12 +16,14 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from .files import open_file
-from .vision.images import ImageError, read_picture
+from .vision.images import ImageError, check_pixels, read_picture
 
 SQUEEZENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 SQUEEZENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 
 _TIMEOUT_SECONDS = 30
+_MAX_ASPECT = 16
+"""Ratio of an image's sides up to which `load_image` enlarges it to any size."""
 
 
 def blur_image(X: np.ndarray) -> np.ndarray:
@@ -246,10 +248,10 @@ def _decode_pixels(content: bytes, name: str, size: int | None = None) -> np.nda
             image = picture if picture.mode in ("L", "RGB", "RGBA") else picture.convert("RGB")
             if size is not None:
                 scale = size / min(image.size)
-                image = image.resize(
-                    (max(1, round(image.width * scale)), max(1, round(image.height * scale))),
-                    Resampling.BILINEAR,
-                )
+                width, height = (max(1, round(side * scale)) for side in image.size)
+                if width * height > _MAX_ASPECT * size**2:
+                    check_pixels(width, height, len(content))
+                image = image.resize((width, height), Resampling.BILINEAR)
             return np.array(image)
     except ImageError as error:
         raise OSError(str(error)) from error

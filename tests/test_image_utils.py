@@ -105,6 +105,18 @@ def test_load_image(picture):
     assert load_image(path, size=8).shape == (8, 12, 3)
     with pytest.raises(ValueError, match=r"size.*0"):
         load_image(path, size=0)
+
+
+def test_a_narrow_image_is_not_enlarged_without_bounds(tmp_path):
+    """Its longer side grows by the same factor as its shorter one."""
+    path = tmp_path / "narrow.png"
+    Image.new("L", (1, 2_000_000)).save(path)
+    assert load_image(path).shape == (2_000_000, 1)
+    assert load_image(path, size=2).shape == (4_000_000, 2)
+    with pytest.raises(OSError, match=rf"{path}: .*has 5 x 10000000 pixels .*; expected fewer"):
+        load_image(path, size=5)
+    Image.new("L", (10, 160)).save(path)
+    assert load_image(path, size=1200).shape == (19_200, 1200)
     with pytest.raises(FileNotFoundError):
         load_image(path.with_name("absent.png"))
     path.write_text("no picture")
