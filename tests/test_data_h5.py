@@ -99,7 +99,7 @@ def test_a_file_without_bounds(tmp_path, monkeypatch):
     path = tmp_path / "a.h5"
     path.write_bytes(with_endless_group())
     assert path.stat().st_size < 10_000
-    with pytest.raises(OSError, match=rf"^{path} cannot be read, damaged or no HDF5 file \("):
+    with pytest.raises(OSError, match=rf"^{path} cannot be read, damaged or not an HDF5 file \("):
         read(path)
 
 
@@ -180,7 +180,7 @@ def test_one_process_reads_many_files(tmp_path, monkeypatch, nothing_stays):
             assert reader.read(name)["x"].tolist() == [k] * 3
             (tmp_path / "no.h5").write_bytes(b"no")
             with pytest.raises(
-                OSError, match=r"^no\.h5 cannot be read, damaged or no HDF5 file \("
+                OSError, match=r"^no\.h5 cannot be read, damaged or not an HDF5 file \("
             ):
                 reader.read("no.h5")
     assert len(nothing_stays) == 1

@@ -237,7 +237,7 @@ class H5Reader:
         if status == -signal.SIGXCPU:
             return _EndedError("damaged: HDF5 does not come to an end with it")
         how = f"by signal {-status}" if status < 0 else f"with status {status}"
-        return _EndedError(f"damaged or no HDF5 file (HDF5's process ended {how})")
+        return _EndedError(f"damaged or not an HDF5 file (HDF5's process ended {how})")
 
     def _end(self) -> int:
         """End the process, if there is one; return how it ended, if it did so by itself."""
@@ -270,7 +270,7 @@ def _error(path: str, about: Mapping[str, Any]) -> OSError | ValueError:
     message = one_line(about["message"])
     if about["error"] == "value":
         return ValueError(f"{where} {message}")
-    return OSError(f"{where} cannot be read, damaged or no HDF5 file ({message})")
+    return OSError(f"{where} cannot be read, damaged or not an HDF5 file ({message})")
 
 
 class _EndedError(Exception):

@@ -35,9 +35,9 @@ _BLOCK = 1 << 22
 _MAX_EXPANSION = 1100
 """Largest ratio of an array's size to its size in the file; deflate reaches 1032."""
 _MAX_UNBACKED = 1 << 24
-"""Bytes that an array may take in memory whatever its size in the file."""
+"""Bytes that an array may always use in memory, even if it is small in the file."""
 _MAX_CHUNKS = 1 << 15
-"""Chunks that an array may have whatever the size of the file."""
+"""Number of chunks that an array may always have, even in a small file."""
 _BYTES_PER_SECOND = 1e7
 """Of a file or its arrays; a slow processor inflates five times as many."""
 
@@ -72,7 +72,7 @@ def read(
     text = None
     try:
         file_size = Path(path).stat().st_size
-        room = _MAX_UNBACKED + _MAX_EXPANSION * file_size
+        remaining = _MAX_UNBACKED + _MAX_EXPANSION * file_size
         allow(2 * file_size, file_size)
         with h5py.File(path, "r") as file:
             for name in file:
@@ -90,8 +90,8 @@ def read(
                     if node.shape is not None:
                         yield {"dataset": name, "dtype": node.dtype.str, "shape": node.shape}
                 elif isinstance(node, h5py.Dataset):
-                    size = _check_dataset(node, file_size, room, allow)
-                    room -= size
+                    size = _check_dataset(node, file_size, remaining, allow)
+                    remaining -= size
                     dtype = node.dtype.newbyteorder("=")
                     yield {"dataset": text, "dtype": dtype.str, "shape": node.shape}
                     allow(0, size)
@@ -119,7 +119,7 @@ def _blocks(node: h5py.Dataset, dtype: np.dtype, size: int, allow: Allow) -> Ite
         yield np.asarray(node[start : start + rows]).astype(dtype, copy=False)
 
 
-def _check_dataset(node: h5py.Dataset, file_size: int, room: int, allow: Allow) -> int:
+def _check_dataset(node: h5py.Dataset, file_size: int, remaining: int, allow: Allow) -> int:
     """Return the size of a dataset's array, unless it is elsewhere or far larger than the file."""
     if node.dtype.kind not in "biufcS":
         raise ValueError(f"has dtype {node.dtype}; expected numbers")
@@ -127,8 +127,8 @@ def _check_dataset(node: h5py.Dataset, file_size: int, room: int, allow: Allow) 
         raise ValueError("has no shape; expected an array")
     if node.external or node.is_virtual:
         raise ValueError("is stored in other files; expected data in this file")
-    # Unwritten chunks take no room in a file and compressed ones little, so a small file can
-    # claim an array that does not fit in memory.
+    # Unwritten chunks take no space in a file, and compressed chunks take little. So a small
+    # file can contain an array that does not fit in memory.
     claimed = math.prod(node.shape) * node.dtype.itemsize
     in_file = node.id.get_storage_size()
     stored = min(in_file, file_size)
@@ -137,7 +137,7 @@ def _check_dataset(node: h5py.Dataset, file_size: int, room: int, allow: Allow) 
             f"has shape {node.shape}, stored in {stored} bytes; expected at most "
             f"{_MAX_EXPANSION} times as many in memory"
         )
-    if claimed > room:
+    if claimed > remaining:
         raise ValueError(
             f"has shape {node.shape}; expected less in a file of {file_size} bytes with the "
             "datasets before it"
@@ -155,7 +155,7 @@ def _check_chunks(node: h5py.Dataset, chunk_size: int, file_size: int, allow: Al
     plist = node.id.get_create_plist()
     filters = [plist.get_filter(number)[0] for number in range(plist.get_nfilters())]
     deflate, fletcher32 = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32
-    # Others have no bound on what they write (two of deflate) or do not check it (scaleoffset).
+    # The output of other filters has no bound (deflate twice) or is not checked (scaleoffset).
     known = {deflate, fletcher32, h5py.h5z.FILTER_SHUFFLE}
     if not known.issuperset(filters) or filters.count(deflate) > 1:
         raise ValueError(f"has the filters {filters}; expected gzip, shuffle, fletcher32 or none")

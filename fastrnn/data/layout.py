@@ -28,7 +28,7 @@ COURSE_URL = "http://cs231n.stanford.edu/coco_captioning.zip"
 """The archive of CS231n's captioning assignment: COCO 2014 with features of VGG-16."""
 
 _MAX_UNBACKED = 1 << 24
-"""Bytes that the lines of a file may take in memory whatever its size."""
+"""Bytes that the lines of a file may always use in memory, even if the file is small."""
 
 
 def features_file(split: str, pca: bool = True) -> str:
@@ -235,13 +235,13 @@ def _read_lines(path: str) -> np.ndarray:
         if "\0" in line:
             raise ValueError(f"{path}: line {number} has a null character; expected text")
     longest = max(map(len, lines), default=0)
-    # NumPy gives every string of an array the room of the longest.
+    # In a NumPy array, every string takes as much memory as the longest.
     if len(lines) * longest > _MAX_UNBACKED + 100 * sum(map(len, lines)):
         raise ValueError(
             f"{path}: has a line of {longest} characters among {len(lines)} lines; expected lines "
             "of similar length"
         )
-    # The dtype is for an empty list, of which NumPy would make a float array.
+    # From an empty list, NumPy would make a float array without the dtype.
     return np.asarray(lines, dtype=np.str_)
 
 

@@ -31,9 +31,9 @@ MAX_PIXELS = 89_478_485
 """Pixels that an image may have. From here on, Pillow warns."""
 
 _MAX_UNBACKED = 1 << 24
-"""Pixels that an image may have whatever the size of its file."""
+"""Number of pixels that an image may always have, even in a small file."""
 _MAX_EXPANSION = 1 << 10
-"""Largest number of pixels for a byte of a larger image's file; photos have less than 100."""
+"""Largest number of pixels per byte in the file of a larger image; photos have less than 100."""
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
