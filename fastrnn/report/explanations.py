@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import html
-import importlib.resources
 import io
 import math
 import os
@@ -23,6 +22,7 @@ import numpy as np
 from .. import __version__
 from ..explain import Fooling, Saliency, Visualisation
 from ..files import write_aside, write_text
+from .template import fill_template
 
 if TYPE_CHECKING:
     from ..captioner import Captioner
@@ -309,26 +309,11 @@ def write_page(
     OSError
         If the file cannot be written.
     """
-    from .page import csp_source
-
-    files = importlib.resources.files(__package__)
-    style = files.joinpath("page.css").read_text("utf-8")
-    template = files.joinpath("explanations.html").read_text("utf-8")
-    values = {
-        "policy": html.escape(
-            f"default-src 'none'; img-src data:; style-src {csp_source(style)}; base-uri 'none'; "
-            "form-action 'none'",
-            quote=False,
-        ),
-        "title": html.escape(title), "about": html.escape(about), "style": style,
-        "sections": "".join(
-            section(one, kind="png", heading="h2", alone=len(explanations) == 1)
-            for one in explanations
-        ),
-        "made": html.escape(f"fastrnn {__version__}"),
-    }  # fmt: skip
-    page = re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
-    write_text(path, page.encode("utf-8", "replace").decode("utf-8"))
+    sections = "".join(
+        section(one, kind="png", heading="h2", alone=len(explanations) == 1) for one in explanations
+    )
+    values = {"sections": sections, "made": html.escape(f"fastrnn {__version__}")}
+    write_text(path, fill_template("explanations.html", title, about, "", values))
 
 
 # -- Files

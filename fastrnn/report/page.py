@@ -6,14 +6,9 @@ what `Report` collects.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
-import importlib.resources
 import json
 import math
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,6 +36,7 @@ from .curves import curves_of
 from .explanations import explanations_of_run
 from .gallery import Gallery, make_gallery
 from .tables import tables_of_run
+from .template import fill_template, read_part
 
 
 class Report:
@@ -181,10 +177,6 @@ class Report:
         -------
         str
         """
-        files = importlib.resources.files(__package__)
-        style, script, template = (
-            files.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("css", "js", "html")
-        )
         gallery = self._gallery
         title = self.run.resolve().name
         shown = {
@@ -201,17 +193,7 @@ class Report:
             "reload": reload,
             "made": f"fastrnn {__version__}, {time.strftime('%Y-%m-%d %H:%M:%S')}",
         }
-        # The browser loads and runs nothing but the parts that are embedded here.
-        policy = (
-            f"default-src 'none'; img-src data:; style-src {csp_source(style)}; "
-            f"script-src {csp_source(script)}; base-uri 'none'; form-action 'none'"
-        )
         values = {
-            "policy": html.escape(policy, quote=False),
-            "title": html.escape(title),
-            "about": html.escape(self._about()),
-            "style": style,
-            "script": script,
             "explanations": self._explanations
             and (
                 '<section aria-labelledby="why"><h2 id="why">Why it says so</h2>'
@@ -219,9 +201,7 @@ class Report:
             ),
             "data": _embedded_json(shown),
         }
-        page = re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
-        # File names and settings can contain lone surrogates, which UTF-8 cannot encode.
-        return page.encode("utf-8", "replace").decode("utf-8")
+        return fill_template("page.html", title, self._about(), read_part("page.js"), values)
 
     def _about(self) -> str:
         """Return a line about the model and the data."""
@@ -372,11 +352,6 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
-
-
-def csp_source(text: str) -> str:
-    """Return the source expression of an inline style or script for a Content-Security-Policy."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode()}'"
 
 
 def _embedded_json(value: Any) -> str:
