@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..files import one_line, write_aside
-from .options import Choice, add_float, add_integer, add_threads, check_file, use_threads
+from .options import Choice, add_decoding, add_integer, add_threads, check_file, use_threads
 
 FORMATS = ("text", "json", "jsonl", "csv")
 SOME_FAILED = 1
@@ -41,20 +41,11 @@ def add_parser(commands: Any) -> Any:
         help="an image, a folder of images (with the folders in it), or an http or https URL",
     )  # fmt: skip
     how = parser.add_argument_group("decoding")
-    add_integer(how, "--beam", default=3, help="beam width; 1: greedy (default: %(default)s)")
+    add_decoding(how)
     add_integer(
         how, "--n-best", default=1,
         help="captions of each image, at most --beam, with their scores (default: %(default)s)",
     )  # fmt: skip
-    add_integer(
-        how, "--max-length", default=30,
-        help="largest number of words in a caption (default: %(default)s)",
-    )  # fmt: skip
-    add_float(
-        how, "--length-penalty", at_least=0,
-        help="how much long captions are favoured (default: that of beam_search)",
-    )  # fmt: skip
-    add_integer(how, "--no-repeat-ngram", help="never repeat N words in a row (default: off)")
     how.add_argument(
         "--allow-unk", action="store_true", help="also generate <UNK>, for words that are unknown"
     )

@@ -16,7 +16,7 @@ from ..evaluation import Evaluator, find_references
 from ..files import write_json
 from ..metrics import METRIC_NAMES, diversity
 from ..training import read_run, seconds_since
-from .options import Choice, add_float, add_integer, add_threads, check_file, use_threads
+from .options import Choice, add_decoding, add_integer, add_threads, check_file, use_threads
 from .progress import model_size
 
 NO_WORDS = "(no words)"
@@ -53,17 +53,7 @@ def add_parser(commands: Any) -> Any:
     )  # fmt: skip
 
     how = parser.add_argument_group("decoding")
-    add_integer(how, "--beam", default=3, help="beam width; 1: greedy (default: %(default)s)")
-    add_integer(
-        how, "--max-length", default=30,
-        help="largest number of words in a caption (default: %(default)s)",
-    )  # fmt: skip
-    add_float(
-        how, "--length-penalty", at_least=0,
-        help="exponent of the length in the score: larger values favour longer captions "
-        "(default: that of fastrnn.decoding.beam_search)",
-    )  # fmt: skip
-    add_integer(how, "--no-repeat-ngram", help="never repeat N words in a row (default: off)")
+    add_decoding(how)
     how.add_argument("--suppress-unk", action="store_true", help="never generate <UNK>")
     add_threads(how)
 

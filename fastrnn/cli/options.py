@@ -171,6 +171,21 @@ def add_fields(
         group.add_argument(flag_of(field.name), dest=field.name, help=text, **kind)
 
 
+def add_decoding(group: Any) -> None:
+    """Add the options of beam search that are alike wherever images are captioned."""
+    add_integer(group, "--beam", default=3, help="beam width; 1: greedy (default: %(default)s)")
+    add_integer(
+        group, "--max-length", default=30,
+        help="largest number of words in a caption (default: %(default)s)",
+    )  # fmt: skip
+    add_float(
+        group, "--length-penalty", at_least=0,
+        help="exponent of the length in the score: larger values favour longer captions "
+        "(default: that of fastrnn.decoding.beam_search)",
+    )  # fmt: skip
+    add_integer(group, "--no-repeat-ngram", help="never repeat N words in a row (default: off)")
+
+
 def add_threads(group: Any) -> None:
     """Add ``--threads``."""
     add_integer(
