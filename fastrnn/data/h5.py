@@ -258,11 +258,7 @@ def _read_here(path: str, name: str | None, values: bool) -> Iterator[dict[str, 
     """Read in this process, where the system cannot start another one with pipes (Windows)."""
     from . import h5_process
 
-    for item in h5_process.read(path, lambda memory, work: None, name, values):
-        if isinstance(item, dict):
-            yield item
-        elif item.size:
-            yield np.ascontiguousarray(item).reshape(-1).view(np.uint8)
+    return h5_process.read(path, lambda memory, work: None, name, values)
 
 
 def _error(path: str, about: Mapping[str, Any]) -> OSError | ValueError:

@@ -55,8 +55,8 @@ def serve(requests: BinaryIO, answers: BinaryIO, limits: Callable[[float, int], 
         for found in read(os.fsdecode(bytes.fromhex(place)), limits(*least), name, values):
             if isinstance(found, dict):
                 send(ABOUT, json.dumps(found).encode())
-            elif found.size:
-                send(VALUES, np.ascontiguousarray(found).reshape(-1).view(np.uint8))
+            else:
+                send(VALUES, found)
         answers.flush()
 
 
@@ -65,7 +65,8 @@ def read(
 ) -> Iterator[dict[str, Any] | np.ndarray]:
     """Yield what each dataset in the root group is, and its values; at last how it ended.
 
-    With a name in `only`, this is done for one dataset. Without `values`, datasets are not read.
+    Values come in blocks of bytes, each of whole rows. With a name in `only`, this is done for one
+    dataset. Without `values`, datasets are not read.
     """
     # h5py reports a truncated file on opening or, where only data are missing, on reading. Damaged
     # metadata raise RuntimeError, KeyError and others.
@@ -105,9 +106,10 @@ def read(
 
 
 def _blocks(node: h5py.Dataset, dtype: np.dtype, size: int, allow: Allow) -> Iterator[np.ndarray]:
-    """Yield the values of a dataset, some rows at a time."""
+    """Yield the values of a dataset as bytes, some rows at a time."""
     if size <= _BLOCK or node.ndim == 0:
-        yield np.asarray(node[()]).astype(dtype, copy=False)
+        if size:
+            yield _bytes(node[()], dtype)
         return
     row = size // len(node)
     rows = max(_BLOCK // row, 1)
@@ -116,7 +118,11 @@ def _blocks(node: h5py.Dataset, dtype: np.dtype, size: int, allow: Allow) -> Ite
     # A block as HDF5 has it and as native numbers.
     allow(2 * min(rows * row, size), 0)
     for start in range(0, len(node), rows):
-        yield np.asarray(node[start : start + rows]).astype(dtype, copy=False)
+        yield _bytes(node[start : start + rows], dtype)
+
+
+def _bytes(values: Any, dtype: np.dtype) -> np.ndarray:
+    return np.ascontiguousarray(values, dtype).reshape(-1).view(np.uint8)
 
 
 def _check_dataset(node: h5py.Dataset, file_size: int, remaining: int, allow: Allow) -> int:

@@ -21,7 +21,6 @@ from pathlib import Path
 from threading import Semaphore
 from typing import Any, BinaryIO
 
-import h5py
 import numpy as np
 
 from ..files import write_aside
@@ -220,6 +219,8 @@ def _computed(
 
 
 def _write(out: Path, rows: np.ndarray, chosen: Sequence[int], width: int) -> None:
+    import h5py  # takes a twentieth of the start of every command
+
     step = max(_CHUNK_BYTES // (4 * width), 1)
 
     def write(file: BinaryIO) -> None:
