@@ -12,6 +12,8 @@ from typing import Any
 
 from .runs import is_epoch_record
 
+__all__ = ["TensorBoardLogger"]
+
 try:
     from tensorboardX import SummaryWriter
 except ImportError:
