@@ -19,7 +19,9 @@ PICTURE = ROOT / "docs" / "pictures" / "house.svg"
 KERNELS = "src_c"
 Graph = dict[str, set[str]]
 
-CYTHON_IMPORT = re.compile(r"^\s*from\s+(\.+)(\w*)[\w.]*\s+c?import\s+(\(?[\w, \n]*)", re.MULTILINE)
+CYTHON_IMPORT = re.compile(
+    r"^[ \t]*from[ \t]+(\.+)(\w*)[\w.]*[ \t]+c?import[ \t]+(\([^)]*\)|[^\n]*)", re.MULTILINE
+)
 
 
 def imports_of_python(source: str, package: tuple[str, ...]) -> set[str]:
