@@ -75,6 +75,7 @@ def get_num_threads() -> int:
     Returns
     -------
     int
+        The number of threads.
     """
     return _runtime.get_threads()
 

@@ -253,10 +253,12 @@ class CaptioningTrainer(_CaptioningSolver):
 
     @property
     def updater_config(self) -> _Config:
+        """Hyperparameters of the update rule: `optim_config` of `CaptioningSolver`."""
         return self.optim_config
 
     @property
     def updater_configs(self) -> dict[str, _Config]:
+        """Hyperparameters and state for each parameter: `optim_configs` of `CaptioningSolver`."""
         return self.optim_configs
 
     def _iterations_per_epoch(self) -> float:

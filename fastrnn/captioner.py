@@ -320,6 +320,7 @@ class Captioner:
         Returns
         -------
         iterator of Captioned
+            One for each image, in order, as they are ready.
 
         Raises
         ------
@@ -358,6 +359,7 @@ class Captioner:
         Returns
         -------
         list of Captioned
+            One for each image; their names are their numbers.
 
         Raises
         ------
@@ -468,6 +470,7 @@ class Captioner:
         Returns
         -------
         float32 ndarray (N, D)
+            The features.
 
         Raises
         ------

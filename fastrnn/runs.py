@@ -307,7 +307,17 @@ def write_metrics(run: str | os.PathLike[str], metrics: Mapping[str, Any]) -> No
 
 
 def read_metrics(run: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the metrics of a run; an empty dict if there are none.
+    """Read the metrics of a run.
+
+    Parameters
+    ----------
+    run : path
+        The run directory.
+
+    Returns
+    -------
+    dict
+        What ``metrics.json`` holds; empty if there is no such file.
 
     Raises
     ------

@@ -169,7 +169,12 @@ class Download:
         self._note = self.path.with_name(f"{self.path.name}.part.json")
 
     def run(self) -> Path:
-        """Fetch the file, or what is missing of it; return its path.
+        """Fetch the file, or what is missing of it.
+
+        Returns
+        -------
+        Path
+            The whole file.
 
         Raises
         ------
@@ -560,6 +565,11 @@ def _find_directory(unpacked: Path, url: str) -> Path:
 
 def verify_directory(directory: str | os.PathLike[str]) -> dict[str, int]:
     """Read a data directory as training does, and check that features before PCA fit it.
+
+    Parameters
+    ----------
+    directory : path
+        The data directory.
 
     Returns
     -------

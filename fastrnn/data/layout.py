@@ -145,6 +145,16 @@ def _check_file(path: str) -> None:
 def dataset_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Return the shapes and dtypes of the datasets in the root group of an HDF5 file.
 
+    Parameters
+    ----------
+    path : path
+        The file.
+
+    Returns
+    -------
+    dict of str to tuple
+        The shape and the dtype of each dataset.
+
     Raises
     ------
     OSError, ValueError
@@ -158,6 +168,18 @@ def dataset_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[tuple[int, .
 
 def read_blocks(path: str | os.PathLike[str], name: str) -> Iterator[np.ndarray]:
     """Yield a dataset of an HDF5 file in blocks of rows, about 4 MiB each.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    name : str
+        The dataset.
+
+    Yields
+    ------
+    ndarray
+        The next rows.
 
     Raises
     ------
@@ -214,6 +236,23 @@ def _check_captions(path: str, data: Mapping[str, Any], split: str) -> None:
 
 
 def read_vocabulary(path: str) -> dict[str, Any]:
+    """Read the words of a data directory.
+
+    Parameters
+    ----------
+    path : str
+        Its ``coco2014_vocab.json``.
+
+    Returns
+    -------
+    dict
+        ``idx_to_word``, a list, and ``word_to_idx``, a dict, which fit each other.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `read_captioning_directory` raises them.
+    """
     _check_file(path)
     vocab = read_json(path)
     if not isinstance(vocab, dict):

@@ -306,6 +306,7 @@ def encode(splits: Mapping[str, Sequence[AnnotatedImage]], options: WordOptions)
     splits : mapping of str to sequence of AnnotatedImage
         The images of each split. Captions without a word are removed from them, in place.
     options : WordOptions
+        How captions are split into words, and which words are kept.
 
     Returns
     -------
@@ -512,6 +513,7 @@ def rows_of(
     Parameters
     ----------
     images : sequence of AnnotatedImage
+        The images.
     index : NameIndex
         Of the photographs or the rows.
 
@@ -633,8 +635,11 @@ def prepare_directory(
         The directory. It is there when it is whole; photographs whose features were computed
         before an interruption are not computed again.
     sources : Sources
+        The captions, and the photographs or features.
     words : WordOptions
+        How captions are split into words, and which words are kept.
     splits : SplitOptions
+        How images are divided, where nothing else says it.
     components : int or PCA, optional
         Reduce the features to so many principal components of the training images, or by a PCA
         that was fitted before. By default they stay as they are.

@@ -86,6 +86,17 @@ def followers(
 ) -> tuple[np.ndarray, np.ndarray, State]:
     """Score every word as the next word of a hypothesis.
 
+    Parameters
+    ----------
+    model : CaptioningRNN
+        The NumPy or the compiled model.
+    hypothesis : Hypothesis
+        The caption so far.
+    no_repeat_ngram : int
+        Never repeat so many words in a row; 0 allows it.
+    suppress : iterable of str
+        Words that are never chosen.
+
     Returns
     -------
     scores : ndarray, shape (V,)

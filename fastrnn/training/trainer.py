@@ -82,6 +82,7 @@ class Trainer:
         captions for each validation image, generated captions are compared with these instead of
         the validation captions. Without ``val_...`` there is no validation.
     config : TrainConfig, optional
+        The settings. By default, those of ``TrainConfig()``.
     run : path, optional
         The run directory for settings, history, checkpoints and the best model (``model.npz``). It
         is created if it does not exist. If it is None, nothing is written.
@@ -482,11 +483,6 @@ class Trainer:
         Trainer
             Call its `fit`.
 
-        Warns
-        -----
-        UserWarning
-            A newer checkpoint is damaged, or a new number of epochs changes the schedule.
-
         Raises
         ------
         FileNotFoundError
@@ -494,6 +490,11 @@ class Trainer:
         ValueError
             It is not a run directory, every checkpoint is damaged, `data` are not the run's, or a
             change would make it another run.
+
+        Warns
+        -----
+        UserWarning
+            A newer checkpoint is damaged, or a new number of epochs changes the schedule.
         """
         found = read_run(run)
         config = changed_config(found, changes)

@@ -100,6 +100,7 @@ def extract_features(
     Returns
     -------
     Extraction
+        The rows that were written and the images that were left out.
 
     Raises
     ------

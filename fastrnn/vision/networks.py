@@ -89,6 +89,7 @@ class Network:
         Returns
         -------
         float32 ndarray (N, D)
+            The features of each image.
 
         Raises
         ------
@@ -208,6 +209,7 @@ def load_network(
     Returns
     -------
     Network
+        The network, ready to compute.
 
     Raises
     ------

@@ -117,6 +117,11 @@ class FeatureSource:
     def write(self, directory: str | os.PathLike[str]) -> None:
         """Write ``features.json``, and ``pca.npz`` if there is a PCA, to a directory.
 
+        Parameters
+        ----------
+        directory : path
+            The data directory or the run directory.
+
         Raises
         ------
         OSError
@@ -149,6 +154,11 @@ class FeatureSource:
     @classmethod
     def read(cls, directory: str | os.PathLike[str]) -> FeatureSource | None:
         """Read what `write` wrote.
+
+        Parameters
+        ----------
+        directory : path
+            The data directory or the run directory.
 
         Returns
         -------
@@ -231,6 +241,11 @@ class FeatureSource:
     def check(self, network: Network) -> None:
         """Refuse another network than the one that made the features.
 
+        Parameters
+        ----------
+        network : Network
+            The network.
+
         Raises
         ------
         ValueError
@@ -263,6 +278,11 @@ class FeatureSource:
             Where the ONNX model is now. Default where it was.
         engine, threads
             As for `fastrnn.vision.networks.load_network`.
+
+        Returns
+        -------
+        Network
+            The network.
 
         Raises
         ------
@@ -309,6 +329,7 @@ class FeatureSource:
         Returns
         -------
         float32 ndarray (N, columns)
+            The features after PCA, if there is one.
 
         Raises
         ------

@@ -70,6 +70,16 @@ class Scene:
     def from_json(cls, shapes: list[dict]) -> Scene:
         """Return the scene of a list that `to_json` returned.
 
+        Parameters
+        ----------
+        shapes : list of dict
+            The attributes of each shape.
+
+        Returns
+        -------
+        Scene
+            The scene.
+
         Raises
         ------
         TypeError, ValueError
@@ -95,6 +105,7 @@ def make_scene(rng: np.random.Generator) -> Scene:
     Returns
     -------
     Scene
+        The scene; `draw_scenes` draws it.
     """
     wanted = 1 + rng.choice(3, p=[0.25, 0.5, 0.25])
     palette = rng.permutation(COLORS).tolist()
