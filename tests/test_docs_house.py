@@ -1,4 +1,4 @@
-"""The documentation: its pictures are those of the source."""
+"""The drawing of the imports in the documentation is that of the source."""
 
 from __future__ import annotations
 
