@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +11,12 @@ import fastrnn
 
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS / "extensions"))
+shutil.rmtree(DOCS / "notebooks", ignore_errors=True)
+shutil.copytree(
+    DOCS.parent / "examples",
+    DOCS / "notebooks",
+    ignore=lambda _, names: [n for n in names if not n.endswith(".ipynb")],
+)
 
 project = "fastrnn"
 author = "The fastrnn developers"
@@ -21,17 +28,19 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.doctest",
     "numpydoc",
-    "myst_parser",
+    "myst_nb",
     "sphinx_copybutton",
     "command_line",
     "references",
 ]
 exclude_patterns = ["extensions", "_templates", "figures"]
 templates_path = ["_templates"]
-default_role = "py:obj" # see extensions/references.py
+default_role = "py:obj"  # see extensions/references.py
 nitpicky = True
 root_doc = "index"
 myst_heading_anchors = 2
+myst_enable_extensions = ["dollarmath", "amsmath"]
+nb_execution_mode = "off"  # they are run by examples/run.py, and have their outputs
 
 # -- API: one page a module, of the docstrings of the names in its __all__
 
@@ -43,12 +52,6 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say more
 autodoc_default_options = {"members": True}
 numpydoc_show_class_members = False  # autodoc shows them
-numpydoc_validation_checks = {
-    "GL01", "GL03", "GL05", "GL06", "GL07", "GL08", "GL10",
-    "SS01", "SS02", "SS03", "SS04", "SS05", "SS06",
-    "PR01", "PR02", "PR03", "PR04", "PR07", "PR10",
-    "RT01", "RT03", "RT04", "YD01", "SA02", "SA03",
-}  # fmt: skip
 
 # -- examples
 
@@ -70,7 +73,12 @@ copybutton_prompt_text = r"\$ |>>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 repository = os.environ.get("GITHUB_REPOSITORY", "")
 """OWNER/NAME where the pages are published from; without it, they do not link to the sources."""
+html_sidebars = {
+    name: []  # these pages have none below them
+    for name in ("index", *(path.stem for path in DOCS.glob("*.rst") if path.stem != "notebooks"))
+}
 html_theme_options = {
+    "header_links_before_dropdown": 5,
     "navigation_with_keys": False,
     "show_prev_next": True,
     "secondary_sidebar_items": ["page-toc"],

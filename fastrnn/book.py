@@ -159,6 +159,7 @@ def adam(
 
 
 updater = SimpleNamespace(sgd=sgd, sgd_momentum=sgd_momentum, rmsprop=rmsprop, adam=adam)
+"""The update rules by name; each is that of `fastrnn.optim`."""
 
 
 class CaptioningRNN(_CaptioningRNN):

@@ -152,10 +152,11 @@ class Captioner:
 
     Examples
     --------
-    >>> captioner = Captioner.load("runs/flickr8k")        # doctest: +SKIP
-    >>> [dog] = captioner("dog.jpg", beam=3)               # doctest: +SKIP
-    >>> dog.caption                                        # doctest: +SKIP
-    'a dog runs through the grass'
+    .. code-block:: python
+
+        captioner = Captioner.load("runs/flickr8k")
+        [dog] = captioner("dog.jpg", beam=3)
+        print(dog.caption)  # a dog runs through the grass
     """
 
     def __init__(

@@ -54,9 +54,12 @@ def description(action: argparse.Action, program: str, known: set[str]) -> str:
     text = (action.help or "") % {**vars(action), "prog": program}
     if action.option_strings and action.required:
         text += " (required)"
-    elif not re.search(r"default: |\bdefault\b", text) and action.nargs != 0:
-        if action.default not in (None, [], argparse.SUPPRESS):
-            text += f" (default: {action.default})"
+    elif (
+        action.nargs != 0
+        and action.default not in (None, [], argparse.SUPPRESS)
+        and "default" not in text
+    ):
+        text += f" (default: {action.default})"
     return markup(text, program, known)
 
 
@@ -80,9 +83,7 @@ def escape(text: str) -> str:
     return re.sub(r"([\\*`|_\[\]])", r"\\\1", text)
 
 
-def options_of(
-    actions: list[argparse.Action], program: str, known: set[str]
-) -> Iterator[str]:
+def options_of(actions: list[argparse.Action], program: str, known: set[str]) -> Iterator[str]:
     """Give the lines of options."""
     for action in actions:
         yield f".. option:: {signature(action)}"

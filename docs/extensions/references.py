@@ -20,8 +20,10 @@ from typing import Any
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
+from sphinx.util import logging
 from sphinx.util.docutils import SphinxRole
 
+LOGGER = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -88,14 +90,28 @@ def find_documented(app: Sphinx, env: Any, node: Any, contnode: Any) -> Any:
         return contnode
     for place in places:
         name = f"{place}{target}".lstrip(".")
-        key = key_of(name) if name.startswith("fastrnn") else None
-        if key is not None:
-            for documented in documented_names(app).get(key, []):
-                return env.domains.python_domain.resolve_xref(
-                    env, node["refdoc"], app.builder, "obj", documented, node, contnode
-                )
-            return None
+        documented = documented_as(app, name) if name.startswith("fastrnn") else None
+        if documented:
+            return env.domains.python_domain.resolve_xref(
+                env, node["refdoc"], app.builder, "obj", documented, node, contnode
+            )
+        if documented == "":
+            # an attribute in the docstring of its class, else a name that is not public
+            return contnode if class_ and place == places[0] else None
     return None if target.startswith("fastrnn.") else contnode
+
+
+def documented_as(app: Sphinx, name: str) -> str | None:
+    """Return the documented name of an object: '' if it has none, None if there is no such object.
+
+    Attributes that objects have and their classes do not are described in those of the class.
+    """
+    known = documented_names(app)
+    key = key_of(name)
+    if key is None:
+        owner = key_of(name.rpartition(".")[0])
+        return next(iter(known.get(owner, [])), None) if owner and owner[1] else None
+    return next(iter(known.get(key, [])), "")
 
 
 def documented_names(app: Sphinx) -> dict[tuple[str, str, str], list[str]]:
@@ -115,13 +131,14 @@ def documented_names(app: Sphinx) -> dict[tuple[str, str, str], list[str]]:
 def describe_constant(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
-    """Give an imported constant the docstring that stands where it is defined."""
+    """Give a constant the docstring that stands where it is defined, not that of its type."""
     found = split(name) if what == "data" else None
     if found is not None:
         module, constant = origin(found[0], found[1])
-        if module != found[0]:
-            documented = ModuleAnalyzer.for_module(module).find_attr_docs()
-            lines[:] = documented.get(("", constant), [])
+        documented = ModuleAnalyzer.for_module(module).find_attr_docs()
+        lines[:] = documented.get(("", constant), [])
+        if not any(lines):
+            LOGGER.warning("%s has no docstring", name)
 
 
 def skip_modules(

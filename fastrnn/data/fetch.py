@@ -46,6 +46,7 @@ __all__ = [
 MAX_SIZE = 16 << 30
 """Bytes that the unpacked files of an archive may have."""
 MAX_FILES = 10_000
+"""Files that an archive may have."""
 
 _CHUNK = 1 << 16
 _MARGIN = 64 << 20
@@ -55,6 +56,7 @@ _SLOWEST = 1 << 10
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 
 Progress = Callable[[int, "int | None"], Any]
+"""Called with the bytes that are there, and how many there will be, if that is known."""
 
 
 class FetchError(OSError):

@@ -38,7 +38,9 @@ __all__ = [
 SPLITS = ("train", "val")
 """Every data set has these splits; some have a split "test", too."""
 CAPTIONS_FILE = "coco2014_captions.h5"
+"""The captions of a data directory, and which image each belongs to."""
 VOCABULARY_FILE = "coco2014_vocab.json"
+"""The words of a data directory."""
 COURSE_URL = "http://cs231n.stanford.edu/coco_captioning.zip"
 """The archive of CS231n's captioning assignment: COCO 2014 with features of VGG-16."""
 

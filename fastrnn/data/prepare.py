@@ -63,6 +63,7 @@ EXTRACTION_FILE = "extraction.h5"
 PREPARED_FILE = "prepared.json"
 """What a data directory was made from, and its statistics."""
 SPLITS = ("train", "val", "test")
+"""The parts of a data set."""
 TOKENIZERS: dict[str, Callable[[str], list[str]]] = {"coco": caption_tokens, "blank": str.split}
 """Ways to split a caption: as COCO's evaluation does, or at blanks."""
 
@@ -413,7 +414,7 @@ def _vocabulary(kinds: list[str], counts: np.ndarray, options: WordOptions) -> l
 
 
 class DirectoryWriter(AsideDirectory):
-    """Writes the files of a data directory; see `AsideDirectory`."""
+    """Writes the files of a data directory; aside until they are complete."""
 
     def clear(self) -> None:
         """Remove what an earlier try left, except features that were computed."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..captioner import Captioner
 
 METHODS = ("plain", "smooth", "integrated")
+"""Ways to compute a saliency map; see `saliency`."""
 _LEAST_CHANGE = 1.0
 """Smaller changes, in nats, have the same tolerance as this one."""
 _SPLITS = 8

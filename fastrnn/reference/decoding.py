@@ -32,7 +32,9 @@ __all__ = [
 ]
 
 Params = Mapping[str, np.ndarray]
+"""The parameters of a model by name."""
 State = tuple[np.ndarray, np.ndarray]
+"""The hidden state h and the cell state c, each (N, H)."""
 
 
 class Hypothesis(NamedTuple):
@@ -302,8 +304,9 @@ def mix(
     probability : float
         Probability that an input is drawn.
     seed : int
-        64-bit seed of an RNG stream. For each row and time step, `random.uniform` gives two
-        numbers: the first decides whether a word is drawn, the second which one.
+        64-bit seed of an RNG stream. For each row and time step,
+        `fastrnn.reference.random.uniform` gives two numbers: the first decides whether a word is
+        drawn, the second which one.
     null : int
         Id of ``<NULL>``.
     cell_type : {'rnn', 'lstm'}

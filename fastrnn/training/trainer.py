@@ -134,6 +134,26 @@ class Trainer:
     Training works on standardised features (mean 0, standard deviation 1), because Adam changes
     every weight by about the same amount, whatever the scale of its input. `model` reads the
     original features: the standardisation is part of its ``W_proj`` and ``b_proj``.
+
+    Examples
+    --------
+    Train on a few drawn scenes, and caption two others:
+
+    >>> import tempfile
+    >>> from fastrnn.coco_utils import read_captioning_directory
+    >>> from fastrnn.data.scenes.dataset import write_scenes
+    >>> from fastrnn.decoding import greedy
+    >>> from fastrnn.training import TrainConfig, Trainer, start_model
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_scenes(folder, num_train=100, num_val=20)
+    ...     data = read_captioning_directory(folder)
+    >>> model = start_model(data, hidden_dim=32, wordvec_dim=16)
+    >>> trainer = Trainer(model, data, TrainConfig(epochs=5, batch_size=50, learning_rate=0.01))
+    >>> history = trainer.fit()
+    >>> [record["epoch"] for record in history if "val_loss" in record]
+    [1, 2, 3, 4, 5]
+    >>> len(greedy(model, data["val_features"][:2]).captions(model.idx_to_word))
+    2
     """
 
     def __init__(

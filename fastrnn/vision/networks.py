@@ -28,6 +28,7 @@ NETWORKS = tuple(efficientnet.SIZES)
 ENGINES = ("onnxruntime", "torch")
 """The first is the default: it is two to three times as fast (bench/features.py)."""
 DEFAULT_NETWORK = NETWORKS[0]
+"""The network that `load_network` loads by default."""
 
 
 class Network:

@@ -13,8 +13,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 SHAPES = ("circle", "square", "triangle", "cross")
+"""What a shape can be."""
 COLORS = ("red", "yellow", "green", "blue")
+"""Its colors."""
 SIZES = ("small", "big")
+"""Its sizes."""
 SIDE = 48
 """Height and width of an image, in pixels."""
 
