@@ -18,6 +18,7 @@ from fastrnn.export import (
     to_torch,
     torch_module,
 )
+from fastrnn.extras import install_command
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_a_cell_that_cannot_be_exported(export):
     [
         ("torch", "torch", to_torch),
         ("torch", "torch", torch_module),
-        ("safetensors.numpy", "torch", lambda model: save_safetensors("no", model)),
+        ("safetensors.numpy", "safetensors", lambda model: save_safetensors("no", model)),
         ("onnx", "onnx", to_onnx),
         ("onnx", "onnx", lambda model: save_onnx("no", model)),
     ],
@@ -69,7 +70,7 @@ def test_missing_packages_are_named(monkeypatch, package, extra, call):
     name = package.split(".")[0]
     with pytest.raises(ImportError) as caught:
         call(small_model("rnn"))
-    assert str(caught.value).endswith(f'needs the package {name}: pip install "fastrnn[{extra}]"')
+    assert str(caught.value).endswith(f"needs the package {name}: {install_command(extra)}")
 
 
 def command(capsys, *arguments):
@@ -101,14 +102,14 @@ def test_command(onnx, safetensors_numpy, run_directory, tmp_path, capsys):
 def test_command_refuses(run_directory, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    install = 'needs the package {0}: pip install "fastrnn[{1}]"'.format
-    weights = install("safetensors", "torch")
+    onnx = f"needs the package onnx: {install_command('onnx')}"
+    weights = f"needs the package safetensors: {install_command('safetensors')}"
     for arguments, message in [
         ([run_directory], "export needs --safetensors FILE, --onnx DIR or both"),
         ([run_directory, "--onnx", ""], "export needs --safetensors FILE, --onnx DIR or both"),
         ([tmp_path / "none", "--onnx", "x"], f"no such model file: {tmp_path / 'none'}"),
         ([tmp_path, "--onnx", "x"], f"no such model file: {tmp_path / 'model.npz'}"),
-        ([run_directory, "--onnx", "x"], f"export to ONNX {install('onnx', 'onnx')}"),
+        ([run_directory, "--onnx", "x"], f"export to ONNX {onnx}"),
         ([run_directory, "--safetensors", "x"], f"a safetensors file {weights}"),
         (
             [run_directory, "--safetensors", tmp_path, "--onnx", "x"],
