@@ -54,7 +54,8 @@ def load_coco_data(
         ``{split}_image_idxs``, int ndarray (captions,), the image of each caption;
         ``{split}_features``, float ndarray (images, D); and ``{split}_urls``, str ndarray
         (images,). Also ``idx_to_word``, list of str; ``word_to_idx``, dict; and any other datasets
-        in the caption file.
+        in the caption file. The dict remembers where it was read from, in the attribute
+        ``directory``, so that a run that is trained on it can be evaluated.
 
     Raises
     ------
