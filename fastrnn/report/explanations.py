@@ -411,14 +411,12 @@ def explanations_of_run(
         Why there are none, or nothing.
     """
     from ..captioner import Captioner
+    from ..data.pictures import find_picture, folder_of_images
     from ..evaluation import evenly_spread
     from ..explain import saliency
-    from ..vision.source import FeatureSource
-    from .gallery import find_picture
 
     try:
-        source = FeatureSource.read(directory)
-        images = None if source is None or source.images is None else Path(source.images)
+        images = folder_of_images(directory)
         places = [
             (str(url), path)
             for url in data["val_urls"]

@@ -365,9 +365,7 @@ def _read_onnx(path: Path) -> tuple[Any, str]:
         import onnx
         from onnx import external_data_helper
     except ImportError:
-        raise ImportError(
-            f"{path} needs the package onnx: {install_command('vision')}"
-        ) from None
+        raise ImportError(f"{path} needs the package onnx: {install_command('vision')}") from None
     with open_file(path) as file:
         content = file.read()
     digest = hashlib.sha256(content)
