@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from commands import refused, run
 from PIL import Image
-from vision_models import SIDE, layers_of, write_onnx
+from vision_models import SIDE, features_of, layers_of, write_onnx
 
 from fastrnn.cli import features as command
+from fastrnn.cli.bar import Bar
 from fastrnn.data.pca import PCA
 from fastrnn.vision.extract import partial_file
 from fastrnn.vision.source import FeatureSource
@@ -70,7 +71,7 @@ def test_a_folder(model, pixels, capsys):
     source = FeatureSource.read(".")
     assert (source.network, source.layer, source.width, source.pca) == ("onnx", "pool", 4, None)
     assert source.images == str(Path("photos").resolve())
-    again = source.features(source.load_network(), names)
+    again = features_of(source.load_network(), names)
     np.testing.assert_allclose(again, found, rtol=1e-5)
     assert not partial_file("f.h5").exists()
 
@@ -221,7 +222,7 @@ def test_the_bar_is_for_terminals(monkeypatch, capsys):
     assert run("features", "photos", "--out", "f.h5", *ONNX) == 0
     assert "features" in (shown := capsys.readouterr().err)
     assert " left" in shown
-    monkeypatch.setattr(command.Bar, "EVERY", -1.0)
+    monkeypatch.setattr(Bar, "EVERY", -1.0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
     assert run("features", "photos", "--out", "f.h5", *ONNX) == 0
     said = capsys.readouterr()

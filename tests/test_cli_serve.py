@@ -79,7 +79,7 @@ def test_it_captions_and_ends_by_an_interrupt(run_dir):
         status, answer = caption(port, file, beam=2, n_best=2)
         assert status == 200
         expected = Captioner.load(run_dir)([file], beam=2, n_best=2)[0]
-        assert [one["text"] for one in answer["captions"]] == [
+        assert [one["caption"] for one in answer["captions"]] == [
             one.text for one in expected.captions
         ]
         assert ask(port, "/caption", *form(b"x" * 60_000))[0] == 413

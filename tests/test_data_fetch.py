@@ -615,7 +615,7 @@ def test_the_command(server, tmp_path, capsys):
     ]  # fmt: skip
     assert names(out.parent) == ["my data"]
     assert "exists; expected a new directory" in refused(capsys, "fetch", *options)
-    assert "sha256 is 'x'; expected 64" in refused(
+    assert "fastrnn: error: --sha256 is 'x'; expected 64" in refused(
         capsys, "fetch", *options, "--force", "--sha256", "x"
     )
     wrong = refused(capsys, "fetch", *options, "--force", "--sha256", "0" * 64)

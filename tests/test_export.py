@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from export_models import WORD_TO_IDX, H, V, assert_same_bits, small_model
 
-from fastrnn import cli
+from fastrnn import cli, files
 from fastrnn.checkpoint import save_model
 from fastrnn.export import (
     from_torch,
@@ -89,8 +89,8 @@ def run_directory(tmp_path):
 def test_command(onnx, safetensors_numpy, run_directory, tmp_path, capsys):
     weights, graphs = tmp_path / "m.safetensors", tmp_path / "graphs"
     arguments = ["--safetensors", weights, "--onnx", graphs]
-    for model in (run_directory, run_directory / "model.npz"):
-        assert command(capsys, model, *arguments) == (
+    for model, force in ((run_directory, []), (run_directory / "model.npz", ["--force"])):
+        assert command(capsys, model, *arguments, *force) == (
             0, f"written to {weights}\nwritten to {graphs}: project.onnx, step.onnx\n", "",
         )  # fmt: skip
     expected = small_model("lstm", np.float32)
@@ -113,10 +113,54 @@ def test_command_refuses(run_directory, tmp_path, capsys, monkeypatch):
         ([run_directory, "--safetensors", "x"], f"a safetensors file {weights}"),
         (
             [run_directory, "--safetensors", tmp_path, "--onnx", "x"],
-            f"--safetensors is {tmp_path}; expected a file in a directory that exists",
+            f"--safetensors is {tmp_path}; expected a file, not a directory",
         ),
     ]:
         assert command(capsys, *arguments) == (2, "", f"fastrnn: error: {message}\n")
+
+
+def test_command_replaces_nothing_without_force(
+    onnx, safetensors_numpy, run_directory, tmp_path, capsys
+):
+    weights, graphs = tmp_path / "m.safetensors", tmp_path / "graphs"
+    graphs.mkdir()
+    kept = {graphs / "notes.txt": b"mine", graphs / "step.onnx": b"older", weights: b"older"}
+    for path, content in kept.items():
+        path.write_bytes(content)
+    instead = "choose another, or replace it with --force"
+    for arguments, found in [
+        (["--safetensors", weights, "--onnx", tmp_path / "new"],
+         f"--safetensors is {weights}, which exists"),
+        (["--safetensors", tmp_path / "new", "--onnx", graphs],
+         f"--onnx is {graphs}, which has step.onnx"),
+    ]:  # fmt: skip
+        said = command(capsys, run_directory, *arguments)
+        assert said == (2, "", f"fastrnn: error: {found}; {instead}\n")
+    assert sorted(tmp_path.iterdir()) == [graphs, weights, run_directory]
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert sorted(path.name for path in graphs.iterdir()) == ["notes.txt", "step.onnx"]
+    # what is there is no obstacle if it is not replaced
+    (graphs / "step.onnx").unlink()
+    assert command(capsys, run_directory, "--onnx", graphs)[0] == 0
+    assert (graphs / "notes.txt").read_bytes() == b"mine"
+
+
+def test_the_graphs_are_replaced_together(onnx, tmp_path, monkeypatch):
+    """An error while the second is written leaves the first as it was."""
+    save_onnx(tmp_path, small_model("rnn"))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    fsync, calls = files.os.fsync, []
+
+    def fail(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    monkeypatch.setattr(files.os, "fsync", fail)
+    with pytest.raises(OSError, match=r"No space left.*step\.onnx"):
+        save_onnx(tmp_path, small_model("lstm"))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_command_cannot_write(onnx, run_directory, tmp_path, capsys):
@@ -124,5 +168,5 @@ def test_command_cannot_write(onnx, run_directory, tmp_path, capsys):
     taken.write_text("mine")
     status, said, error = command(capsys, run_directory, "--onnx", taken)
     assert (status, said, error.count("\n")) == (2, "", 1)
-    assert error == f"fastrnn: error: File exists: {taken}\n"
+    assert error == f"fastrnn: error: --onnx is {taken}, a file; expected a directory\n"
     assert taken.read_text() == "mine"

@@ -293,6 +293,6 @@ for name, w in model.params.items():
 """
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, text=True, capture_output=True, timeout=120,
-        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *sys.path])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -192,7 +192,7 @@ class Describer:
         if count:
             others = self.captioner.alternatives(features, caption, count)
         return {
-            "text": caption.text,
+            "caption": caption.text,
             "log_prob": caption.log_prob,
             "score": caption.score,
             "words": [
