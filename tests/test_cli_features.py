@@ -217,6 +217,17 @@ def test_a_killed_process_goes_on(model, pixels, capsys):
     np.testing.assert_allclose(written("f.h5")[:COUNT], expected(model, pixels, "pool"), rtol=1e-4)
 
 
+def test_the_directories_above_the_file_are_made(capsys):
+    assert run("features", "photos", "--out", "new/place/f.h5", *ONNX) == 0
+    names = ["f.h5", "f.txt", "features.json"]
+    assert sorted(path.name for path in Path("new/place").iterdir()) == names
+    Path("file").touch()
+    said = refused(capsys, "features", "photos", "--out", "file/f.h5", *ONNX)
+    assert "--out is file/f.h5; expected a file, but file is no directory" in said
+    said = refused(capsys, "features", "gone", "--out", "other/f.h5", *ONNX)
+    assert "gone" in said and not Path("other").exists()
+
+
 def test_the_bar_is_for_terminals(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert run("features", "photos", "--out", "f.h5", *ONNX) == 0

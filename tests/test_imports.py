@@ -14,7 +14,7 @@ import fastrnn
 PACKAGE = Path(fastrnn.__file__).resolve().parent
 FLOORS = [
     ("checks", "words", "seeds", "extras", "files", "remote", "terminal"),
-    ("decoding", "metrics", "rewards", "runlock", "vision"),
+    ("decoding", "forcing", "metrics", "rewards", "runlock", "vision"),
     ("runs", "checkpoint"),
     ("evaluation", "captioner"),
     ("training",),

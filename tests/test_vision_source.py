@@ -12,7 +12,7 @@ from coco_layout import write_layout
 from vision_models import SIDE, MeanNetwork
 
 from fastrnn import coco_utils
-from fastrnn.data.pca import PCA
+from fastrnn.data.pca import PCA, PCAFileError
 from fastrnn.files import read_json, write_json
 from fastrnn.training import TrainConfig, Trainer, start_model
 from fastrnn.vision.networks import Network
@@ -95,6 +95,10 @@ def test_damaged_descriptions_are_refused(tmp_path, pca, name, value, problem):
     with pytest.raises(ValueError, match=problem) as error:
         FeatureSource.read(tmp_path)
     assert str(error.value).startswith(f"{tmp_path}/")
+    assert str(error.value).count(str(tmp_path)) == 1  # one file is named
+    assert isinstance(error.value, PCAFileError) == (
+        problem in ("expected .2, 4.", "digests differ")
+    )
     del about[name]
     write_json(tmp_path / "features.json", about)
     with pytest.raises(ValueError, match=rf"features\.json: {name} is missing"):
