@@ -138,7 +138,8 @@ def test_means_and_channels_of_a_model(model, pixels):
     [
         (["none", "--out", "f.h5"], "none"),
         (["photos", "--out", "f.npy"], "--out is f.npy; expected a name that ends in .h5"),
-        (["photos", "--out", "none/f.h5"], "--out"),
+        (["photos", "--out", "m.onnx/f.h5"], "--out is m.onnx/f.h5; expected a file, but m.onnx"),
+        (["photos", "--out", "photos"], "--out is photos; expected a file, not a directory"),
         (["photos"], "--out"),
         (["photos", "--out", "f.h5", "--network", "vgg16"], "--network is 'vgg16'; expected"),
         (["photos", "--out", "f.h5", "--layer", "fc7"], "--layer needs --onnx"),

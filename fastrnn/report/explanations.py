@@ -351,6 +351,8 @@ def write_pictures(directory: Path, about: Explanation) -> dict[str, Any]:
         if found.changes is not None and found.errors is not None:
             entry["change"] = float(found.changes[k])
             entry["sum"] = float(found.changes[k] + found.errors[k])
+        if found.resolution is not None:
+            entry["resolution"] = float(found.resolution[k])
         words.append(entry)
     said: dict[str, Any] = {
         "image": about.name, "caption": about.caption, "method": found.method,
