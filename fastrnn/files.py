@@ -49,15 +49,15 @@ def write_aside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) 
         If the directory is not writable, the disk is full, or `path` exists and is not a regular
         file. The error names `path`.
     """
-    write_all_aside({path: write})
+    write_all_aside({Path(path): write})
 
 
-def write_all_aside(files: Mapping[str | os.PathLike[str], Callable[[BinaryIO], Any]]) -> None:
+def write_all_aside(files: Mapping[Path, Callable[[BinaryIO], Any]]) -> None:
     """Write files that belong together: as `write_aside`, and none is renamed before all are there.
 
     Parameters
     ----------
-    files : mapping of path to callable
+    files : mapping of Path to callable
         What writes each file, see `write_aside`.
 
     Raises
@@ -68,7 +68,7 @@ def write_all_aside(files: Mapping[str | os.PathLike[str], Callable[[BinaryIO], 
     asides: dict[Path, Path] = {}
     path = Path()
     try:
-        for path, write in ((Path(given), write) for given, write in files.items()):
+        for path, write in files.items():
             if path.exists() and not path.is_file():
                 raise OSError(errno.EINVAL, "exists and is not a regular file")
             handle, asides[path] = create_aside(path)
