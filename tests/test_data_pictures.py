@@ -13,6 +13,7 @@ from coco_layout import write_layout
 from PIL import Image
 
 import fastrnn.report
+from fastrnn import book
 from fastrnn.coco_utils import load_coco_data, sample_coco_minibatch
 from fastrnn.data import pictures
 from fastrnn.data.pictures import find_picture, folder_of_images
@@ -126,6 +127,13 @@ def test_urls_of_a_data_set_that_was_loaded(data_dir):
     _, _, urls = sample_coco_minibatch(data, batch_size=4, split="val")
     assert [level_of(url) for url in urls] == [10 + int(re.findall(r"\d+", u)[0]) for u in urls]
     assert level_of(str(urls[0])) == level_of(urls[0])
+
+
+def test_the_book_loads_and_looks_in_the_same_way(data_dir, monkeypatch):
+    data = book.load_coco_data(data_dir)
+    assert level_of(data["val_urls"][1]) == 11
+    monkeypatch.setenv("FASTRNN_DATA", str(data_dir))
+    assert list(book.load_coco_data()) == list(data)
 
 
 def test_a_data_directory_that_names_its_images(data_dir, tmp_path):

@@ -242,7 +242,7 @@ def _integrated(
         errors = np.sum([part.error for part in parts], axis=0)
         last = passes + 6 > max_passes
         done = np.full(len(left), True) if last else np.abs(errors) <= allowed[left]
-        for k in np.flatnonzero(done):
+        for k in np.flatnonzero(done).tolist():
             sums[left[k]] = np.sum([part.integral(k) for part in parts], axis=0)
         left = left[~done]
         if not len(left):
