@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,8 +43,26 @@ def describe_error(error: BaseException) -> str:
     return " ".join(message.split()) or type(error).__name__
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean X?" for the most similar of some words, or nothing."""
+    from difflib import get_close_matches
+
+    return "".join(f"; did you mean {meant}?" for meant in get_close_matches(word, [*known], 1))
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser that reports an error in one line."""
+    """A parser that takes options by their full names, and reports an error in one line."""
+
+    def __init__(self, *args: Any, **about: Any) -> None:
+        # An abbreviation would change its meaning when an option is added.
+        super().__init__(*args, allow_abbrev=False, **about)
+        self._commands: Any = None
+
+    def add_commands(self) -> Any:
+        """Return what commands are added to; their name is stored as ``command``."""
+        # A command is required, but an unknown option before it is the better thing to name.
+        self._commands = self.add_subparsers(dest="command", metavar="COMMAND", required=False)
+        return self._commands
 
     def add_traceback(self, default: Any = argparse.SUPPRESS) -> None:
         """Add ``--traceback``, which may stand before and after the command."""
@@ -57,14 +75,18 @@ class Parser(argparse.ArgumentParser):
         """Refuse unknown arguments here, where the options of the command are known."""
         arguments, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            from difflib import get_close_matches
-
-            message = f"unrecognized arguments: {' '.join(unknown)}"
             option = next((word for word in unknown if word.startswith("-")), "").partition("=")[0]
-            for meant in get_close_matches(option, self._option_string_actions, 1):
-                message += f"; did you mean {meant}?"
-            self.error(message)
+            meant = did_you_mean(option, self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+        if self._commands is not None and arguments.command is None:
+            self.error("expected a COMMAND")
         return arguments, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action is self._commands and value not in action.choices:
+            meant = did_you_mean(value, action.choices)
+            self.error(f"there is no command {value!r}{meant}")
+        super()._check_value(action, value)
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2 after one line."""
@@ -200,12 +222,21 @@ def use_threads(arguments: argparse.Namespace) -> None:
         fastrnn.set_num_threads(arguments.threads)
 
 
-def check_file(option: str, file: str | None) -> None:
-    """Refuse a file that cannot be written because of its path, before any work is done for it."""
+def check_file(option: str, file: str | None, *, directory_is_made: bool = False) -> None:
+    """Refuse a file that cannot be written because of its path, before any work is done for it.
+
+    With `directory_is_made`, the command makes the directory of the file.
+    """
     if file is None:
         return
     path = Path(file)
-    if file.endswith(os.sep) or path.is_dir() or not path.parent.is_dir():
+    if file.endswith(os.sep) or path.is_dir():
+        raise ValueError(f"{option} is {file}; expected a file, not a directory")
+    if directory_is_made:
+        above = next((place for place in path.parents if place.exists()), path.parent)
+        if above.exists() and not above.is_dir():
+            raise ValueError(f"{option} is {file}; expected a file, but {above} is no directory")
+    elif not path.parent.is_dir():
         raise ValueError(f"{option} is {file}; expected a file in a directory that exists")
 
 

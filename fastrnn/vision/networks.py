@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..extras import install_command
 from ..files import checksum, one_line, open_file
 from . import efficientnet
 from .images import Preprocessing
@@ -317,7 +318,7 @@ def _import_onnxruntime(name: str) -> Any:
         import onnxruntime
     except ImportError:
         raise ImportError(
-            f'{name} needs the package onnxruntime: pip install "fastrnn[vision]"'
+            f"{name} needs the package onnxruntime: {install_command('vision')}"
         ) from None
     return onnxruntime
 
@@ -391,7 +392,7 @@ def _read_onnx(path: Path) -> tuple[Any, str]:
         import onnx
         from onnx import external_data_helper
     except ImportError:
-        raise ImportError(f'{path} needs the package onnx: pip install "fastrnn[vision]"') from None
+        raise ImportError(f"{path} needs the package onnx: {install_command('vision')}") from None
     with open_file(path) as file:
         content = file.read()
     digest = hashlib.sha256(content)
