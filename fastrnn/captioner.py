@@ -36,7 +36,7 @@ from .words import END, NULL, UNK
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Captioned", "Captioner", "ImageCaption"]
+__all__ = ["Captioned", "Captioner", "ImageCaption", "ImageSource"]
 
 ImageSource: TypeAlias = Any
 """A path, the bytes of a file, an open file, a PIL image, a uint8 array (H, W, 3), or a function

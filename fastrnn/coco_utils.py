@@ -20,6 +20,7 @@ __all__ = [
     "BASE_DIR",
     "decode_captions",
     "load_coco_data",
+    "np",
     "read_captioning_directory",
     "sample_coco_minibatch",
 ]

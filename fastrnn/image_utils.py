@@ -19,6 +19,17 @@ from .data.pictures import loaded_picture
 from .files import open_file
 from .vision.images import ImageError, check_pixels, read_picture
 
+__all__ = [
+    "SQUEEZENET_MEAN",
+    "SQUEEZENET_STD",
+    "blur_image",
+    "deprocess_image",
+    "image_from_url",
+    "load_image",
+    "np",
+    "preprocess_image",
+]
+
 SQUEEZENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 SQUEEZENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 

@@ -18,9 +18,22 @@ import numpy as np
 
 from .caption_tokens import caption_tokens
 from .coco_utils import decode_captions, sample_coco_minibatch
-from .data.references import read_references as read_references
+from .data.references import read_references
 from .extras import install_command
 from .words import END, START, UNK
+
+__all__ = [
+    "BLEU_NAMES",
+    "BLEU_score",
+    "CaptionScorer",
+    "METRIC_NAMES",
+    "bleu_1",
+    "diversity",
+    "evaluate_captions",
+    "evaluate_model",
+    "meteor",
+    "read_references",
+]
 
 METRIC_NAMES = {
     "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4",

@@ -13,6 +13,8 @@ from typing import Any
 from .extras import install_command
 from .runs import is_epoch_record
 
+__all__ = ["TensorBoardLogger"]
+
 try:
     from tensorboardX import SummaryWriter
 except ImportError:

@@ -33,6 +33,17 @@ from .layout import (
     read_captioning_directory,
 )
 
+__all__ = [
+    "Download",
+    "FetchError",
+    "MAX_FILES",
+    "MAX_SIZE",
+    "Progress",
+    "fetch_directory",
+    "unpack",
+    "verify_directory",
+]
+
 MAX_SIZE = 16 << 30
 """Bytes that the unpacked files of an archive may have."""
 MAX_FILES = 10_000

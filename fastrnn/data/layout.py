@@ -20,6 +20,21 @@ from ..files import is_text, read_json, read_text, write_json, write_text
 from ..words import SPECIAL_WORDS
 from .h5 import H5Reader, write_h5
 
+__all__ = [
+    "CAPTIONS_FILE",
+    "COURSE_URL",
+    "SPLITS",
+    "VOCABULARY_FILE",
+    "dataset_shapes",
+    "encode_captions",
+    "features_file",
+    "read_blocks",
+    "read_captioning_directory",
+    "read_vocabulary",
+    "urls_file",
+    "write_captioning_directory",
+]
+
 SPLITS = ("train", "val")
 """Every data set has these splits; some have a split "test", too."""
 CAPTIONS_FILE = "coco2014_captions.h5"

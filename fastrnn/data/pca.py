@@ -11,6 +11,8 @@ import numpy as np
 from ..files import one_line, open_file, read_npz, write_aside, write_npz
 from .h5 import H5Reader
 
+__all__ = ["PCA"]
+
 _FEATURES = "features"
 _PART_BYTES = 1 << 26
 """Size of what is read at a time, in float64."""

@@ -20,6 +20,8 @@ from ..files import checksum, one_line, open_file
 from . import efficientnet
 from .images import Preprocessing
 
+__all__ = ["DEFAULT_NETWORK", "ENGINES", "NETWORKS", "Network", "load_network"]
+
 if TYPE_CHECKING:
     import torch
 
