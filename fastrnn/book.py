@@ -9,7 +9,7 @@ and whose captions start with ``<START>``.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,7 +62,7 @@ from .rnn_layers import (
 
 _Config = dict[str, Any]
 
-sgd = _optim.sgd
+sgd: Callable[..., tuple[Any, dict[str, Any]]] = _optim.sgd
 
 
 def sgd_momentum(
@@ -158,7 +158,9 @@ def adam(
     return w - learning_rate * m_unbiased / (np.sqrt(v_unbiased) + epsilon), config
 
 
-updater = SimpleNamespace(sgd=sgd, sgd_momentum=sgd_momentum, rmsprop=rmsprop, adam=adam)
+updater: SimpleNamespace = SimpleNamespace(
+    sgd=sgd, sgd_momentum=sgd_momentum, rmsprop=rmsprop, adam=adam
+)
 
 
 class CaptioningRNN(_CaptioningRNN):

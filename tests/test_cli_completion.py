@@ -140,7 +140,9 @@ def test_bash_completes_each_command_and_its_options(bash):
 
 def test_bash_completes_the_values_of_options(bash):
     assert set(bash.all_of("fastrnn train --cell ")) == {"rnn", "lstm"}
-    assert bash.line("fastrnn train --epochs 3 --cell l\t") == "fastrnn train --epochs 3 --cell lstm "
+    assert (
+        bash.line("fastrnn train --epochs 3 --cell l\t") == "fastrnn train --epochs 3 --cell lstm "
+    )
     assert set(bash.all_of("fastrnn completion ")) == {"bash", "zsh", "fish"}
 
 

@@ -16,6 +16,8 @@ float64 or ids are not integers, ValueError if a shape does not match, and Index
 outside ``[-V, V)``. The message names the argument. NaN and Inf propagate.
 """
 
+from typing import Any
+
 import numpy as np
 
 from .. import checks as _checks
@@ -49,7 +51,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 def rnn_step_forward(
     x: np.ndarray, prev_h: np.ndarray, Wx: np.ndarray, Wh: np.ndarray, b: np.ndarray
-) -> tuple[np.ndarray, tuple]:
+) -> tuple[np.ndarray, tuple[Any, ...]]:
     """One time step of a vanilla RNN: ``next_h = tanh(x Wx + prev_h Wh + b)`` (Elman, 1990).
 
     Parameters
@@ -86,7 +88,7 @@ def rnn_step_forward(
 
 
 def rnn_step_backward(
-    dnext_h: np.ndarray, cache: tuple
+    dnext_h: np.ndarray, cache: tuple[Any, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `rnn_step_forward`.
 
@@ -134,7 +136,7 @@ def rnn_forward(
     b: np.ndarray,
     *,
     lengths: np.ndarray | None = None,
-) -> tuple[np.ndarray, tuple]:
+) -> tuple[np.ndarray, tuple[Any, ...]]:
     """Run a vanilla RNN over whole sequences: T steps of `rnn_step_forward`.
 
     Parameters
@@ -182,7 +184,7 @@ def rnn_forward(
 
 
 def rnn_backward(
-    dh: np.ndarray, cache: tuple
+    dh: np.ndarray, cache: tuple[Any, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `rnn_forward`: back-propagation through time (Werbos, 1990).
 
@@ -234,7 +236,7 @@ def rnn_backward(
     return dx, dstate, dWx, dWh, db
 
 
-def word_embedding_forward(x: np.ndarray, W: np.ndarray) -> tuple[np.ndarray, tuple]:
+def word_embedding_forward(x: np.ndarray, W: np.ndarray) -> tuple[np.ndarray, tuple[Any, ...]]:
     """Look up the vector of each word: ``out[n, t] = W[x[n, t]]``.
 
     Parameters
@@ -264,7 +266,7 @@ def word_embedding_forward(x: np.ndarray, W: np.ndarray) -> tuple[np.ndarray, tu
     return W[x], (x, W)
 
 
-def word_embedding_backward(dout: np.ndarray, cache: tuple) -> np.ndarray:
+def word_embedding_backward(dout: np.ndarray, cache: tuple[Any, ...]) -> np.ndarray:
     """Gradient of `word_embedding_forward` with respect to the word vectors.
 
     Parameters
@@ -304,7 +306,7 @@ def lstm_step_forward(
     Wx: np.ndarray,
     Wh: np.ndarray,
     b: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, tuple]:
+) -> tuple[np.ndarray, np.ndarray, tuple[Any, ...]]:
     """One time step of an LSTM with forget gates and without peepholes.
 
     ``a = x Wx + prev_h Wh + b``, split into four blocks of H columns;
@@ -353,7 +355,7 @@ def lstm_step_forward(
 
 
 def lstm_step_backward(
-    dnext_h: np.ndarray, dnext_c: np.ndarray, cache: tuple
+    dnext_h: np.ndarray, dnext_c: np.ndarray, cache: tuple[Any, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `lstm_step_forward`.
 
@@ -411,7 +413,7 @@ def lstm_forward(
     b: np.ndarray,
     *,
     lengths: np.ndarray | None = None,
-) -> tuple[np.ndarray, tuple]:
+) -> tuple[np.ndarray, tuple[Any, ...]]:
     """Run an LSTM over whole sequences: T steps of `lstm_step_forward`, from a zero cell state.
 
     Parameters
@@ -461,7 +463,7 @@ def lstm_forward(
 
 
 def lstm_backward(
-    dh: np.ndarray, cache: tuple
+    dh: np.ndarray, cache: tuple[Any, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `lstm_forward`: back-propagation through time.
 
@@ -515,7 +517,7 @@ def lstm_backward(
 
 def temporal_affine_forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray
-) -> tuple[np.ndarray, tuple]:
+) -> tuple[np.ndarray, tuple[Any, ...]]:
     """Apply the same affine layer at every time step: ``out[n, t] = x[n, t] w + b``.
 
     Parameters
@@ -549,7 +551,7 @@ def temporal_affine_forward(
 
 
 def temporal_affine_backward(
-    dout: np.ndarray, cache: tuple
+    dout: np.ndarray, cache: tuple[Any, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `temporal_affine_forward`.
 

@@ -124,7 +124,9 @@ def caption(model: CaptioningRNN, data: dict[str, Any]) -> list[str]:
     texts: list[list[str]] = found.captions(model.idx_to_word)
     drawn = sample(model, features, 8, count=2, temperature=0.8, seed=3)
     assert drawn.ids.shape[:2] == found.ids.shape[:2]
-    first: list[str] = [group[0] for group in greedy(model, features, 8).captions(model.idx_to_word)]
+    first: list[str] = [
+        group[0] for group in greedy(model, features, 8).captions(model.idx_to_word)
+    ]
     said: str | list[str] = decode_captions(model.sample(features, 8), model.idx_to_word)
     assert len(said) == len(first) == len(texts)
     return first
