@@ -1,7 +1,7 @@
 """A record of the tests that a run skipped, so that a later run does those alone.
 
-``pytest --skips FILE`` writes the record: the tests that ran, and the reason of each that did not.
-``pytest --skipped-in FILE`` runs only what such a record names. As a program it prints the tests
+``pytest --skips=FILE`` writes the record: the tests that ran, and the reason of each that did not.
+``pytest --skipped-in=FILE`` runs only what such a record names. As a program it prints the tests
 that every recorded run skipped, with their reasons, and fails if there are more than five:
 
     python tests/skips.py FILE...
@@ -109,7 +109,8 @@ def main(files: list[str]) -> int:
     left = never_ran([json.loads(Path(file).read_text()) for file in files])
     for name, why in left.items():
         print(f"skipped in every stage: tests/{name}: {why}")
-    print(f"{len(left)} tests were skipped in every stage; at most {AT_MOST} may be")
+    count = "1 test was" if len(left) == 1 else f"{len(left)} tests were"
+    print(f"{count} skipped in every stage; at most {AT_MOST} may be")
     return int(len(left) > AT_MOST)
 
 
