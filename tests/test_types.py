@@ -68,6 +68,8 @@ def script_of(tmp_path: Path):
 
 @pytest.mark.parametrize("faults_of", [faults_of_mypy, faults_of_pyright])
 def test_a_users_script_has_no_type_errors(faults_of, script_of):
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("PyTorch, which the script uses, is not installed")
     assert faults_of(script_of("user.py")) == {}
 
 
