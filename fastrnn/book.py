@@ -158,9 +158,7 @@ def adam(
     return w - learning_rate * m_unbiased / (np.sqrt(v_unbiased) + epsilon), config
 
 
-updater: SimpleNamespace = SimpleNamespace(
-    sgd=sgd, sgd_momentum=sgd_momentum, rmsprop=rmsprop, adam=adam
-)
+updater = SimpleNamespace(sgd=sgd, sgd_momentum=sgd_momentum, rmsprop=rmsprop, adam=adam)
 
 
 class CaptioningRNN(_CaptioningRNN):
