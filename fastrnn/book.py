@@ -9,7 +9,7 @@ and whose captions start with ``<START>``.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -65,7 +65,7 @@ from .rnn_layers import (
 _Config = dict[str, Any]
 _BASE_DIR = "datasets/coco_captioning"
 
-sgd = _optim.sgd
+sgd: Callable[..., tuple[Any, dict[str, Any]]] = _optim.sgd
 
 
 def sgd_momentum(

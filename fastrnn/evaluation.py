@@ -344,11 +344,13 @@ class Evaluator:
     ) -> None:
         known = references_of(data, split) if references is None else references
         every = data[f"{split}_features"]
-        self.images = np.arange(len(every)) if images is None else np.asarray(images, np.intp)
+        self.images: np.ndarray = (
+            np.arange(len(every)) if images is None else np.asarray(images, np.intp)
+        )
         whole = np.array_equal(self.images, np.arange(len(every)))
-        self.features = every if whole else every[self.images]
-        self.references = [list(known[image]) for image in self.images.tolist()]
-        self.judged = [row for row, texts in enumerate(self.references) if texts]
+        self.features: np.ndarray = every if whole else every[self.images]
+        self.references: list[list[str]] = [list(known[image]) for image in self.images.tolist()]
+        self.judged: list[int] = [row for row, texts in enumerate(self.references) if texts]
         self.scorer: CaptionScorer | None = None
         if self.judged:
             self.scorer = CaptionScorer([self.references[row] for row in self.judged])

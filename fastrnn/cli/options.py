@@ -128,7 +128,7 @@ class Choice(argparse.Action):
     def __init__(self, *args: Any, words: Sequence[str], **about: Any) -> None:
         about.setdefault("metavar", "{" + ",".join(words) + "}")
         super().__init__(*args, **about)
-        self._words = words
+        self.words = words
 
     def __call__(
         self,
@@ -138,10 +138,10 @@ class Choice(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         """Store the word, or exit with an error."""
-        if values not in self._words:
-            *first, last = self._words
+        if values not in self.words:
+            *first, last = self.words
             expected = f"{', '.join(first)} or {last}" if first else last
-            parser.error(f"{option_string} is {values!r}; expected {expected}")
+            parser.error(f"{option_string or self.dest} is {values!r}; expected {expected}")
         setattr(namespace, self.dest, values)
 
 

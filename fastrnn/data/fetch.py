@@ -166,7 +166,7 @@ class Download:
         self._sha256 = sha256.lower() if sha256 else None
         self._timeout, self._tries, self._pause = timeout, tries, pause
         self._progress = progress or (lambda done, total: None)
-        self.part = self.path.with_name(f"{self.path.name}.part")
+        self.part: Path = self.path.with_name(f"{self.path.name}.part")
         self._note = self.path.with_name(f"{self.path.name}.part.json")
 
     def run(self) -> Path:

@@ -148,13 +148,16 @@ class Trainer:
         on_epoch: OnEpoch | None = None,
         callbacks: Iterable[Any] = (),
     ) -> None:
-        self.model, self.data = model, data
-        self.config = config or TrainConfig()
-        self.settings = dict(settings or {})
+        self.model: CaptioningRNN = model
+        self.data: Mapping[str, Any] = data
+        self.config: TrainConfig = config or TrainConfig()
+        self.settings: dict[str, Any] = dict(settings or {})
         self.history: list[dict[str, Any]] = []
-        self.step = 0
-        self.on_step, self.on_validation, self.on_epoch = on_step, on_validation, on_epoch
-        self.callbacks = [*callbacks]
+        self.step: int = 0
+        self.on_step: OnStep | None = on_step
+        self.on_validation: OnValidation | None = on_validation
+        self.on_epoch: OnEpoch | None = on_epoch
+        self.callbacks: list[Any] = [*callbacks]
 
         captions = data["train_captions"]
         if not len(captions):
@@ -169,7 +172,7 @@ class Trainer:
             )
         self._saver = Saver(None if run is None else Path(run).absolute())
         self._training = TrainingSet(data, model, self.config.batch_size)
-        self.steps_per_epoch = self._training.steps_per_epoch
+        self.steps_per_epoch: int = self._training.steps_per_epoch
         self._learner = Learner(model, self._training.mean, self._training.deviation, self.config)
         self._workspace = CaptioningWorkspace()
         shared = self._training, self._learner.network, self.config, self._workspace

@@ -75,9 +75,14 @@ class Network:
         make_module: Callable[[], torch.nn.Module] | None = None,
         file: Path | None = None,
     ) -> None:
-        self.name, self.layer, self.width = name, layer, width
-        self.preprocessing, self.digest = preprocessing, digest
-        self.engine, self.threads, self.file = engine, threads, file
+        self.name: str = name
+        self.layer: str = layer
+        self.width: int = width
+        self.preprocessing: Preprocessing = preprocessing
+        self.digest: str = digest
+        self.engine: str = engine
+        self.threads: int = threads
+        self.file: Path | None = file
         self.chunk = chunk
         self._run, self._classify, self._make_module = run, classify, make_module
         self._run_alone = run_alone or run
