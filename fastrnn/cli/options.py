@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import os
@@ -15,24 +16,25 @@ import fastrnn
 from ..checks import ArgumentError
 from ..training.config import ModelConfig, TrainConfig, option_of
 
-_FIELDS = {
+FIELDS = {
     field.name: field
     for config in (ModelConfig, TrainConfig)
     for field in dataclasses.fields(config)
 }
+"""The fields of the configurations by name."""
 
 
 def flag_of(name: str) -> str:
     """Return the option for an argument of a function or a field of a configuration."""
     if name == "count":  # of set_num_threads
         return "--threads"
-    about = option_of(_FIELDS[name]) if name in _FIELDS else None
+    about = option_of(FIELDS[name]) if name in FIELDS else None
     return (about and about.flag) or "--" + name.replace("_", "-")
 
 
 def describe_error(error: BaseException) -> str:
     """Return the message of an error in one line, with options instead of arguments."""
-    if isinstance(error, ArgumentError) and (error.name in _FIELDS or error.name == "count"):
+    if isinstance(error, ArgumentError) and (error.name in FIELDS or error.name == "count"):
         message = f"{flag_of(error.name)} {error.problem}"
     elif isinstance(error, OSError) and error.filename is not None:
         message = f"{error.strerror}: {error.filename}"
@@ -109,17 +111,25 @@ class Number(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         """Store the number, or exit with an error."""
-        most = 2.0**63 if self._number is int else math.inf
         try:
-            value = self._number(values)
-        except ValueError:
-            value = None
-        if value is None or not abs(value) < most or value < self._at_least:
+            setattr(namespace, self.dest, self.number_of(values, text=True))
+        except ValueError as error:
+            parser.error(f"{option_string or self.dest} {error}")
+
+    def number_of(self, value: Any, text: bool = False) -> int | float:
+        """Return a number, or that in a text; raise ValueError with what is wrong with it."""
+        most = 2.0**63 if self._number is int else math.inf
+        kinds = str if text else int if self._number is int else (int, float)
+        number = None
+        if isinstance(value, kinds) and not isinstance(value, bool):
+            with contextlib.suppress(ValueError, OverflowError):
+                number = self._number(value)
+        if number is None or not abs(number) < most or number < self._at_least:
             expected = "a 64-bit integer" if self._number is int else "a finite number"
             if self._at_least > -math.inf:
                 expected += f" of at least {self._at_least:g}"
-            parser.error(f"{option_string} is {values!r}; expected {expected}")
-        setattr(namespace, self.dest, value)
+            raise ValueError(f"is {value!r}; expected {expected}")
+        return number
 
 
 class Choice(argparse.Action):
@@ -138,11 +148,18 @@ class Choice(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         """Store the word, or exit with an error."""
-        if values not in self.words:
+        try:
+            setattr(namespace, self.dest, self.word_of(values))
+        except ValueError as error:
+            parser.error(f"{option_string or self.dest} {error}")
+
+    def word_of(self, value: str) -> str:
+        """Return one of the words; raise ValueError with what is wrong with any other."""
+        if value not in self.words:
             *first, last = self.words
             expected = f"{', '.join(first)} or {last}" if first else last
-            parser.error(f"{option_string or self.dest} is {values!r}; expected {expected}")
-        setattr(namespace, self.dest, values)
+            raise ValueError(f"is {value!r}; expected {expected}")
+        return value
 
 
 def add_integer(group: Any, flag: str, *, at_least: int = 1, **about: Any) -> None:
