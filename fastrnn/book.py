@@ -162,6 +162,7 @@ def adam(
 
 
 updater = SimpleNamespace(sgd=sgd, sgd_momentum=sgd_momentum, rmsprop=rmsprop, adam=adam)
+"""The update rules by name; each is that of `fastrnn.optim`."""
 
 
 class CaptioningRNN(_CaptioningRNN):
@@ -256,10 +257,12 @@ class CaptioningTrainer(_CaptioningSolver):
 
     @property
     def updater_config(self) -> _Config:
+        """Hyperparameters of the update rule: `optim_config` of `CaptioningSolver`."""
         return self.optim_config
 
     @property
     def updater_configs(self) -> dict[str, _Config]:
+        """Hyperparameters and state for each parameter: `optim_configs` of `CaptioningSolver`."""
         return self.optim_configs
 
     def _iterations_per_epoch(self) -> float:

@@ -32,7 +32,9 @@ __all__ = [
 ]
 
 Params = Mapping[str, np.ndarray]
+"""The parameters of a model by name."""
 State = tuple[np.ndarray, np.ndarray]
+"""The hidden state h and the cell state c, each (N, H)."""
 
 
 class Hypothesis(NamedTuple):
@@ -85,6 +87,17 @@ def followers(
     model: Any, hypothesis: Hypothesis, no_repeat_ngram: int, suppress: Iterable[str]
 ) -> tuple[np.ndarray, np.ndarray, State]:
     """Score every word as the next word of a hypothesis.
+
+    Parameters
+    ----------
+    model : CaptioningRNN
+        The NumPy or the compiled model.
+    hypothesis : Hypothesis
+        The caption so far.
+    no_repeat_ngram : int
+        Never repeat so many words in a row; 0 allows it.
+    suppress : iterable of str
+        Words that are never chosen.
 
     Returns
     -------
@@ -291,8 +304,9 @@ def mix(
     probability : float
         Probability that an input is drawn.
     seed : int
-        64-bit seed of an RNG stream. For each row and time step, `random.uniform` gives two
-        numbers: the first decides whether a word is drawn, the second which one.
+        64-bit seed of an RNG stream. For each row and time step,
+        `fastrnn.reference.random.uniform` gives two numbers: the first decides whether a word is
+        drawn, the second which one.
     null : int
         Id of ``<NULL>``.
     cell_type : {'rnn', 'lstm'}

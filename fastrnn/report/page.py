@@ -177,6 +177,7 @@ class Report:
         Returns
         -------
         str
+            One HTML file without external parts.
         """
         gallery = self._gallery
         title = self.run.resolve().name

@@ -109,6 +109,7 @@ class Trainer:
         captions for each validation image, generated captions are compared with these instead of
         the validation captions. Without ``val_...`` there is no validation.
     config : TrainConfig, optional
+        The settings. By default, those of ``TrainConfig()``.
     run : path, optional
         The run directory for settings, history, checkpoints and the best model (``model.npz``). It
         is created if it does not exist. If it is None, nothing is written.
@@ -161,6 +162,26 @@ class Trainer:
     Training works on standardised features (mean 0, standard deviation 1), because Adam changes
     every weight by about the same amount, whatever the scale of its input. `model` reads the
     original features: the standardisation is part of its ``W_proj`` and ``b_proj``.
+
+    Examples
+    --------
+    Train on a few drawn scenes, and caption two others:
+
+    >>> import tempfile
+    >>> from fastrnn.coco_utils import read_captioning_directory
+    >>> from fastrnn.data.scenes.dataset import write_scenes
+    >>> from fastrnn.decoding import greedy
+    >>> from fastrnn.training import TrainConfig, Trainer, start_model
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_scenes(folder, num_train=100, num_val=20)
+    ...     data = read_captioning_directory(folder)
+    >>> model = start_model(data, hidden_dim=32, wordvec_dim=16)
+    >>> trainer = Trainer(model, data, TrainConfig(epochs=5, batch_size=50, learning_rate=0.01))
+    >>> history = trainer.fit()
+    >>> [record["epoch"] for record in history if "val_loss" in record]
+    [1, 2, 3, 4, 5]
+    >>> len(greedy(model, data["val_features"][:2]).captions(model.idx_to_word))
+    2
     """
 
     def __init__(
@@ -599,11 +620,6 @@ class Trainer:
         Trainer
             Call its `fit`.
 
-        Warns
-        -----
-        UserWarning
-            A newer checkpoint is damaged, or a new number of epochs changes the schedule.
-
         Raises
         ------
         FileNotFoundError
@@ -611,6 +627,11 @@ class Trainer:
         ValueError
             It is not a run directory, every checkpoint is damaged, `data` are not the run's, or a
             change would make it another run or let the learning rate rise again.
+
+        Warns
+        -----
+        UserWarning
+            A newer checkpoint is damaged.
         """
         found = read_run(run)
         changed_config(found, changes)  # an error, before anything large is read

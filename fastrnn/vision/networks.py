@@ -30,6 +30,7 @@ NETWORKS = tuple(efficientnet.SIZES)
 ENGINES = ("onnxruntime", "torch")
 """The first is the default: it is two to three times as fast (bench/features.py)."""
 DEFAULT_NETWORK = NETWORKS[0]
+"""The network that `load_network` loads by default."""
 
 
 class Network:
@@ -98,6 +99,7 @@ class Network:
         Returns
         -------
         float32 ndarray (N, D)
+            The features of each image.
 
         Raises
         ------
@@ -222,6 +224,7 @@ def load_network(
     Returns
     -------
     Network
+        The network, ready to compute.
 
     Raises
     ------
