@@ -123,7 +123,7 @@ def arrange(floors: list[list[str]], graph: Graph) -> list[list[str]]:
     return floors
 
 
-WIDTH, BOX, FLOOR = 960, 30, 74
+WIDTH, BOX, FLOOR = 740, 30, 74
 STYLE = """
 text { font: 14px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; fill: #1f2933;
   text-anchor: middle; }
