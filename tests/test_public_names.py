@@ -16,9 +16,12 @@ INTERNAL = {
     "fastrnn.caption_tokens",
     "fastrnn.checks",
     "fastrnn.cli",
+    "fastrnn.extras",
     "fastrnn.files",
+    "fastrnn.forcing",
     "fastrnn.runlock",
     "fastrnn.seeds",
+    "fastrnn.terminal",
 }
 OF_THE_COURSE = [
     "rnn_layers",
