@@ -67,6 +67,7 @@ class CaptioningSolver:
     --------
     Two captions, learned by heart:
 
+    >>> from fastrnn.captioning_solver import CaptioningSolver
     >>> from fastrnn.classifiers.rnn import CaptioningRNN
     >>> from fastrnn.coco_utils import decode_captions
     >>> words = {"<NULL>": 0, "<START>": 1, "<END>": 2, "a": 3, "dog": 4, "runs": 5}

@@ -186,6 +186,7 @@ def decode_captions(
 
     Examples
     --------
+    >>> from fastrnn.coco_utils import decode_captions
     >>> words = ["<NULL>", "<START>", "<END>", "<UNK>", "a", "dog"]
     >>> decode_captions(np.array([1, 4, 5, 2, 0]), words)
     '<START> a dog <END>'

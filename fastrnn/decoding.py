@@ -215,6 +215,8 @@ def beam_search(
 
     Examples
     --------
+    >>> from fastrnn.classifiers.rnn import CaptioningRNN
+    >>> from fastrnn.decoding import beam_search
     >>> words = {"<NULL>": 0, "<START>": 1, "<END>": 2, "<UNK>": 3, "a": 4, "dog": 5, "runs": 6}
     >>> np.random.seed(0)
     >>> model = CaptioningRNN(words, input_dim=8, wordvec_dim=4, hidden_dim=16, cell_type="lstm")

@@ -87,6 +87,7 @@ def eval_numerical_gradient_array(
 
     Examples
     --------
+    >>> from fastrnn.gradient_check import eval_numerical_gradient_array
     >>> x = np.array([[1.0, 2.0], [3.0, 4.0]])
     >>> dx = eval_numerical_gradient_array(lambda x: x**2, x, np.ones_like(x))
     >>> print(dx.round(6))

@@ -264,6 +264,7 @@ def adam(
     --------
     The first step is as long as the learning rate, whatever the gradient:
 
+    >>> from fastrnn.optim import adam
     >>> w, dw = np.ones(3), np.array([0.5, -0.1, 0.0])
     >>> w, config = adam(w, dw, {"learning_rate": 0.1})
     >>> print(w.round(3), config["t"])

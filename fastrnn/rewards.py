@@ -55,6 +55,7 @@ class CiderReward:
     --------
     Two captions of the first image, one of the second:
 
+    >>> from fastrnn.rewards import CiderReward
     >>> words = {"<NULL>": 0, "<START>": 1, "<END>": 2, "a": 3, "dog": 4, "cat": 5, "runs": 6}
     >>> captions = np.array([[3, 4, 6, 2], [3, 4, 2, 0], [3, 5, 2, 0]])
     >>> reward = CiderReward(captions, np.array([0, 0, 1]), 2, words)

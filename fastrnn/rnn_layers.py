@@ -178,6 +178,7 @@ def rnn_forward(
 
     Examples
     --------
+    >>> from fastrnn.rnn_layers import rnn_forward
     >>> x, h0 = np.ones((2, 5, 3)), np.zeros((2, 4))
     >>> Wx, Wh, b = np.full((3, 4), 0.1), np.full((4, 4), 0.1), np.zeros(4)
     >>> h, cache = rnn_forward(x, h0, Wx, Wh, b, lengths=[5, 2])
@@ -256,6 +257,7 @@ def word_embedding_forward(
 
     Examples
     --------
+    >>> from fastrnn.rnn_layers import word_embedding_backward, word_embedding_forward
     >>> W = np.array([[0.0, 0.0], [1.0, 2.0], [3.0, 4.0]])
     >>> out, cache = word_embedding_forward(np.array([[1, 2, 2], [2, 1, 0]]), W)
     >>> print(out[0])
@@ -429,6 +431,7 @@ def lstm_forward(
 
     Examples
     --------
+    >>> from fastrnn.rnn_layers import lstm_backward, lstm_forward
     >>> x, h0 = np.ones((2, 5, 3)), np.zeros((2, 4))
     >>> Wx, Wh, b = np.full((3, 16), 0.1), np.full((4, 16), 0.1), np.zeros(16)
     >>> h, cache = lstm_forward(x, h0, Wx, Wh, b, lengths=[5, 2])
@@ -508,6 +511,7 @@ def temporal_affine_forward(
 
     Examples
     --------
+    >>> from fastrnn.rnn_layers import temporal_affine_forward
     >>> out, cache = temporal_affine_forward(np.ones((2, 3, 4)), np.ones((4, 5)), np.zeros(5))
     >>> out.shape
     (2, 3, 5)
@@ -590,6 +594,7 @@ def temporal_softmax_loss(
     --------
     Scores that are all equal cost log(V) a word. Here are five words of seven in two captions:
 
+    >>> from fastrnn.rnn_layers import temporal_softmax_loss
     >>> scores, y = np.zeros((2, 3, 7)), np.array([[1, 2, 3], [1, 2, 0]])
     >>> loss, dx = temporal_softmax_loss(scores, y, mask=y != 0)
     >>> print(round(loss, 4), round(5 / 2 * np.log(7), 4))

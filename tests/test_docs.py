@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from test_public_names import MODULES
 
@@ -69,11 +70,13 @@ COMMANDS = commands()
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_of_docstrings_run(name: str) -> None:
+    """Where nothing is imported but NumPy, as in the session of a reader."""
     module = importlib.import_module(name)
     finder = doctest.DocTestFinder(exclude_empty=True)
     printed = io.StringIO()
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     for example in finder.find(module, name):
+        example.globs = {"np": np}
         runner.run(example, out=printed.write)
     assert runner.failures == 0, printed.getvalue()
 
@@ -222,8 +225,6 @@ def test_the_onnx_example_says_what_the_model_says(tmp_path: Path, seed: int, le
     """The program of export.rst decodes as `greedy` does, to ``<END>`` or to the largest length."""
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    import numpy as np
-
     from fastrnn.classifiers.rnn import CaptioningRNN
     from fastrnn.decoding import greedy
     from fastrnn.export import save_onnx

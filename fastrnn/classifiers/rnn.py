@@ -169,6 +169,7 @@ class CaptioningRNN:
     A model that has learned nothing costs about log(V) a word. These are two captions with seven
     words after ``<START>``, of a vocabulary of six:
 
+    >>> from fastrnn.classifiers.rnn import CaptioningRNN
     >>> words = {"<NULL>": 0, "<START>": 1, "<END>": 2, "a": 3, "dog": 4, "runs": 5}
     >>> np.random.seed(0)
     >>> model = CaptioningRNN(words, input_dim=6, wordvec_dim=4, hidden_dim=8, cell_type="lstm")

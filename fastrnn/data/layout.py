@@ -23,11 +23,13 @@ from .h5 import H5Reader, write_h5
 __all__ = [
     "CAPTIONS_FILE",
     "COURSE_URL",
+    "CaptioningData",
     "SPLITS",
     "VOCABULARY_FILE",
     "dataset_shapes",
     "encode_captions",
     "features_file",
+    "named_directory",
     "read_blocks",
     "read_captioning_directory",
     "read_vocabulary",

@@ -118,9 +118,11 @@ class Run:
 
         Examples
         --------
-        >>> from fastrnn.training import read_run
-        >>> read_run("runs/one").evaluate(beam=1)["cider"]  # doctest: +SKIP
-        0.4987
+        .. code-block:: python
+
+            from fastrnn.training import read_run
+
+            print(read_run("runs/one").evaluate(beam=1)["cider"])  # 0.4987
         """
         place = self._data_place(data)
         model = load_model(self.directory)

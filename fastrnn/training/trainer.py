@@ -479,9 +479,10 @@ class Trainer:
 
         Examples
         --------
-        >>> trainer.fit()  # doctest: +SKIP
-        >>> trainer.evaluate(beam=1)["cider"]  # doctest: +SKIP
-        0.4987
+        .. code-block:: python
+
+            trainer.fit()
+            print(trainer.evaluate(beam=1)["cider"])  # 0.4987
         """
         return measure(self.model, self.data, split, **options)
 
