@@ -146,6 +146,19 @@ def test_bash_completes_the_values_of_options(bash):
     assert set(bash.all_of("fastrnn completion ")) == {"bash", "zsh", "fish"}
 
 
+def test_bash_completes_values_after_an_equals_sign(bash):
+    assert bash.line("fastrnn train --cell=l\t") == "fastrnn train --cell=lstm "
+    assert bash.line("fastrnn train --cell=" + ALL) == "fastrnn train --cell=lstm rnn "
+    assert bash.line("fastrnn train --data=ru\t") == "fastrnn train --data=runs/"
+    assert bash.line("fastrnn train --epochs=3 --hidden\t") == (
+        "fastrnn train --epochs=3 --hidden-dim "
+    )
+    assert bash.line("fastrnn train --cell=rnn --data ru\t") == (
+        "fastrnn train --cell=rnn --data runs/"
+    )
+    assert bash.line("fastrnn caption --beam=2 ru\t") == "fastrnn caption --beam=2 runs/"
+
+
 def test_bash_completes_directories_and_files(bash):
     assert set(bash.all_of("fastrnn train --data ")) == {"data", "data\\ sets", "runs"}
     assert bash.line("fastrnn evaluate ru\t") == "fastrnn evaluate runs/"
