@@ -16,6 +16,19 @@ import numpy as np
 from . import checks as _checks
 from ._core import optim as _core
 
+__all__ = [
+    "IN_PLACE_RULES",
+    "adam",
+    "adamw",
+    "average",
+    "clip_by_norm",
+    "clip_by_value",
+    "np",
+    "rmsprop",
+    "sgd",
+    "sgd_momentum",
+]
+
 
 def _stepped(
     step: Callable[..., tuple[np.ndarray, ...]],
@@ -246,6 +259,15 @@ def adam(
     References
     ----------
     Kingma and Ba, "Adam: a method for stochastic optimization", 2015.
+
+    Examples
+    --------
+    The first step is as long as the learning rate, whatever the gradient:
+
+    >>> w, dw = np.ones(3), np.array([0.5, -0.1, 0.0])
+    >>> w, config = adam(w, dw, {"learning_rate": 0.1})
+    >>> print(w.round(3), config["t"])
+    [0.9 1.1 1. ] 1
     """
     return _adam(w, dw, config, 0.0, in_place)
 
@@ -315,6 +337,7 @@ def _adam(
 
 
 IN_PLACE_RULES = (sgd, sgd_momentum, rmsprop, adam, adamw)
+"""The update rules that take the keyword ``in_place``."""
 
 
 def clip_by_value(grads: Mapping[str, np.ndarray], limit: float) -> None:

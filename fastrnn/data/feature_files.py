@@ -19,6 +19,8 @@ from ..files import one_line, open_file, read_npz
 from .annotations import read_names
 from .layout import dataset_shapes, read_blocks
 
+__all__ = ["FeatureFiles", "NameIndex"]
+
 _BLOCK = 1 << 24
 """Bytes of features that are read at once."""
 
@@ -58,7 +60,18 @@ class NameIndex:
         return self._exact.get(name)
 
     def find(self, *names: str | None) -> int | None:
-        """Return the row of the first of some names that is there; None if none is.
+        """Return the row of the first of some names that is there.
+
+        Parameters
+        ----------
+        *names : str or None
+            Names or paths of the same thing; None stands for none. The last part of a path is
+            enough, with or without its ending.
+
+        Returns
+        -------
+        int or None
+            The row; None if none of the names is there.
 
         Raises
         ------
@@ -149,7 +162,14 @@ class FeatureFiles:
         return f"{first} and {len(others)} more" if others else first
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the rows in blocks: the number of the first, and a float32 array.
+        """Yield the rows in blocks.
+
+        Yields
+        ------
+        first : int
+            The number of the first row of the block.
+        block : float32 ndarray (rows, D)
+            The rows.
 
         Raises
         ------

@@ -7,6 +7,8 @@ import numpy as np
 
 from . import optim
 
+__all__ = ["CaptioningSolver"]
+
 
 class CaptioningSolver:
     """Train a captioning model by stochastic gradient descent on random minibatches.

@@ -142,9 +142,11 @@ class CaptionObjective(_Objective):
     Parameters
     ----------
     training : TrainingSet
+        The captions, and the standardised features of their images.
     network : CaptioningRNN
         The model in training; it reads standardised features.
     config : TrainConfig
+        The settings.
     workspace : CaptioningWorkspace
         Memory to use.
     """

@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..extras import install_command
 from ..files import checksum, one_line, open_file
 from . import efficientnet
 from .images import Preprocessing
+
+__all__ = ["DEFAULT_NETWORK", "ENGINES", "NETWORKS", "Network", "load_network"]
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +30,7 @@ NETWORKS = tuple(efficientnet.SIZES)
 ENGINES = ("onnxruntime", "torch")
 """The first is the default: it is two to three times as fast (bench/features.py)."""
 DEFAULT_NETWORK = NETWORKS[0]
+"""The network that `load_network` loads by default."""
 
 
 class Network:
@@ -95,6 +99,7 @@ class Network:
         Returns
         -------
         float32 ndarray (N, D)
+            The features of each image.
 
         Raises
         ------
@@ -219,6 +224,7 @@ def load_network(
     Returns
     -------
     Network
+        The network, ready to compute.
 
     Raises
     ------
@@ -266,8 +272,8 @@ def load_network(
         name=name, layer=efficientnet.POOL, width=weight.shape[1],
         preprocessing=Preprocessing(size=efficientnet.SIZES[name]),
         digest=f"sha256:{checksum(state)}", engine=engine, threads=threads, run=run,
-        run_alone=run_alone, chunk=_chunk(size), classify=lambda batch: run(batch) @ weight.T + bias,
-        make_module=module,
+        run_alone=run_alone, chunk=_chunk(size), make_module=module,
+        classify=lambda batch: run(batch) @ weight.T + bias,
     )  # fmt: skip
 
 
@@ -322,7 +328,7 @@ def _import_onnxruntime(name: str) -> Any:
         import onnxruntime
     except ImportError:
         raise ImportError(
-            f'{name} needs the package onnxruntime: pip install "fastrnn[vision]"'
+            f"{name} needs the package onnxruntime: {install_command('vision')}"
         ) from None
     return onnxruntime
 
@@ -396,7 +402,7 @@ def _read_onnx(path: Path) -> tuple[Any, str]:
         import onnx
         from onnx import external_data_helper
     except ImportError:
-        raise ImportError(f'{path} needs the package onnx: pip install "fastrnn[vision]"') from None
+        raise ImportError(f"{path} needs the package onnx: {install_command('vision')}") from None
     with open_file(path) as file:
         content = file.read()
     digest = hashlib.sha256(content)

@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 
 SHAPES = ("circle", "square", "triangle", "cross")
+"""What a shape can be."""
 COLORS = ("red", "yellow", "green", "blue")
+"""Its colors."""
 SIZES = ("small", "big")
+"""Its sizes."""
 SIDE = 48
 """Height and width of an image, in pixels."""
 
@@ -71,6 +74,16 @@ class Scene:
     def from_json(cls, shapes: list[dict[str, Any]]) -> Scene:
         """Return the scene of a list that `to_json` returned.
 
+        Parameters
+        ----------
+        shapes : list of dict
+            The attributes of each shape.
+
+        Returns
+        -------
+        Scene
+            The scene.
+
         Raises
         ------
         TypeError, ValueError
@@ -96,6 +109,7 @@ def make_scene(rng: np.random.Generator) -> Scene:
     Returns
     -------
     Scene
+        The scene; `draw_scenes` draws it.
     """
     wanted = 1 + rng.choice(3, p=[0.25, 0.5, 0.25])
     palette = rng.permutation(COLORS).tolist()
