@@ -229,8 +229,8 @@ def test_fish_completes(script: Callable[[str], str], place: Path):
 def test_every_argument_that_is_a_path_is_known_as_one():
     """A new metavar has to be a path's or to be named here."""
     others = {
-        "ADDRESS", "HEX", "LEVELS", "MB", "N", "NAME", "N|WORD", "PERCENT", "R,G,B", "SECONDS", "TEXT",
-        "URL", "WORD", "X",
+        "ADDRESS", "HEX", "LEVELS", "MB", "N", "NAME", "N|WORD", "PERCENT", "R,G,B", "SECONDS",
+        "TEXT", "URL", "WORD", "X",
     }  # fmt: skip
     found = {
         action.metavar.partition(".")[0]
