@@ -232,7 +232,7 @@ def test_the_onnx_example_says_what_the_model_says(tmp_path: Path) -> None:
     model.params["b_vocab"][3] -= 100  # never <UNK>
     features = np.random.standard_normal((1, 5)).astype(np.float32)
     model.params["b_vocab"][2] += 1  # ends at some time
-    save_onnx(model, tmp_path / "flickr8k-onnx")
+    save_onnx(tmp_path / "flickr8k-onnx", model)
     text = (DOCS / "export.rst").read_text(encoding="utf-8")
     [code] = re.findall(
         r"code-block:: python\n\n((?:   .*\n|\n)*import onnxruntime\n(?:   .*\n|\n)*)", text
