@@ -37,6 +37,8 @@ finally:
 
 from .checks import ArgumentError as _ArgumentError
 
+__all__ = ["__version__", "get_num_threads", "set_num_threads"]
+
 
 def set_num_threads(count: int) -> None:
     """Set the number of threads that large operations use.

@@ -26,21 +26,17 @@ from . import runs
 from .classifiers.rnn import CaptioningRNN
 from .data.pca import PCA
 from .decoding import Decoded, beam_search
-from .rnn_layers import (
-    lstm_forward,
-    rnn_forward,
-    temporal_affine_forward,
-    word_embedding_forward,
-)
+from .forcing import forced_states
+from .rnn_layers import temporal_affine_forward
 from .vision.images import open_image, prepare_image
 from .vision.networks import Network
 from .vision.source import SOURCE_FILE, FeatureSource
-from .words import END, NULL, START, UNK
+from .words import END, NULL, UNK
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Captioned", "Captioner", "ImageCaption"]
+__all__ = ["Captioned", "Captioner", "ImageCaption", "ImageSource"]
 
 ImageSource: TypeAlias = Any
 """A path, the bytes of a file, an open file, a PIL image, a uint8 array (H, W, 3), or a function
@@ -543,11 +539,7 @@ class Captioner:
             )
         if not ids:
             return np.empty((0, V))
-        inputs = np.array([[self.model.word_to_idx[START], *ids[:-1]]])
-        h0 = features[None].astype(params["W_proj"].dtype) @ params["W_proj"] + params["b_proj"]
-        x, _ = word_embedding_forward(inputs, params["W_embed"])
-        forward = lstm_forward if self.model.cell_type == "lstm" else rnn_forward
-        h, _ = forward(x, h0, params["Wx"], params["Wh"], params["b"])
+        h, _ = forced_states(self.model, features[None].astype(params["W_proj"].dtype), ids[:-1])
         scores, _ = temporal_affine_forward(h, params["W_vocab"], params["b_vocab"])
         exponents = scores[0].astype(np.float64)
         exponents -= exponents.max(axis=1, keepdims=True)

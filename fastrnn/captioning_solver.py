@@ -11,6 +11,8 @@ from . import optim
 from .classifiers.rnn import CaptioningRNN, CaptioningWorkspace
 from .coco_utils import sample_coco_minibatch
 
+__all__ = ["CaptioningSolver", "np"]
+
 
 class CaptioningSolver:
     """Train a captioning model by stochastic gradient descent on random minibatches.

@@ -34,6 +34,7 @@ __all__ = [
     "blank_model",
     "checkpoint_path",
     "checkpoint_steps",
+    "describe_mismatch",
     "load_model",
     "read_checkpoint",
     "read_newest_checkpoint",

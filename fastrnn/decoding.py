@@ -26,6 +26,8 @@ from .classifiers.rnn import CaptioningRNN
 from .coco_utils import decode_captions
 from .words import END, NULL, START, UNK, strip_end
 
+__all__ = ["Decoded", "LENGTH_RULES", "beam_search", "greedy", "sample"]
+
 LENGTH_RULES = ("power", "wu")
 
 

@@ -13,6 +13,15 @@ from typing import Any
 
 import numpy as np
 
+__all__ = [
+    "eval_numerical_gradient",
+    "eval_numerical_gradient_array",
+    "eval_numerical_gradient_blobs",
+    "eval_numerical_gradient_net",
+    "grad_check_sparse",
+    "np",
+]
+
 
 def eval_numerical_gradient(
     f: Callable[[np.ndarray], Any], x: np.ndarray, verbose: bool = True, h: float = 1e-5

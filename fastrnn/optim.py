@@ -16,6 +16,19 @@ import numpy as np
 from . import checks as _checks
 from ._core import optim as _core
 
+__all__ = [
+    "IN_PLACE_RULES",
+    "adam",
+    "adamw",
+    "average",
+    "clip_by_norm",
+    "clip_by_value",
+    "np",
+    "rmsprop",
+    "sgd",
+    "sgd_momentum",
+]
+
 
 def _stepped(
     step: Callable[..., tuple[np.ndarray, ...]],

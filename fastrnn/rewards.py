@@ -16,6 +16,8 @@ from scipy import sparse
 
 from .words import NULL, START, UNK
 
+__all__ = ["CiderReward"]
+
 _ORDERS = 4
 _SIGMA = 6.0  # sigma of the length penalty, in words (Vedantam, Zitnick and Parikh 2015, section 8)
 _ROWS = 5000  # captions per chunk in agreement(), which bounds the memory

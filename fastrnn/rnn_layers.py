@@ -17,13 +17,32 @@ propagate. Results do not depend on the number of threads. `fastrnn.reference.rn
 same functions in plain NumPy.
 """
 
-# No __all__: notebooks also get np from `import *`.
-
 import numpy as np
 
 from ._core import layers as _layers
 from ._core import sequence as _sequence
-from .layers import affine_backward, affine_forward  # noqa: F401
+from .layers import affine_backward, affine_forward
+
+# With np: notebooks also get it from `import *`, as from every module of the course.
+__all__ = [
+    "affine_backward",
+    "affine_forward",
+    "lstm_backward",
+    "lstm_forward",
+    "lstm_step_backward",
+    "lstm_step_forward",
+    "np",
+    "rnn_backward",
+    "rnn_forward",
+    "rnn_step_backward",
+    "rnn_step_forward",
+    "sigmoid",
+    "temporal_affine_backward",
+    "temporal_affine_forward",
+    "temporal_softmax_loss",
+    "word_embedding_backward",
+    "word_embedding_forward",
+]
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

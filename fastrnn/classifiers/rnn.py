@@ -25,6 +25,16 @@ from ..files import is_text, read_sealed, write_sealed
 from ..seeds import EMBED, MIX, VOCAB, stream_seed
 from ..words import END, NULL, START
 
+__all__ = [
+    "CaptioningRNN",
+    "CaptioningWorkspace",
+    "FORMAT",
+    "MODEL_FILE",
+    "Regularisation",
+    "np",
+    "seeded_model",
+]
+
 FORMAT = 2
 """Version of the model file format."""
 MODEL_FILE = "model.npz"

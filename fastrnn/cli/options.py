@@ -239,12 +239,21 @@ def use_threads(arguments: argparse.Namespace) -> None:
         fastrnn.set_num_threads(arguments.threads)
 
 
-def check_file(option: str, file: str | None) -> None:
-    """Refuse a file that cannot be written because of its path, before any work is done for it."""
+def check_file(option: str, file: str | None, *, directory_is_made: bool = False) -> None:
+    """Refuse a file that cannot be written because of its path, before any work is done for it.
+
+    With `directory_is_made`, the command makes the directory of the file.
+    """
     if file is None:
         return
     path = Path(file)
-    if file.endswith(os.sep) or path.is_dir() or not path.parent.is_dir():
+    if file.endswith(os.sep) or path.is_dir():
+        raise ValueError(f"{option} is {file}; expected a file, not a directory")
+    if directory_is_made:
+        above = next((place for place in path.parents if place.exists()), path.parent)
+        if above.exists() and not above.is_dir():
+            raise ValueError(f"{option} is {file}; expected a file, but {above} is no directory")
+    elif not path.parent.is_dir():
         raise ValueError(f"{option} is {file}; expected a file in a directory that exists")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from .. import runs
 from ..checks import ArgumentError
+from ..data.layout import DATA_VARIABLE, named_directory
 from ..runlock import RunLock
 from ..runs import checkpoint_steps
 from ..terminal import say_facts
@@ -62,8 +63,10 @@ def add_parser(commands: Any) -> Any:
     )  # fmt: skip
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--data", metavar="DIR", help="a data set in CS231n's h5 layout (default: drawn scenes)"
-    )
+        "--data", metavar="DIR",
+        help="a data set in CS231n's h5 layout (default: drawn scenes; with --recipe or "
+        f"--raw-features, what the environment variable {DATA_VARIABLE} names)",
+    )  # fmt: skip
     data.add_argument(
         "--recipe", action=Choice, words=tuple(RECIPES),
         help="settings that work well for this data set; other options override them "
@@ -190,7 +193,10 @@ def _begin(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Traine
     """Start a run: settings, data, and a model with its first weights."""
     for name in ("raw_features", "recipe"):
         if getattr(arguments, name) and arguments.data is None:
-            raise ValueError(f"{flag_of(name)} needs --data")
+            named = named_directory()
+            if named is None:
+                raise ValueError(f"{flag_of(name)} needs --data, or {DATA_VARIABLE}")
+            arguments.data = str(named)
     model, config = _choose(arguments)
     out = free_directory(arguments, model.cell)
     directory = Path(arguments.data) if arguments.data else out / runs.SCENE_DIRECTORY

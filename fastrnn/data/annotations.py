@@ -19,6 +19,16 @@ from typing import Any, BinaryIO
 
 from ..files import is_text, one_line, open_file, unique_keys
 
+__all__ = [
+    "AnnotatedImage",
+    "Annotations",
+    "Columns",
+    "FORMATS",
+    "SPLIT_NAMES",
+    "read_annotations",
+    "read_names",
+]
+
 FORMATS = ("json", "jsonl", "csv", "tsv", "flickr")
 """What `read_annotations` reads: COCO's and Karpathy's files are ``json``."""
 SPLIT_NAMES = {

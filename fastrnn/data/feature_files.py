@@ -19,6 +19,8 @@ from ..files import one_line, open_file, read_npz
 from .annotations import read_names
 from .layout import dataset_shapes, read_blocks
 
+__all__ = ["FeatureFiles", "NameIndex"]
+
 _BLOCK = 1 << 24
 """Bytes of features that are read at once."""
 

@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
+from ..checks import ArgumentError
 from ..files import one_line, parse_json, read_text, write_json
 from .aside import AsideDirectory
 from .layout import (
@@ -31,6 +32,17 @@ from .layout import (
     features_file,
     read_captioning_directory,
 )
+
+__all__ = [
+    "Download",
+    "FetchError",
+    "MAX_FILES",
+    "MAX_SIZE",
+    "Progress",
+    "fetch_directory",
+    "unpack",
+    "verify_directory",
+]
 
 MAX_SIZE = 16 << 30
 """Bytes that the unpacked files of an archive may have."""
@@ -147,9 +159,9 @@ class Download:
         except ValueError:
             usable = False
         if not usable or any(ord(sign) <= 32 or ord(sign) > 126 for sign in url):
-            raise ValueError(f"url is {url!r:.200}; expected an http or https address")
+            raise ArgumentError("url", f"is {url!r:.200}; expected an http or https address")
         if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-            raise ValueError(f"sha256 is {sha256!r:.80}; expected 64 hexadecimal digits")
+            raise ArgumentError("sha256", f"is {sha256!r:.80}; expected 64 hexadecimal digits")
         self.url, self.path = url, Path(path)
         self._sha256 = sha256.lower() if sha256 else None
         self._timeout, self._tries, self._pause = timeout, tries, pause
@@ -503,9 +515,9 @@ def fetch_directory(
     """
     begin = progress or (lambda what: lambda done, total: None)
     with AsideDirectory(out, "fetch", force=force) as place:
-        place.keep = True
         archive = place.aside / "archive.zip"
         download = Download(url, archive, sha256=sha256, progress=begin("download"), **options)
+        place.keep = True
         _remember(place.aside / "url.json", url, archive)
         download.run()
         unpacked = place.aside / "unpacked"

@@ -20,12 +20,30 @@ from ..files import is_text, read_json, read_text, write_json, write_text
 from ..words import SPECIAL_WORDS
 from .h5 import H5Reader, write_h5
 
+__all__ = [
+    "CAPTIONS_FILE",
+    "COURSE_URL",
+    "SPLITS",
+    "VOCABULARY_FILE",
+    "dataset_shapes",
+    "encode_captions",
+    "features_file",
+    "read_blocks",
+    "read_captioning_directory",
+    "read_vocabulary",
+    "urls_file",
+    "write_captioning_directory",
+]
+
 SPLITS = ("train", "val")
 """Every data set has these splits; some have a split "test", too."""
 CAPTIONS_FILE = "coco2014_captions.h5"
 VOCABULARY_FILE = "coco2014_vocab.json"
 COURSE_URL = "http://cs231n.stanford.edu/coco_captioning.zip"
 """The archive of CS231n's captioning assignment: COCO 2014 with features of VGG-16."""
+
+DATA_VARIABLE = "FASTRNN_DATA"
+"""The environment variable that names a data directory, where none is given."""
 
 _MAX_UNBACKED = 1 << 24
 """Bytes that the lines of a file may always use in memory, even if the file is small."""
@@ -39,6 +57,27 @@ def features_file(split: str, pca: bool = True) -> str:
 def urls_file(split: str) -> str:
     """Return the name of the file with the image URLs of a split."""
     return f"{split}2014_urls.txt"
+
+
+def named_directory() -> Path | None:
+    """Return the data directory that the environment variable ``FASTRNN_DATA`` names.
+
+    Returns
+    -------
+    Path or None
+        None if the variable is not set, or empty.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such directory.
+    """
+    place = os.environ.get(DATA_VARIABLE)
+    if not place:
+        return None
+    if not Path(place).is_dir():
+        raise FileNotFoundError(f"{DATA_VARIABLE} is {place!r}; expected a data directory")
+    return Path(place)
 
 
 # -- Reading

@@ -40,6 +40,24 @@ from .layout import (
 from .pca import PCA
 from .references import references_file
 
+__all__ = [
+    "DirectoryWriter",
+    "EXTRACTION_FILE",
+    "Encoded",
+    "EncodedSplit",
+    "PREPARED_FILE",
+    "SPLITS",
+    "Sources",
+    "SplitOptions",
+    "TOKENIZERS",
+    "WordOptions",
+    "choose_splits",
+    "encode",
+    "listed_splits",
+    "prepare_directory",
+    "rows_of",
+]
+
 EXTRACTION_FILE = "extraction.h5"
 """Features of photographs while they are computed, before the directory is in its place."""
 PREPARED_FILE = "prepared.json"

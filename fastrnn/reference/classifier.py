@@ -18,6 +18,8 @@ from .rnn_layers import (
     word_embedding_forward,
 )
 
+__all__ = ["CaptioningRNN"]
+
 
 class CaptioningRNN:
     """A recurrent network that generates image captions.

@@ -15,6 +15,22 @@ from ..words import END, START
 from . import random
 from .cells import CELLS
 
+__all__ = [
+    "Hypothesis",
+    "Params",
+    "State",
+    "beam_search",
+    "draw",
+    "followers",
+    "initial_state",
+    "length_score",
+    "log_softmax",
+    "mix",
+    "repeated",
+    "sample",
+    "step",
+]
+
 Params = Mapping[str, np.ndarray]
 State = tuple[np.ndarray, np.ndarray]
 

@@ -14,6 +14,16 @@ import numpy as np
 
 from .. import checks as _checks
 
+__all__ = [
+    "np",
+    "affine_backward",
+    "affine_forward",
+    "relu_backward",
+    "relu_forward",
+    "softmax_loss",
+    "svm_loss",
+]
+
 
 def affine_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, tuple]:
     """Affine (fully connected) layer: ``out = x w + b``.

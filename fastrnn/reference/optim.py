@@ -10,6 +10,18 @@ import numpy as np
 
 from .. import checks as _checks
 
+__all__ = [
+    "np",
+    "adam",
+    "adamw",
+    "average",
+    "clip_by_norm",
+    "clip_by_value",
+    "rmsprop",
+    "sgd",
+    "sgd_momentum",
+]
+
 
 def sgd(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.ndarray, dict]:
     """Stochastic gradient descent: ``w -= learning_rate * dw``.

@@ -4,6 +4,8 @@ import numpy as np
 
 from . import optim
 
+__all__ = ["CaptioningSolver"]
+
 
 class CaptioningSolver:
     """Train a captioning model by stochastic gradient descent on random minibatches.

@@ -19,6 +19,7 @@ import numpy as np
 from .. import __version__
 from ..checkpoint import load_model
 from ..classifiers.rnn import CaptioningRNN
+from ..data.layout import named_directory
 from ..decoding import Decoded
 from ..files import write_text
 from ..runs import (
@@ -142,7 +143,7 @@ class Report:
     def _read_gallery(self, has_model: bool) -> Gallery:
         if not has_model:
             return Gallery(["There is no model yet. Captions appear when the first one is saved."])
-        directory = self._directory or self._settings.data_directory
+        directory = self._directory or self._settings.data_directory or named_directory()
         if self._data is None:
             if directory is None:
                 return Gallery(["The settings of this run do not name a data directory, so there "

@@ -27,6 +27,8 @@ from ..files import write_aside
 from .images import ImageError, prepare_file
 from .networks import Network
 
+__all__ = ["Extraction", "FEATURES", "extract_features", "partial_file"]
+
 FEATURES = "features"
 _FORMAT = 1
 _FLUSH_SECONDS, _SYNC_SECONDS = 1.0, 20.0

@@ -17,6 +17,23 @@ import numpy as np
 
 from ..files import one_line, open_file
 
+__all__ = [
+    "IMAGE_FORMATS",
+    "IMAGE_SUFFIXES",
+    "ImageError",
+    "MAX_PIXELS",
+    "Preprocessing",
+    "check_pixels",
+    "find_images",
+    "image_name",
+    "normalise",
+    "open_image",
+    "prepare_file",
+    "prepare_image",
+    "read_picture",
+    "square_pixels",
+]
+
 if TYPE_CHECKING:
     from PIL import Image
 
