@@ -25,6 +25,7 @@ __all__ = [
     "COURSE_URL",
     "SPLITS",
     "VOCABULARY_FILE",
+    "CaptioningData",
     "dataset_shapes",
     "encode_captions",
     "features_file",

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import runs
 from .._core import runtime
 from ..checkpoint import Checkpoint, describe_mismatch, read_newest_checkpoint
 from ..classifiers.rnn import CaptioningRNN, CaptioningWorkspace
+from ..data.references import references_file
 from ..evaluation import loss_per_word, measure
 from ..runlock import RunLock
 from ..vision.source import carry_source
@@ -44,7 +47,7 @@ from .validation import Monitor, Validation
 _OWN_PARTS = ("_learner", "_monitor", "_saver", "_sums")
 """Attributes that are copied when a trainer is copied, because they have a state."""
 _REFERENCES = "val_references"
-"""Entry of the data, and a setting of runs whose data lack it although their directory may not."""
+"""Entry of the data, and a setting of runs whose data lack it although their directory has it."""
 _TRIALS = 3
 """Steps on trial, from which the time of a training is estimated."""
 OnStep = Callable[["Trainer", dict[str, Any]], None]
@@ -89,11 +92,12 @@ def _settings_of(data: Mapping[str, Any]) -> dict[str, Any]:
     directory = getattr(data, "directory", None)
     if directory is None:
         return {}
+    unread = _REFERENCES not in data and Path(directory, references_file("val")).is_file()
     return {
         "data": str(directory),
         "raw_features": getattr(data, "raw_features", False),
         "max_train": getattr(data, "max_train", None),
-        **({} if _REFERENCES in data else {_REFERENCES: False}),
+        **({_REFERENCES: False} if unread else {}),
     }
 
 
@@ -211,6 +215,7 @@ class Trainer:
         self._seconds = 0.0  # of training, in this epoch
         self._resumed = False
         self._stopping = False
+        self._advanced = False  # whether `fit` has taken a step
         self._checksums: dict[str, int] | None = None
         self._progress: Progress | None = None  # while `fit` shows it
 
@@ -247,7 +252,7 @@ class Trainer:
         OSError
             The run directory cannot be written; the newest checkpoint in it is complete.
         """
-        self._stopping = False
+        self._stopping = self._advanced = False
         with self.lock(), Signals(lambda: self.step) as signals:
             try:
                 if self.run is not None:
@@ -262,6 +267,7 @@ class Trainer:
                     self.save()
                 if signals.caught:
                     raise Interrupted(signals.caught, self.step, self.run)
+                self._end_run()
             finally:
                 if self._progress is not None:
                     self._progress.close()
@@ -310,6 +316,7 @@ class Trainer:
         self._saver.settle(wait=False)
         began = time.perf_counter()
         rate = self._take_step()
+        self._advanced = True
         self._seconds += seconds_since(began)
         ended = self.step % self.steps_per_epoch == 0
         record = self._end_epoch(rate) if ended else None
@@ -521,6 +528,23 @@ class Trainer:
         runs.write_history(run, self.history)
         if self.best is not None:
             saver.restore_best(self.best)
+
+    def _end_run(self) -> None:
+        """Write that the training has finished, unless a caller measures the model before that."""
+        run, history = self.run, runs.epoch_records(self.history)
+        if run is None or not (self.finished and history and self._saver.is_last):
+            return
+        if not self._advanced and (run / runs.METRICS_FILE).exists():
+            return  # those of the same model
+        speeds = [record["captions_per_second"] for record in history]
+        seconds = [record["seconds"] for record in history]
+        runs.write_metrics(
+            run,
+            {
+                "epoch": self.best and self.best["epoch"],
+                "captions_per_second": float(np.average(speeds, weights=seconds)),
+            },
+        )
 
     def _all_settings(self) -> dict[str, Any]:
         """Return the settings of the run, except for the configuration of the training."""
