@@ -9,7 +9,7 @@ and whose captions start with ``<START>``.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -65,7 +65,7 @@ from .rnn_layers import (
 _Config = dict[str, Any]
 _BASE_DIR = "datasets/coco_captioning"
 
-sgd = _optim.sgd
+sgd: Callable[..., tuple[Any, dict[str, Any]]] = _optim.sgd
 
 
 def sgd_momentum(
@@ -162,6 +162,7 @@ def adam(
 
 
 updater = SimpleNamespace(sgd=sgd, sgd_momentum=sgd_momentum, rmsprop=rmsprop, adam=adam)
+"""The update rules by name; each is that of `fastrnn.optim`."""
 
 
 class CaptioningRNN(_CaptioningRNN):
@@ -256,10 +257,12 @@ class CaptioningTrainer(_CaptioningSolver):
 
     @property
     def updater_config(self) -> _Config:
+        """Hyperparameters of the update rule: `optim_config` of `CaptioningSolver`."""
         return self.optim_config
 
     @property
     def updater_configs(self) -> dict[str, _Config]:
+        """Hyperparameters and state for each parameter: `optim_configs` of `CaptioningSolver`."""
         return self.optim_configs
 
     def _iterations_per_epoch(self) -> float:

@@ -148,10 +148,11 @@ class Captioner:
 
     Examples
     --------
-    >>> captioner = Captioner.load("runs/flickr8k")        # doctest: +SKIP
-    >>> [dog] = captioner("dog.jpg", beam=3)               # doctest: +SKIP
-    >>> dog.caption                                        # doctest: +SKIP
-    'a dog runs through the grass'
+    .. code-block:: python
+
+        captioner = Captioner.load("runs/flickr8k")
+        [dog] = captioner("dog.jpg", beam=3)
+        print(dog.caption)  # a dog runs through the grass
     """
 
     def __init__(
@@ -316,6 +317,7 @@ class Captioner:
         Returns
         -------
         iterator of Captioned
+            One for each image, in order, as they are ready.
 
         Raises
         ------
@@ -354,6 +356,7 @@ class Captioner:
         Returns
         -------
         list of Captioned
+            One for each image; their names are their numbers.
 
         Raises
         ------
@@ -464,6 +467,7 @@ class Captioner:
         Returns
         -------
         float32 ndarray (N, D)
+            The features.
 
         Raises
         ------

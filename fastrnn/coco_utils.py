@@ -26,6 +26,10 @@ __all__ = [
 ]
 
 BASE_DIR = str(Path(__file__).resolve().parent / "datasets" / "coco_captioning")
+"""The directory of data in the package itself, where the course has it.
+
+:meta hide-value:
+"""
 
 # Where the course's download script puts the data, relative to its notebooks.
 _COURSE_DIR = str(Path("cs231n", "datasets", "coco_captioning"))
@@ -179,6 +183,12 @@ def decode_captions(
         If `captions` does not have one or two axes.
     IndexError, KeyError
         If `idx_to_word` (a sequence, a mapping) has no word for an id.
+
+    Examples
+    --------
+    >>> words = ["<NULL>", "<START>", "<END>", "<UNK>", "a", "dog"]
+    >>> decode_captions(np.array([1, 4, 5, 2, 0]), words)
+    '<START> a dog <END>'
     """
     ids = np.asarray(captions)
     if ids.ndim not in (1, 2):

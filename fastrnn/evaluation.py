@@ -130,7 +130,9 @@ def caption_images(model: CaptioningRNN, features: np.ndarray, max_length: int =
     Parameters
     ----------
     model : CaptioningRNN
+        The model.
     features : float ndarray (N, D)
+        Image features.
     max_length : int, optional
         The largest number of words in a caption.
 
@@ -168,6 +170,7 @@ def decode_images(
     Returns
     -------
     Decoded
+        One caption an image, or as many as the option ``n_best``.
     """
     chosen = {k: value for k, value in options.items() if value is not None and value is not False}
     return beam_search(model, features, beam, max_length, **chosen)
@@ -237,9 +240,11 @@ def loss_per_word(
     Parameters
     ----------
     model : CaptioningRNN
+        The model.
     data : mapping
         As `fastrnn.coco_utils.load_coco_data` returns it.
     split : {'val', 'train'}, optional
+        The part of the data. Default 'val'.
     limit : int, optional
         Use this many captions, evenly spread; all of them by default.
     batch_size : int, optional
@@ -346,11 +351,13 @@ class Evaluator:
     ) -> None:
         known = references_of(data, split) if references is None else references
         every = data[f"{split}_features"]
-        self.images = np.arange(len(every)) if images is None else np.asarray(images, np.intp)
+        self.images: np.ndarray = (
+            np.arange(len(every)) if images is None else np.asarray(images, np.intp)
+        )
         whole = np.array_equal(self.images, np.arange(len(every)))
-        self.features = every if whole else every[self.images]
-        self.references = [list(known[image]) for image in self.images.tolist()]
-        self.judged = [row for row, texts in enumerate(self.references) if texts]
+        self.features: np.ndarray = every if whole else every[self.images]
+        self.references: list[list[str]] = [list(known[image]) for image in self.images.tolist()]
+        self.judged: list[int] = [row for row, texts in enumerate(self.references) if texts]
         self.scorer: CaptionScorer | None = None
         if self.judged:
             self.scorer = CaptionScorer([self.references[row] for row in self.judged])
@@ -381,6 +388,7 @@ class Evaluator:
         Parameters
         ----------
         captions : sequence of N str
+            The caption of each image.
         rouge : bool, optional
             False leaves ROUGE-L out, a third of the time.
 
@@ -407,7 +415,17 @@ class Evaluator:
         return metrics.meteor(self._judged(captions), references)
 
     def cider(self, captions: Sequence[str]) -> list[float | None]:
-        """Return the CIDEr of each caption; None for images without references.
+        """Return the CIDEr of each caption.
+
+        Parameters
+        ----------
+        captions : sequence of N str
+            The caption of each image.
+
+        Returns
+        -------
+        list of N float or None
+            None for images without references.
 
         Raises
         ------

@@ -31,7 +31,9 @@ __all__ = [
 ]
 
 SQUEEZENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
+"""Mean of the channels R, G, B of ImageNet, for pixels from 0 to 1."""
 SQUEEZENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
+"""Standard deviation of these channels."""
 
 _TIMEOUT_SECONDS = 30
 _MAX_ASPECT = 16

@@ -41,6 +41,7 @@ METRIC_NAMES = {
 }  # fmt: skip
 """Display name of each metric, in display order."""
 BLEU_NAMES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
+"""The names of BLEU for n-grams of 1 to 4 words."""
 _ORDERS = 4
 _CIDER_SIGMA = 6.0
 
@@ -91,7 +92,7 @@ class CaptionScorer:
     tokenized : bool, optional
         Whether references and candidates are already tokens separated by spaces. They are then
         used unchanged, including ``<UNK>``. By default, they are split by
-        `fastrnn.caption_tokens.caption_tokens`.
+        ``fastrnn.caption_tokens``.
 
     Attributes
     ----------

@@ -66,6 +66,16 @@ def is_public_address(address: str) -> bool:
     Loopback, private, link-local, shared, multicast, reserved and unspecified addresses are not.
     An IPv6 address that stands for an IPv4 address is what the IPv4 address is.
 
+    Parameters
+    ----------
+    address : str
+        An IPv4 or IPv6 address.
+
+    Returns
+    -------
+    bool
+        True if any machine of the internet can have it.
+
     Raises
     ------
     ValueError

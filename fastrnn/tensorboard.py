@@ -62,8 +62,10 @@ class TensorBoardLogger:
 
     Examples
     --------
-    >>> with TensorBoardLogger("runs/one/tensorboard") as logger:  # doctest: +SKIP
-    ...     Trainer(model, data, callbacks=[logger]).fit()
+    .. code-block:: python
+
+        with TensorBoardLogger("runs/one/tensorboard") as logger:
+            Trainer(model, data, callbacks=[logger]).fit()
     """
 
     def __init__(

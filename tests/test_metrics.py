@@ -227,6 +227,33 @@ def test_meteor_of_banerjee_and_lavie(monkeypatch: pytest.MonkeyPatch):
         metrics.meteor(["a"], [])
 
 
+@pytest.fixture
+def wordnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """WordNet as Debian's package wordnet-base has it, read by NLTK."""
+    reader = pytest.importorskip("nltk.corpus.reader.wordnet")
+    if not Path("/usr/share/wordnet/data.noun").is_file():
+        pytest.skip("no WordNet here (Debian: wordnet-base)")
+    for file in Path("/usr/share/wordnet").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    # The names of the 45 files of lexicographers, which NLTK reads first and METEOR does not use.
+    (tmp_path / "lexnames").write_text("".join(f"{k:02d} file{k} 1\n" for k in range(45)))
+    monkeypatch.setattr("nltk.data.path", [str(tmp_path)])  # NLTK reads nowhere else
+    monkeypatch.setattr(
+        reader.WordNetCorpusReader, "map_wn", lambda self: None
+    )  # to WordNets of others
+    return reader.WordNetCorpusReader(str(tmp_path), None)
+
+
+@pytest.mark.filterwarnings("ignore:The multilingual functions are not available")
+def test_meteor_knows_synonyms(wordnet, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("nltk.corpus.wordnet", wordnet)
+    # All words match in one chunk, the second as a synonym: only 0.5 (chunks / matches)^3 is lost.
+    assert metrics.meteor(["a car stops"], [["a auto stops"]]) == pytest.approx(1 - 0.5 / 27)
+    # "stops" and "halts" share a sense; "dog" and "cat" do not, and break the match in two chunks.
+    mean = 10 * 0.75 * 0.75 / (0.75 + 9 * 0.75) * (1 - 0.5 * (2 / 3) ** 3)
+    assert metrics.meteor(["the dog halts here"], [["the cat stops here"]]) == pytest.approx(mean)
+
+
 def test_meteor_without_wordnet(monkeypatch: pytest.MonkeyPatch):
     corpus = pytest.importorskip("nltk.corpus")
 

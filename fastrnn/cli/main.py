@@ -14,6 +14,7 @@ import fastrnn
 from ..training import Interrupted
 from . import (
     caption,
+    completion,
     evaluate,
     explain,
     export,
@@ -39,6 +40,7 @@ COMMANDS = (
     export,
     report,
     info,
+    completion,
 )
 """In the order of ``fastrnn --help``."""
 USER_ERRORS = (OSError, ValueError, ImportError, FloatingPointError, MemoryError)

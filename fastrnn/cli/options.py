@@ -114,7 +114,7 @@ class Number(argparse.Action):
         try:
             setattr(namespace, self.dest, self.number_of(values, text=True))
         except ValueError as error:
-            parser.error(f"{option_string} {error}")
+            parser.error(f"{option_string or self.dest} {error}")
 
     def number_of(self, value: Any, text: bool = False) -> int | float:
         """Return a number, or that in a text; raise ValueError with what is wrong with it."""
@@ -138,7 +138,7 @@ class Choice(argparse.Action):
     def __init__(self, *args: Any, words: Sequence[str], **about: Any) -> None:
         about.setdefault("metavar", "{" + ",".join(words) + "}")
         super().__init__(*args, **about)
-        self._words = words
+        self.words = words
 
     def __call__(
         self,
@@ -151,12 +151,12 @@ class Choice(argparse.Action):
         try:
             setattr(namespace, self.dest, self.word_of(values))
         except ValueError as error:
-            parser.error(f"{option_string} {error}")
+            parser.error(f"{option_string or self.dest} {error}")
 
     def word_of(self, value: str) -> str:
         """Return one of the words; raise ValueError with what is wrong with any other."""
-        if value not in self._words:
-            *first, last = self._words
+        if value not in self.words:
+            *first, last = self.words
             expected = f"{', '.join(first)} or {last}" if first else last
             raise ValueError(f"is {value!r}; expected {expected}")
         return value

@@ -49,10 +49,10 @@ class AsideDirectory:
     def __init__(
         self, out: str | os.PathLike[str], command: str = "prepare", *, force: bool = False
     ) -> None:
-        self.out = Path(out)
+        self.out: Path = Path(out)
         # The name of a path such as "." is known only then.
         place = self.out.resolve()
-        self.aside = place.parent / f".{place.name}.{command}"
+        self.aside: Path = place.parent / f".{place.name}.{command}"
         self.keep = False
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"{self.out}: is a file; expected a directory to be made")

@@ -47,6 +47,7 @@ __all__ = [
 MAX_SIZE = 16 << 30
 """Bytes that the unpacked files of an archive may have."""
 MAX_FILES = 10_000
+"""Files that an archive may have."""
 
 _CHUNK = 1 << 16
 _MARGIN = 64 << 20
@@ -56,6 +57,7 @@ _SLOWEST = 1 << 10
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 
 Progress = Callable[[int, "int | None"], Any]
+"""Called with the bytes that are there, and how many there will be, if that is known."""
 
 
 class FetchError(OSError):
@@ -166,11 +168,16 @@ class Download:
         self._sha256 = sha256.lower() if sha256 else None
         self._timeout, self._tries, self._pause = timeout, tries, pause
         self._progress = progress or (lambda done, total: None)
-        self.part = self.path.with_name(f"{self.path.name}.part")
+        self.part: Path = self.path.with_name(f"{self.path.name}.part")
         self._note = self.path.with_name(f"{self.path.name}.part.json")
 
     def run(self) -> Path:
-        """Fetch the file, or what is missing of it; return its path.
+        """Fetch the file, or what is missing of it.
+
+        Returns
+        -------
+        Path
+            The whole file.
 
         Raises
         ------
@@ -561,6 +568,11 @@ def _find_directory(unpacked: Path, url: str) -> Path:
 
 def verify_directory(directory: str | os.PathLike[str]) -> dict[str, int]:
     """Read a data directory as training does, and check that features before PCA fit it.
+
+    Parameters
+    ----------
+    directory : path
+        The data directory.
 
     Returns
     -------

@@ -39,7 +39,9 @@ __all__ = [
 SPLITS = ("train", "val")
 """Every data set has these splits; some have a split "test", too."""
 CAPTIONS_FILE = "coco2014_captions.h5"
+"""The captions of a data directory, and which image each belongs to."""
 VOCABULARY_FILE = "coco2014_vocab.json"
+"""The words of a data directory."""
 COURSE_URL = "http://cs231n.stanford.edu/coco_captioning.zip"
 """The archive of CS231n's captioning assignment: COCO 2014 with features of VGG-16."""
 
@@ -206,6 +208,16 @@ def _check_file(path: str) -> None:
 def dataset_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Return the shapes and dtypes of the datasets in the root group of an HDF5 file.
 
+    Parameters
+    ----------
+    path : path
+        The file.
+
+    Returns
+    -------
+    dict of str to tuple
+        The shape and the dtype of each dataset.
+
     Raises
     ------
     OSError, ValueError
@@ -219,6 +231,18 @@ def dataset_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[tuple[int, .
 
 def read_blocks(path: str | os.PathLike[str], name: str) -> Iterator[np.ndarray]:
     """Yield a dataset of an HDF5 file in blocks of rows, about 4 MiB each.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    name : str
+        The dataset.
+
+    Yields
+    ------
+    ndarray
+        The next rows.
 
     Raises
     ------
@@ -275,6 +299,23 @@ def _check_captions(path: str, data: Mapping[str, Any], split: str) -> None:
 
 
 def read_vocabulary(path: str) -> dict[str, Any]:
+    """Read the words of a data directory.
+
+    Parameters
+    ----------
+    path : str
+        Its ``coco2014_vocab.json``.
+
+    Returns
+    -------
+    dict
+        ``idx_to_word``, a list, and ``word_to_idx``, a dict, which fit each other.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `read_captioning_directory` raises them.
+    """
     _check_file(path)
     vocab = read_json(path)
     if not isinstance(vocab, dict):

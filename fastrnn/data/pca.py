@@ -256,6 +256,16 @@ class PCA:
     def load(cls, path: str | os.PathLike[str]) -> PCA:
         """Read a file that `save` wrote.
 
+        Parameters
+        ----------
+        path : path
+            The npz file.
+
+        Returns
+        -------
+        PCA
+            Equal to the one that was saved.
+
         Raises
         ------
         FileNotFoundError

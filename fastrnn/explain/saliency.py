@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..captioner import Captioner
 
 METHODS = ("plain", "smooth", "integrated")
+"""Ways to compute a saliency map; see `saliency`."""
 _FIRST = 3
 """Intervals of the path at first."""
 _SPLITS = 6

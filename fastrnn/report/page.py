@@ -94,7 +94,7 @@ class Report:
                                    ("beam", beam, 1), ("explain", explain, 0)):  # fmt: skip
             if value < least:
                 raise ValueError(f"{name} is {value}; expected at least {least}")
-        self.run = Path(run)
+        self.run: Path = Path(run)
         self._settings: Run = read_run(run)
         self._directory = None if directory is None else Path(directory)
         self._data, self._model, self._greedy = data, model, greedy
@@ -177,6 +177,7 @@ class Report:
         Returns
         -------
         str
+            One HTML file without external parts.
         """
         gallery = self._gallery
         title = self.run.resolve().name

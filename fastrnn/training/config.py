@@ -18,7 +18,9 @@ from .._core.runtime import CELL_GATES
 from ..checks import ArgumentError
 
 SCHEDULES = ("constant", "step", "exponential", "cosine")
+"""Ways in which the learning rate changes."""
 MONITORS = ("cider", "bleu_4", "loss")
+"""Validation metrics that can decide which epoch is the best."""
 CELLS = tuple(CELL_GATES)
 BIAS_STARTS = ("frequencies", "zero")
 

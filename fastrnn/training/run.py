@@ -57,6 +57,11 @@ class Run:
         directory : path, optional
             The data directory, if it has been moved.
 
+        Returns
+        -------
+        dict
+            As `fastrnn.coco_utils.load_coco_data` returns it.
+
         Raises
         ------
         ValueError
@@ -159,6 +164,7 @@ def read_run(run: str | os.PathLike[str]) -> Run:
     Returns
     -------
     Run
+        The run.
 
     Raises
     ------

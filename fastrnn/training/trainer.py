@@ -113,6 +113,7 @@ class Trainer:
         captions for each validation image, generated captions are compared with these instead of
         the validation captions. Without ``val_...`` there is no validation.
     config : TrainConfig, optional
+        The settings. By default, those of ``TrainConfig()``.
     run : path, optional
         The run directory for settings, history, checkpoints and the best model (``model.npz``). It
         is created if it does not exist. If it is None, nothing is written.
@@ -165,6 +166,26 @@ class Trainer:
     Training works on standardised features (mean 0, standard deviation 1), because Adam changes
     every weight by about the same amount, whatever the scale of its input. `model` reads the
     original features: the standardisation is part of its ``W_proj`` and ``b_proj``.
+
+    Examples
+    --------
+    Train on a few drawn scenes, and caption two others:
+
+    >>> import tempfile
+    >>> from fastrnn.coco_utils import read_captioning_directory
+    >>> from fastrnn.data.scenes.dataset import write_scenes
+    >>> from fastrnn.decoding import greedy
+    >>> from fastrnn.training import TrainConfig, Trainer, start_model
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_scenes(folder, num_train=100, num_val=20)
+    ...     data = read_captioning_directory(folder)
+    >>> model = start_model(data, hidden_dim=32, wordvec_dim=16)
+    >>> trainer = Trainer(model, data, TrainConfig(epochs=5, batch_size=50, learning_rate=0.01))
+    >>> history = trainer.fit()
+    >>> [record["epoch"] for record in history if "val_loss" in record]
+    [1, 2, 3, 4, 5]
+    >>> len(greedy(model, data["val_features"][:2]).captions(model.idx_to_word))
+    2
     """
 
     def __init__(
@@ -180,13 +201,16 @@ class Trainer:
         on_epoch: OnEpoch | None = None,
         callbacks: Iterable[Any] = (),
     ) -> None:
-        self.model, self.data = model, data
-        self.config = config or TrainConfig()
-        self.settings = {**_settings_of(data), **(settings or {})}
+        self.model: CaptioningRNN = model
+        self.data: Mapping[str, Any] = data
+        self.config: TrainConfig = config or TrainConfig()
+        self.settings: dict[str, Any] = {**_settings_of(data), **(settings or {})}
         self.history: list[dict[str, Any]] = []
-        self.step = 0
-        self.on_step, self.on_validation, self.on_epoch = on_step, on_validation, on_epoch
-        self.callbacks = [*callbacks]
+        self.step: int = 0
+        self.on_step: OnStep | None = on_step
+        self.on_validation: OnValidation | None = on_validation
+        self.on_epoch: OnEpoch | None = on_epoch
+        self.callbacks: list[Any] = [*callbacks]
 
         captions = data["train_captions"]
         if not len(captions):
@@ -201,7 +225,7 @@ class Trainer:
             )
         self._saver = Saver(None if run is None else Path(run).absolute())
         self._training = TrainingSet(data, model, self.config.batch_size)
-        self.steps_per_epoch = self._training.steps_per_epoch
+        self.steps_per_epoch: int = self._training.steps_per_epoch
         self._learner = Learner(model, self._training.mean, self._training.deviation, self.config)
         self._workspace = CaptioningWorkspace()
         shared = self._training, self._learner.network, self.config, self._workspace
@@ -620,11 +644,6 @@ class Trainer:
         Trainer
             Call its `fit`.
 
-        Warns
-        -----
-        UserWarning
-            A newer checkpoint is damaged, or a new number of epochs changes the schedule.
-
         Raises
         ------
         FileNotFoundError
@@ -632,6 +651,11 @@ class Trainer:
         ValueError
             It is not a run directory, every checkpoint is damaged, `data` are not the run's, or a
             change would make it another run or let the learning rate rise again.
+
+        Warns
+        -----
+        UserWarning
+            A newer checkpoint is damaged.
         """
         found = read_run(run)
         changed_config(found, changes)  # an error, before anything large is read

@@ -30,6 +30,7 @@ NETWORKS = tuple(efficientnet.SIZES)
 ENGINES = ("onnxruntime", "torch")
 """The first is the default: it is two to three times as fast (bench/features.py)."""
 DEFAULT_NETWORK = NETWORKS[0]
+"""The network that `load_network` loads by default."""
 
 
 class Network:
@@ -75,9 +76,14 @@ class Network:
         make_module: Callable[[], torch.nn.Module] | None = None,
         file: Path | None = None,
     ) -> None:
-        self.name, self.layer, self.width = name, layer, width
-        self.preprocessing, self.digest = preprocessing, digest
-        self.engine, self.threads, self.file = engine, threads, file
+        self.name: str = name
+        self.layer: str = layer
+        self.width: int = width
+        self.preprocessing: Preprocessing = preprocessing
+        self.digest: str = digest
+        self.engine: str = engine
+        self.threads: int = threads
+        self.file: Path | None = file
         self.chunk = chunk
         self._run, self._classify, self._make_module = run, classify, make_module
         self._run_alone = run_alone or run
@@ -93,6 +99,7 @@ class Network:
         Returns
         -------
         float32 ndarray (N, D)
+            The features of each image.
 
         Raises
         ------
@@ -217,6 +224,7 @@ def load_network(
     Returns
     -------
     Network
+        The network, ready to compute.
 
     Raises
     ------

@@ -114,6 +114,11 @@ class FeatureSource:
     def write(self, directory: str | os.PathLike[str]) -> None:
         """Write ``features.json``, and ``pca.npz`` if there is a PCA, to a directory.
 
+        Parameters
+        ----------
+        directory : path
+            The data directory or the run directory.
+
         Raises
         ------
         OSError
@@ -146,6 +151,11 @@ class FeatureSource:
     @classmethod
     def read(cls, directory: str | os.PathLike[str]) -> FeatureSource | None:
         """Read what `write` wrote.
+
+        Parameters
+        ----------
+        directory : path
+            The data directory or the run directory.
 
         Returns
         -------
@@ -229,6 +239,11 @@ class FeatureSource:
     def check(self, network: Network) -> None:
         """Refuse another network than the one that made the features.
 
+        Parameters
+        ----------
+        network : Network
+            The network.
+
         Raises
         ------
         ValueError
@@ -261,6 +276,11 @@ class FeatureSource:
             Where the ONNX model is now. Default where it was.
         engine, threads
             As for `fastrnn.vision.networks.load_network`.
+
+        Returns
+        -------
+        Network
+            The network.
 
         Raises
         ------
