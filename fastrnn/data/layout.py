@@ -29,6 +29,7 @@ __all__ = [
     "dataset_shapes",
     "encode_captions",
     "features_file",
+    "named_directory",
     "read_blocks",
     "read_captioning_directory",
     "read_vocabulary",

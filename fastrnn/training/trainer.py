@@ -282,7 +282,7 @@ class Trainer:
                 if self.run is not None:
                     self._open_run()
                 if is_watched() if verbose is None else verbose:
-                    self._progress = self._show()
+                    self._progress = self._show(lambda: signals.caught is not None)
                 while not (self.finished or self._stopping or signals.caught):
                     self._advance()
                 self._saver.settle()
@@ -300,16 +300,16 @@ class Trainer:
                 self._saver.settle()
         return self.history
 
-    def _show(self) -> Progress:
+    def _show(self, stopped: Callable[[], bool]) -> Progress:
         """Print the plan and about how long it takes; return what shows the progress."""
         show_plan(self)
-        pace = self._try_out()
+        pace = self._try_out(stopped)
         left = pace.left(self.config, self.steps_per_epoch, self.step)
-        if left:
+        if left and not stopped():
             show_time(left)
         return Progress(self, pace)
 
-    def _try_out(self) -> Pace:
+    def _try_out(self, stopped: Callable[[], bool]) -> Pace:
         """Measure what is to come on a few steps and a validation, which change nothing."""
         pace = Pace()
         first, last = (
@@ -327,9 +327,9 @@ class Trainer:
                 objective.gradients(batch, step)
                 if number or len(batches) == 1:  # the first one prepares what others use
                     pace.add(what, seconds_since(before))
-                if number and seconds_since(began) > 1:
+                if stopped() or (number and seconds_since(began) > 1):
                     break
-        if not self.finished:
+        if not (self.finished or stopped()):
             before = time.perf_counter()
             self._measure()
             pace.add(VALIDATION, seconds_since(before))
@@ -399,6 +399,7 @@ class Trainer:
         self._learner.derive()
         began = time.perf_counter()
         metrics, generated = self._measure()
+        assert self._validation is not None
         seconds = seconds_since(began)
         self._tell("on_validation", metrics, generated)
         objective = self._plan.objective(self.step - 1)
