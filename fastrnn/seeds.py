@@ -1,7 +1,7 @@
 """Seeds of random streams.
 
-Each purpose of regularisation has its own stream, so that, for example, the dropout masks of the word vectors and
-those of the hidden states are independent although they have the same seed.
+Each purpose of regularisation has its own stream, so that, for example, the dropout masks of the
+word vectors and those of the hidden states are independent although they have the same seed.
 """
 
 from __future__ import annotations

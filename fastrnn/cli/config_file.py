@@ -149,4 +149,6 @@ def _value_of(action: argparse.Action, value: Any) -> Any:
         raise ValueError(f"is {value!r:.60}; expected {expected}")
     if isinstance(value, str) and "\0" in value:
         raise ValueError(f"is {value!r:.60}; expected text without null characters")
-    return action.word_of(str(value)) if isinstance(action, Choice) else value
+    if isinstance(action, Choice) and isinstance(value, str):
+        return action.word_of(value)
+    return value

@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **about: Any) -> None:
         # An abbreviation would change its meaning when an option is added.
-        super().__init__(*args, **{**about, "allow_abbrev": False})
+        super().__init__(*args, **{"allow_abbrev": False, **about})
         self._commands: Any = None
 
     def add_commands(self) -> Any:

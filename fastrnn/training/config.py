@@ -422,8 +422,9 @@ class TrainConfig:
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step, counted from 0."""
         rewarding = bool(self.reward_epochs) and step >= self.epochs * steps_per_epoch
-        begin: float = self.epochs if rewarding else 0
-        end: float = self.all_epochs if rewarding else self.epochs
+        begin: float
+        end: float
+        begin, end = (self.epochs, self.all_epochs) if rewarding else (0, self.epochs)
         restart, first = self.restart_epoch, 0
         if begin < restart < end:
             first = round(restart * steps_per_epoch)

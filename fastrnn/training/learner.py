@@ -47,7 +47,7 @@ class Learner:
         self.average: dict[str, np.ndarray] | None = None
         if config.weight_average:
             self.average = {name: w.copy() for name, w in self.network.params.items()}
-        self.moments: dict[str, dict[str, np.ndarray]] = {name: {} for name in model.params}
+        self.moments: dict[str, dict[str, Any]] = {name: {} for name in model.params}
 
     def update(
         self, grads: dict[str, np.ndarray], rate: float, step: int, *, weight_decay: float

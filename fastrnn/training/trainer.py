@@ -419,6 +419,7 @@ class Trainer:
         }
         self.history.append(record)
         self._sums, self._seconds = Sums(), 0.0
+        assert self._validation is not None  # the validation above made it
         self._monitor.compare(record, self._validation, minimises_loss=objective.minimises_loss)
         return record
 

@@ -272,8 +272,8 @@ def load_network(
         name=name, layer=efficientnet.POOL, width=weight.shape[1],
         preprocessing=Preprocessing(size=efficientnet.SIZES[name]),
         digest=f"sha256:{checksum(state)}", engine=engine, threads=threads, run=run,
-        run_alone=run_alone, chunk=_chunk(size), classify=lambda batch: run(batch) @ weight.T + bias,
-        make_module=module,
+        run_alone=run_alone, chunk=_chunk(size), make_module=module,
+        classify=lambda batch: run(batch) @ weight.T + bias,
     )  # fmt: skip
 
 
