@@ -399,7 +399,6 @@ class Trainer:
         self._learner.derive()
         began = time.perf_counter()
         metrics, generated = self._measure()
-        assert self._validation is not None
         seconds = seconds_since(began)
         self._tell("on_validation", metrics, generated)
         objective = self._plan.objective(self.step - 1)
