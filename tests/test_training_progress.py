@@ -125,7 +125,7 @@ def test_the_plan_comes_before_the_first_step(data_dir: Path, capsys):
     assert [line.split()[0] for line in lines[1:5]] == ["data", "words", "model", "runs"]
     assert lines[1].startswith(f"data     {data_dir}: 36 captions of 12 images, 7 features")
     assert lines[5] == ("plan     1 epoch on captions, then 3 with rewards: 4 x 4 = 16 steps")
-    assert re.fullmatch(r"time     about 0:\d\d, by a few steps on trial", lines[6])
+    assert re.fullmatch(r"time     about 0:\d\d, estimated from a few trial steps", lines[6])
     assert lines[7].startswith("epoch 1/4  loss")
     assert lines[8].startswith("epoch 2/4  reward")
 

@@ -199,7 +199,7 @@ def show_plan(trainer: Trainer) -> None:
 
 def show_time(seconds: float) -> None:
     """Print how long a training will take, before it starts."""
-    say_facts({"time": f"about {duration(max(seconds, 1))}, by a few steps on trial"})
+    say_facts({"time": f"about {duration(max(seconds, 1))}, estimated from a few trial steps"})
 
 
 def _kind(record: Mapping[str, Any]) -> str:

@@ -49,7 +49,7 @@ _OWN_PARTS = ("_learner", "_monitor", "_saver", "_sums")
 _REFERENCES = "val_references"
 """Entry of the data, and a setting of runs whose data lack it although their directory has it."""
 _TRIALS = 3
-"""Steps on trial, from which the time of a training is estimated."""
+"""Trial steps, from which the time of a training is estimated."""
 OnStep = Callable[["Trainer", dict[str, Any]], None]
 OnValidation = Callable[["Trainer", dict[str, Any], list[str]], None]
 OnEpoch = Callable[["Trainer", dict[str, Any]], None]
@@ -257,7 +257,7 @@ class Trainer:
             Whether to print the data, the model, the plan and about how long it takes, and then
             to show the progress as ``fastrnn train`` does: by a bar in a terminal or a notebook,
             and by a line after every epoch. The default is to do so where a person watches, in a
-            terminal or a notebook. The time is estimated from a few steps on trial, which change
+            terminal or a notebook. The time is estimated from a few trial steps, which change
             nothing.
 
         Returns
