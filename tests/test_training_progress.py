@@ -89,6 +89,8 @@ def test_the_time_left_counts_rewards_and_validation_by_their_own_pace():
     assert pace.left(config, 10, 20) == 30 * 5 + 3 * 20
     assert pace.left(config, 10, 49) == 1 * 5 + 1 * 20
     assert pace.left(config, 10, 50) == 0
+    pace.add(CAPTIONS, -60.0)  # the clock jumped
+    assert pace.left(config, 10, 10) == 10 * 0.5 + 30 * 5 + 4 * 20
     # It follows the machine.
     for _ in range(2000):
         pace.add(REWARDS, 2.0)

@@ -82,10 +82,10 @@ class Pace:
         self._counts: dict[str, int] = {}
 
     def add(self, what: str, seconds: float) -> None:
-        """Add a measurement."""
+        """Add a measurement; a clock that jumped back counts as no time."""
         count = self._counts[what] = min(self._counts.get(what, 0) + 1, self._LONGEST)
         mean = self._means.get(what, 0.0)
-        self._means[what] = mean + (seconds - mean) / count
+        self._means[what] = mean + (max(seconds, 0.0) - mean) / count
 
     def left(self, config: TrainConfig, steps_per_epoch: int, step: float) -> float:
         """Return the seconds that a training still needs after some steps."""
