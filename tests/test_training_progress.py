@@ -6,6 +6,7 @@ import copy
 import io
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +15,10 @@ import numpy as np
 import pytest
 from coco_layout import write_layout
 from commands import run
-from training_helpers import untimed
+from training_helpers import recorder, untimed
 
 from fastrnn.coco_utils import load_coco_data
-from fastrnn.training import TrainConfig, Trainer, progress, start_model
+from fastrnn.training import Interrupted, TrainConfig, Trainer, progress, start_model
 from fastrnn.training import trainer as trainer_module
 from fastrnn.training.progress import (
     CAPTIONS,
@@ -191,6 +192,28 @@ def test_a_copy_that_is_made_during_training_shows_nothing(data_dir: Path, capsy
     assert capsys.readouterr().out == ""
 
 
+def test_an_interrupt_during_the_trial_steps_stops_before_the_first(data_dir, tmp_path, capsys):
+    data = load_coco_data(data_dir)
+    model = recorder(data)
+    loss, calls = model.loss, []
+
+    def interrupted(*arguments: object, **options: object) -> object:
+        if not calls:
+            os.kill(os.getpid(), signal.SIGINT)
+        calls.append(1)
+        return loss(*arguments, **options)
+
+    model.loss = interrupted
+    config = TrainConfig(epochs=1, batch_size=10, reward_epochs=1)
+    trainer = Trainer(model, data, config, run=tmp_path / "r")
+    trainer._learner.network.loss = interrupted
+    with pytest.raises(Interrupted, match=r"after step 0$"):
+        trainer.fit(verbose=True)
+    assert (trainer.step, len(calls)) == (0, 1)
+    assert "time" not in [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    Trainer.resume(tmp_path / "r", data).fit()
+
+
 def test_nothing_is_left_to_plan(data_dir: Path, capsys):
     data = load_coco_data(data_dir)
     config = TrainConfig(epochs=1, batch_size=10)
@@ -253,7 +276,7 @@ def test_a_notebook_has_a_bar_in_an_output_of_its_own(data_dir: Path, tmp_path: 
     pytest.importorskip("ipykernel")
     code = """
 from fastrnn.coco_utils import load_coco_data
-from fastrnn.training import TrainConfig, Trainer, start_model
+from fastrnn.training import Interrupted, TrainConfig, Trainer, start_model
 data = load_coco_data("data")
 Trainer(start_model(data, "lstm", 4, 5), data, TrainConfig(epochs=3, batch_size=10)).fit();
 """

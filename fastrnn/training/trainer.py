@@ -317,7 +317,7 @@ class Trainer:
         )
         starts = {CAPTIONS: self.step, REWARDS: max(self.step, first)}
         for what, step in starts.items():
-            if step >= (first if what == CAPTIONS else last) or self.finished:
+            if step >= (first if what == CAPTIONS else last) or self.finished or stopped():
                 continue
             objective = self._plan.objective(step)
             batches = objective.batches(step // self.steps_per_epoch)[: _TRIALS + 1]
