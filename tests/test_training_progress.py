@@ -27,6 +27,7 @@ from fastrnn.training.progress import (
     Pace,
     Progress,
     describe_plan,
+    is_watched,
 )
 
 SMALL = ["--hidden-dim", "8", "--wordvec-dim", "4", "--epochs", "2", "--batch-size", "10"]
@@ -176,6 +177,14 @@ def test_fit_says_what_the_command_line_says(data_dir: Path, monkeypatch, capsys
     monkeypatch.setattr(trainer_module, "is_watched", lambda: True)
     assert without_times(fit(None)) == without_times(lines)
     assert fit(False) == []
+
+
+def test_who_reads_what_is_printed(monkeypatch):
+    assert not is_watched()
+    monkeypatch.setattr(sys, "stderr", Terminal())  # as when output goes to a file, or in a doctest
+    assert not is_watched()
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert is_watched()
 
 
 def test_a_copy_that_is_made_during_training_shows_nothing(data_dir: Path, capsys):

@@ -29,8 +29,8 @@ _FORMS = (
 
 
 def is_watched() -> bool:
-    """Return whether a person seems to see the output: in a terminal or in a notebook."""
-    return is_terminal(sys.stdout) or is_terminal(sys.stderr) or in_notebook()
+    """Return whether a person seems to read what is printed: in a terminal or in a notebook."""
+    return is_terminal(sys.stdout) or in_notebook()
 
 
 def model_size(model: CaptioningRNN) -> str:
