@@ -170,7 +170,8 @@ def _mark_rewards(
     # Few reward epochs have no room for the text; the loss leaves room above, after its fall.
     left = begin > 0.5 * rewards[-1][0]
     panels[0].annotate(
-        "reward epochs: CIDEr is trained, not the loss", (begin, 1 if left else 0),
+        f"reward epochs: CIDEr is trained, not the loss{' →' if left else ''}",
+        (begin, 1 if left else 0),
         xycoords=("data", "axes fraction"), xytext=(-6, -6) if left else (6, 6),
         textcoords="offset points", fontsize=8, color=_COLORS["ticks"],
         ha="right" if left else "left", va="top" if left else "bottom",
