@@ -19,6 +19,7 @@ INTERNAL = {
     "fastrnn.files",
     "fastrnn.runlock",
     "fastrnn.seeds",
+    "fastrnn.terminal",
 }
 OF_THE_COURSE = [
     "rnn_layers",
