@@ -118,14 +118,16 @@ class CaptioningSolver:
         self._reset()
 
     def _reset(self) -> None:
-        self.epoch = 0
-        self.best_val_acc = 0
+        self.epoch: int = 0
+        self.best_val_acc: float = 0
         self.best_params: dict[str, np.ndarray] = {}
         self.loss_history: list[Any] = []
         self.train_acc_history: list[float] = []
         self.val_acc_history: list[float] = []
         self._workspace = CaptioningWorkspace()
-        self.optim_configs = {name: dict(self.optim_config) for name in self.model.params}
+        self.optim_configs: dict[str, dict[str, Any]] = {
+            name: dict(self.optim_config) for name in self.model.params
+        }
 
     def _step(self) -> None:
         """Draw a minibatch and update every parameter once."""

@@ -24,6 +24,7 @@ from . import checks
 from ._core import search as _core
 from .classifiers.rnn import CaptioningRNN
 from .coco_utils import decode_captions
+from .seeds import draw_seed
 from .words import END, NULL, START, UNK, strip_end
 
 __all__ = ["Decoded", "LENGTH_RULES", "beam_search", "greedy", "sample"]
@@ -324,7 +325,7 @@ def sample(
         inverse_temperature=1 / min(max(temperature, 1e-30), 1e30),  # within the range of float32
         top_k=min(_integer("top_k", top_k, least=0), len(model.params["W_embed"])),
         top_p=top_p,
-        seed=seed,
+        seed=draw_seed(seed),
     )
     return _decoded(len(features), count, 1, max_length, found)
 

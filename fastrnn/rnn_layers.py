@@ -226,7 +226,9 @@ def rnn_backward(
     return _sequence.rnn_backward(dh, cache)
 
 
-def word_embedding_forward(x: np.ndarray, W: np.ndarray) -> tuple[np.ndarray, tuple]:
+def word_embedding_forward(
+    x: np.ndarray, W: np.ndarray
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """Look up the vector of each word: ``out[n, t] = W[x[n, t]]``.
 
     Parameters
@@ -268,7 +270,7 @@ def word_embedding_forward(x: np.ndarray, W: np.ndarray) -> tuple[np.ndarray, tu
     return _layers.word_embedding_forward(x, W)
 
 
-def word_embedding_backward(dout: np.ndarray, cache: tuple) -> np.ndarray:
+def word_embedding_backward(dout: np.ndarray, cache: tuple[np.ndarray, ...]) -> np.ndarray:
     """Gradient of `word_embedding_forward` with respect to the word vectors.
 
     Parameters
@@ -478,7 +480,7 @@ def lstm_backward(
 
 def temporal_affine_forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray
-) -> tuple[np.ndarray, tuple]:
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """Apply the same affine layer at every time step: ``out[n, t] = x[n, t] w + b``.
 
     Parameters
@@ -516,7 +518,7 @@ def temporal_affine_forward(
 
 
 def temporal_affine_backward(
-    dout: np.ndarray, cache: tuple
+    dout: np.ndarray, cache: tuple[np.ndarray, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `temporal_affine_forward`.
 

@@ -22,7 +22,17 @@ if not (ROOT / "bench").is_dir():
     pytest.skip("bench is not beside the tests", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from bench import calls, contenders, data, machine, readme, report, work  # noqa: E402
+from bench import (  # noqa: E402
+    calls,
+    contenders,
+    data,
+    full_coco,
+    machine,
+    peak,
+    readme,
+    report,
+    work,
+)
 from bench.shapes import SHAPES, Shape  # noqa: E402
 from fastrnn._core import captioner  # noqa: E402
 
@@ -299,6 +309,21 @@ def test_fma_peak_of_two_types() -> None:
 def test_bad_arguments_end_with_2(arguments: tuple[str, ...]) -> None:
     found = bench(*arguments, status=2)
     assert "Traceback" not in found.stderr and found.stderr.strip()
+
+
+@pytest.mark.skipif(not peak.STATUS.exists(), reason="this system has no /proc")
+def test_peak_memory_is_not_that_of_the_process_before() -> None:
+    """A program that was started by a large process has its own."""
+    block = np.ones(25_000_000)
+    assert peak.peak_bytes() > block.nbytes
+    assert full_coco.bare_import_bytes() < 100e6
+
+
+def test_peak_memory_without_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("resource")
+    monkeypatch.setattr(peak, "STATUS", tmp_path / "none")
+    block = np.ones(4_000_000)
+    assert peak.peak_bytes() > block.nbytes
 
 
 def test_full_coco_reports_rate_memory_and_shares(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ class CaptioningWorkspace:
     """
 
     def __init__(self) -> None:
-        self.memory = Workspace()
+        self.memory: Workspace = Workspace()
         self.grads: dict[str, np.ndarray] | None = None
 
     def __reduce__(self) -> tuple[type[CaptioningWorkspace], tuple[()]]:
@@ -207,7 +207,7 @@ class CaptioningRNN:
         self.cell_type = cell_type
         self.dtype = dtype
         self.word_to_idx = word_to_idx
-        self.idx_to_word = {idx: word for word, idx in word_to_idx.items()}
+        self.idx_to_word: dict[int, str] = {idx: word for word, idx in word_to_idx.items()}
         self._null = word_to_idx[NULL]
         self._start = word_to_idx.get(START)
         self._end = word_to_idx.get(END)

@@ -43,7 +43,7 @@ class NameIndex:
     """
 
     def __init__(self, names: Iterable[str], what: str) -> None:
-        self.names = list(names)
+        self.names: list[str] = list(names)
         self._what = what
         self._exact: dict[str, int] = {}
         self._looser: dict[str, list[int]] = {}
@@ -134,12 +134,12 @@ class FeatureFiles:
     def __init__(
         self, paths: Sequence[str | os.PathLike[str]], names: Sequence[str] | None = None
     ) -> None:
-        self.paths = [Path(path) for path in paths]
+        self.paths: list[Path] = [Path(path) for path in paths]
         if not self.paths:
             raise ValueError("paths is empty; expected at least one file")
         self._parts: list[Any] = [_open_part(path) for path in self.paths]
-        self.count = sum(part.count for part in self._parts)
-        self.width = self._parts[0].width
+        self.count: int = sum(part.count for part in self._parts)
+        self.width: int = self._parts[0].width
         for part in self._parts:
             if part.width != self.width:
                 raise ValueError(

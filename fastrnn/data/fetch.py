@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
+from ..checks import ArgumentError
 from ..files import one_line, parse_json, read_text, write_json
 from .aside import AsideDirectory
 from .layout import (
@@ -160,14 +161,14 @@ class Download:
         except ValueError:
             usable = False
         if not usable or any(ord(sign) <= 32 or ord(sign) > 126 for sign in url):
-            raise ValueError(f"url is {url!r:.200}; expected an http or https address")
+            raise ArgumentError("url", f"is {url!r:.200}; expected an http or https address")
         if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-            raise ValueError(f"sha256 is {sha256!r:.80}; expected 64 hexadecimal digits")
+            raise ArgumentError("sha256", f"is {sha256!r:.80}; expected 64 hexadecimal digits")
         self.url, self.path = url, Path(path)
         self._sha256 = sha256.lower() if sha256 else None
         self._timeout, self._tries, self._pause = timeout, tries, pause
         self._progress = progress or (lambda done, total: None)
-        self.part = self.path.with_name(f"{self.path.name}.part")
+        self.part: Path = self.path.with_name(f"{self.path.name}.part")
         self._note = self.path.with_name(f"{self.path.name}.part.json")
 
     def run(self) -> Path:
@@ -521,9 +522,9 @@ def fetch_directory(
     """
     begin = progress or (lambda what: lambda done, total: None)
     with AsideDirectory(out, "fetch", force=force) as place:
-        place.keep = True
         archive = place.aside / "archive.zip"
         download = Download(url, archive, sha256=sha256, progress=begin("download"), **options)
+        place.keep = True
         _remember(place.aside / "url.json", url, archive)
         download.run()
         unpacked = place.aside / "unpacked"

@@ -374,7 +374,7 @@ def save_safetensors(path: str | os.PathLike[str], model: CaptioningRNN) -> None
     try:
         from safetensors.numpy import save
     except ImportError:
-        raise_missing("a safetensors file", "safetensors", "torch")
+        raise_missing("a safetensors file", "safetensors", "safetensors")
     # Hugging Face's libraries require the entry "format"; "pt" means PyTorch.
     content = save(_state_arrays(model), metadata={"format": "pt", **metadata_of(model)})
     write_aside(path, methodcaller("write", content))

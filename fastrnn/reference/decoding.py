@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..seeds import draw_seed
 from ..words import END, START
 from . import random
 from .cells import CELLS
@@ -260,7 +261,7 @@ def sample(
             weights[order[top_k or len(order) :]] = 0
             sums = np.cumsum(weights[order])
             weights[order[np.argmax(sums >= top_p * sums[-1]) + 1 :]] = 0
-            word = draw(weights, random.uniform(seed, [row], [t], count)[0, number])
+            word = draw(weights, random.uniform(draw_seed(seed), [row], [t], count)[0, number])
             hypothesis = Hypothesis(
                 (*hypothesis.words, word),
                 (*hypothesis.word_log_probs, float(log_probs[word])),

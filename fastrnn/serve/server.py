@@ -128,7 +128,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop after the open requests; at the second signal, at once."""
-        self.force_exit = self.caught is not None
+        self.force_exit: bool = self.caught is not None
         self.caught = self.caught or sig
         self.should_exit = True
 

@@ -9,6 +9,7 @@ a scene may contain several of them. Positions are in pixels: x to the right, y 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -65,12 +66,12 @@ class Scene:
 
     shapes: tuple[Shape, ...]
 
-    def to_json(self) -> list[dict]:
+    def to_json(self) -> list[dict[str, Any]]:
         """Return the scene as a list of dictionaries, to be written as JSON."""
         return [asdict(shape) for shape in self.shapes]
 
     @classmethod
-    def from_json(cls, shapes: list[dict]) -> Scene:
+    def from_json(cls, shapes: list[dict[str, Any]]) -> Scene:
         """Return the scene of a list that `to_json` returned.
 
         Parameters
