@@ -303,7 +303,10 @@ def test_malformed_forms_are_refused(port, body, kind, status):
      b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
      b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n",
      b"POST /caption HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
-     b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 200_000,
+     b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 1_000_000,
+     b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: x\r\n" * 200_000,
+     b"GET /" + b"x" * 1_000_000,
+     b"GET / HTTP/1.1\r\nHost: evil.example\r\nHost: localhost\r\nConnection: close\r\n\r\n",
      b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n"],
 )  # fmt: skip
 def test_what_is_no_http_is_refused(port, start):

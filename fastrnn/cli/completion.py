@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..extras import install_command
 from .options import Choice
 
 SHELLS = ("bash", "zsh", "fish")
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         import shtab
     except ModuleNotFoundError:
         raise ImportError(
-            'fastrnn completion needs the package shtab: pip install "fastrnn[completion]"'
+            f"fastrnn completion needs the package shtab: {install_command('completion')}"
         ) from None
 
     from .main import make_parser  # which imports this module

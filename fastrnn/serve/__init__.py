@@ -68,6 +68,7 @@ def serve(
         )
     try:
         import fastapi  # noqa: F401
+        import httptools  # noqa: F401
         import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
         from threadpoolctl import threadpool_limits
