@@ -38,7 +38,6 @@ __all__ = [
     "FetchError",
     "MAX_FILES",
     "MAX_SIZE",
-    "Progress",
     "fetch_directory",
     "unpack",
     "verify_directory",
