@@ -41,9 +41,11 @@ def read(name: str) -> dict[str, Any]:
 
 
 def write(name: str, notebook: Mapping[str, Any]) -> None:
-    """Write a notebook as Jupyter does, with sorted keys."""
+    """Write a notebook as Jupyter does, with sorted keys; the old one stays until it is whole."""
+    from fastrnn.files import write_text
+
     text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
-    (HERE / f"{name}.ipynb").write_text(text + "\n", encoding="utf-8")
+    write_text(HERE / f"{name}.ipynb", text + "\n")
 
 
 def code_of(notebook: Mapping[str, Any]) -> list[str]:
