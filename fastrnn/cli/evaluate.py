@@ -16,8 +16,8 @@ from ..evaluation import Evaluator, find_references
 from ..files import write_json
 from ..metrics import METRIC_NAMES, diversity
 from ..training import read_run, seconds_since
+from ..training.progress import model_size
 from .options import Choice, add_decoding, add_integer, add_threads, check_file, use_threads
-from .progress import model_size
 
 NO_WORDS = "(no words)"
 """What is printed for an empty caption."""
