@@ -206,8 +206,8 @@ def beam_search(
         If `features` does not match the model or the model's scores are not finite; if `width`,
         `n_best` or `groups` is less than 1, `n_best` is greater than `width`, or `groups` does not
         divide `width`; if `max_length`, `min_length`, `no_repeat_ngram` or `diversity` is
-        negative; if `length_rule` is unknown; if a number is not finite; or if the vocabulary lacks a required
-        or suppressed word.
+        negative; if `length_rule` is unknown; if a number is not finite; or if the vocabulary
+        lacks a required or suppressed word.
     TypeError
         If an argument is not a number of the right kind, or `features` are not real numbers.
     MemoryError

@@ -26,6 +26,7 @@ from ..runs import (
     METRICS_FILE,
     MODEL_FILE,
     REPORT_FILE,
+    SCENE_DIRECTORY,
     SETTINGS_FILE,
     epoch_records,
     read_history,
@@ -190,6 +191,7 @@ class Report:
             ],
             "methods": gallery.methods,
             "images": gallery.images,
+            "shape": gallery.shape,
             "reload": reload,
             "made": f"fastrnn {__version__}, {time.strftime('%Y-%m-%d %H:%M:%S')}",
         }
@@ -212,7 +214,9 @@ class Report:
             for key, name in (("hidden_dim", "hidden size"), ("wordvec_dim", "word vector size"))
             if settings.get(key)
         ]
-        if settings.get("data"):
+        if self._settings.data_directory == self.run.resolve() / SCENE_DIRECTORY:
+            parts.append("drawn scenes")
+        elif settings.get("data"):
             parts.append(f"data {settings['data']}")
         return ", ".join(part for part in parts if part)
 
