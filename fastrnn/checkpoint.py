@@ -121,6 +121,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Returns
     -------
     Checkpoint
+        The state to resume from.
 
     Raises
     ------

@@ -84,6 +84,14 @@ def eval_numerical_gradient_array(
     ------
     TypeError
         If `x` is not an ndarray with a float dtype.
+
+    Examples
+    --------
+    >>> x = np.array([[1.0, 2.0], [3.0, 4.0]])
+    >>> dx = eval_numerical_gradient_array(lambda x: x**2, x, np.ones_like(x))
+    >>> print(dx.round(6))
+    [[2. 4.]
+     [6. 8.]]
     """
     _check_point("x", x)
     grad = np.zeros_like(x)

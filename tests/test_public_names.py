@@ -41,7 +41,8 @@ def public_modules() -> list[str]:
         found += [f"fastrnn.{package}.{module.name}" for module in pkgutil.iter_modules(path)]
     found += [
         f"fastrnn.{name}"
-        for name in ("data.annotations", "data.fetch", "data.prepare", "data.scenes", "data.layout",
+        for name in ("data.annotations", "data.fetch", "data.prepare", "data.scenes",
+                     "data.scenes.dataset", "data.layout",
                      "data.pca", "data.references", "data.feature_files", "vision.images",
                      "vision.networks", "vision.source", "vision.extract")
     ]  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..seeds import draw_seed
 from ..words import END, START
 from . import random
 from .cells import CELLS
@@ -32,7 +33,9 @@ __all__ = [
 ]
 
 Params = Mapping[str, np.ndarray]
+"""The parameters of a model by name."""
 State = tuple[np.ndarray, np.ndarray]
+"""The hidden state h and the cell state c, each (N, H)."""
 
 
 class Hypothesis(NamedTuple):
@@ -89,6 +92,17 @@ def followers(
     suppress: Iterable[str],
 ) -> tuple[np.ndarray, np.ndarray, State]:
     """Score every word as the next word of a hypothesis.
+
+    Parameters
+    ----------
+    model : CaptioningRNN
+        The NumPy or the compiled model.
+    hypothesis : Hypothesis
+        The caption so far.
+    no_repeat_ngram : int
+        Never repeat so many words in a row; 0 allows it.
+    suppress : iterable of str
+        Words that are never chosen.
 
     Returns
     -------
@@ -260,7 +274,7 @@ def sample(
             weights[order[top_k or len(order) :]] = 0
             sums = np.cumsum(weights[order])
             weights[order[np.argmax(sums >= top_p * sums[-1]) + 1 :]] = 0
-            word = draw(weights, random.uniform(seed, [row], [t], count)[0, number])
+            word = draw(weights, random.uniform(draw_seed(seed), [row], [t], count)[0, number])
             hypothesis = Hypothesis(
                 (*hypothesis.words, word),
                 (*hypothesis.word_log_probs, float(log_probs[word])),
@@ -304,8 +318,9 @@ def mix(
     probability : float
         Probability that an input is drawn.
     seed : int
-        64-bit seed of an RNG stream. For each row and time step, `random.uniform` gives two
-        numbers: the first decides whether a word is drawn, the second which one.
+        64-bit seed of an RNG stream. For each row and time step,
+        `fastrnn.reference.random.uniform` gives two numbers: the first decides whether a word is
+        drawn, the second which one.
     null : int
         Id of ``<NULL>``.
     cell_type : {'rnn', 'lstm'}

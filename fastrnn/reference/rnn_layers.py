@@ -16,6 +16,8 @@ float64 or ids are not integers, ValueError if a shape does not match, and Index
 outside ``[-V, V)``. The message names the argument. NaN and Inf propagate.
 """
 
+from typing import Any
+
 import numpy as np
 
 from .. import checks as _checks
@@ -69,7 +71,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 def rnn_step_forward(
     x: np.ndarray, prev_h: np.ndarray, Wx: np.ndarray, Wh: np.ndarray, b: np.ndarray
-) -> tuple[np.ndarray, tuple]:
+) -> tuple[np.ndarray, tuple[Any, ...]]:
     """One time step of a vanilla RNN: ``next_h = tanh(x Wx + prev_h Wh + b)`` (Elman, 1990).
 
     Parameters
@@ -106,7 +108,7 @@ def rnn_step_forward(
 
 
 def rnn_step_backward(
-    dnext_h: np.ndarray, cache: tuple
+    dnext_h: np.ndarray, cache: tuple[Any, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `rnn_step_forward`.
 
@@ -154,7 +156,7 @@ def rnn_forward(
     b: np.ndarray,
     *,
     lengths: np.ndarray | None = None,
-) -> tuple[np.ndarray, tuple]:
+) -> tuple[np.ndarray, tuple[Any, ...]]:
     """Run a vanilla RNN over whole sequences: T steps of `rnn_step_forward`.
 
     Parameters
@@ -202,7 +204,7 @@ def rnn_forward(
 
 
 def rnn_backward(
-    dh: np.ndarray, cache: tuple
+    dh: np.ndarray, cache: tuple[Any, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `rnn_forward`: back-propagation through time (Werbos, 1990).
 
@@ -254,7 +256,7 @@ def rnn_backward(
     return dx, dstate, dWx, dWh, db
 
 
-def word_embedding_forward(x: np.ndarray, W: np.ndarray) -> tuple[np.ndarray, tuple]:
+def word_embedding_forward(x: np.ndarray, W: np.ndarray) -> tuple[np.ndarray, tuple[Any, ...]]:
     """Look up the vector of each word: ``out[n, t] = W[x[n, t]]``.
 
     Parameters
@@ -284,7 +286,7 @@ def word_embedding_forward(x: np.ndarray, W: np.ndarray) -> tuple[np.ndarray, tu
     return W[x], (x, W)
 
 
-def word_embedding_backward(dout: np.ndarray, cache: tuple) -> np.ndarray:
+def word_embedding_backward(dout: np.ndarray, cache: tuple[Any, ...]) -> np.ndarray:
     """Gradient of `word_embedding_forward` with respect to the word vectors.
 
     Parameters
@@ -324,7 +326,7 @@ def lstm_step_forward(
     Wx: np.ndarray,
     Wh: np.ndarray,
     b: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, tuple]:
+) -> tuple[np.ndarray, np.ndarray, tuple[Any, ...]]:
     """One time step of an LSTM with forget gates and without peepholes.
 
     ``a = x Wx + prev_h Wh + b``, split into four blocks of H columns;
@@ -373,7 +375,7 @@ def lstm_step_forward(
 
 
 def lstm_step_backward(
-    dnext_h: np.ndarray, dnext_c: np.ndarray, cache: tuple
+    dnext_h: np.ndarray, dnext_c: np.ndarray, cache: tuple[Any, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `lstm_step_forward`.
 
@@ -431,7 +433,7 @@ def lstm_forward(
     b: np.ndarray,
     *,
     lengths: np.ndarray | None = None,
-) -> tuple[np.ndarray, tuple]:
+) -> tuple[np.ndarray, tuple[Any, ...]]:
     """Run an LSTM over whole sequences: T steps of `lstm_step_forward`, from a zero cell state.
 
     Parameters
@@ -481,7 +483,7 @@ def lstm_forward(
 
 
 def lstm_backward(
-    dh: np.ndarray, cache: tuple
+    dh: np.ndarray, cache: tuple[Any, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `lstm_forward`: back-propagation through time.
 
@@ -535,7 +537,7 @@ def lstm_backward(
 
 def temporal_affine_forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray
-) -> tuple[np.ndarray, tuple]:
+) -> tuple[np.ndarray, tuple[Any, ...]]:
     """Apply the same affine layer at every time step: ``out[n, t] = x[n, t] w + b``.
 
     Parameters
@@ -569,7 +571,7 @@ def temporal_affine_forward(
 
 
 def temporal_affine_backward(
-    dout: np.ndarray, cache: tuple
+    dout: np.ndarray, cache: tuple[Any, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `temporal_affine_forward`.
 
