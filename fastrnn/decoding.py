@@ -33,7 +33,7 @@ LENGTH_RULES = ("power", "wu")
 """Ways to compare captions of different lengths; see `beam_search`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Decoded:
     """K captions for each of N images: best first, or in the order drawn for `sample`.
 
@@ -57,6 +57,12 @@ class Decoded:
     word_log_probs: np.ndarray
     log_probs: np.ndarray
     scores: np.ndarray
+
+    def __repr__(self) -> str:
+        N, K, T = self.ids.shape
+        counts = ((N, "image"), (K, "caption"), (T, "word"))
+        images, captions, words = (f"{n:,} {name}{'' if n == 1 else 's'}" for n, name in counts)
+        return f"{type(self).__name__}({images}, {captions} each, at most {words})"
 
     def captions(self, idx_to_word: Sequence[str] | Mapping[int, str]) -> list[list[str]]:
         """Return the captions as text.

@@ -157,7 +157,7 @@ def decode_images(
     *,
     beam: int = 1,
     suppress_unk: bool = True,
-    progress: Callable[[int], Any] | None = None,
+    progress: Callable[[int, int], Any] | None = None,
     **options: Any,
 ) -> Decoded:
     """Caption images by greedy decoding or beam search, with the log-probability of every word.
@@ -178,7 +178,8 @@ def decode_images(
         wherever captions are shown or measured: during training, by the command line, and by
         `fastrnn.captioner.Captioner`. A vocabulary without ``<UNK>`` is accepted.
     progress : callable, optional
-        Called after each block as ``progress(count)`` with its number of images.
+        Called at the start and after each block, as ``progress(done, total)`` with numbers of
+        images.
     **options
         As for `fastrnn.decoding.beam_search`, such as `min_length` (1 word by default); None
         leaves an option out.
@@ -196,9 +197,11 @@ def decode_images(
     ends = [len(features) * part // parts for part in range(parts + 1)]
     blocks = []
     for start, end in pairwise(ends):
-        blocks.append(beam_search(model, features[start:end], beam, max_length, **chosen))
         if progress is not None:
-            progress(end - start)
+            progress(start, len(features))
+        blocks.append(beam_search(model, features[start:end], beam, max_length, **chosen))
+    if progress is not None:
+        progress(len(features), len(features))
     if len(blocks) == 1:
         return blocks[0]
     return Decoded(
@@ -397,6 +400,10 @@ class Evaluator:
         if self.judged:
             self.scorer = CaptionScorer([self.references[row] for row in self.judged])
 
+    def __repr__(self) -> str:
+        references = sum(map(len, self.references))
+        return f"{type(self).__name__}({len(self.images):,} images, {references:,} references)"
+
     @property
     def missing(self) -> str | None:
         """Which metrics cannot be computed, and why; None if all can."""
@@ -440,6 +447,11 @@ class Evaluator:
     ) -> dict[str, Any]:
         """Measure a caption for each image; return what the function `evaluate` returns."""
         return _with_counts(captions, self.score(captions), true)
+
+    @property
+    def missing_meteor(self) -> str | None:
+        """Why METEOR cannot be computed, with what to install; None if it can."""
+        return metrics.missing_meteor()
 
     def meteor(self, captions: Sequence[str]) -> float:
         """Return the METEOR of a caption for each image; raises as `fastrnn.metrics.meteor`."""

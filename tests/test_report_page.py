@@ -177,7 +177,7 @@ def test_a_model_and_captions_that_are_known(data_dir: Path, tmp_path: Path, mon
     run, data = make_run(tmp_path / "run", data_dir), read_captioning_directory(data_dir)
     expected = shown(write_report(run, images=3, beam=2))
     model = load_model(run)
-    known = decoding.greedy(model, data["val_features"])
+    known = decoding.greedy(model, data["val_features"], suppress_unk=True)
     monkeypatch.delattr(page_module, "load_model")
     options = {"data": data, "model": model, "images": 3, "beam": 2}
     report = shown(write_report(run, greedy=known, **options))

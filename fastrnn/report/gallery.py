@@ -78,6 +78,8 @@ def make_gallery(
     pictures: int,
     beam: int,
     greedy: Decoded | None = None,
+    suppress_unk: bool = True,
+    progress: Callable[[int, int], Any] | None = None,
 ) -> Gallery:
     """Caption validation images and score the captions.
 
@@ -97,6 +99,8 @@ def make_gallery(
         Width of the beam search; 1 shows greedy captions only.
     greedy : Decoded, optional
         The greedy captions of all validation images, if they are already known.
+    suppress_unk, progress
+        See `Report`.
 
     Returns
     -------
@@ -117,10 +121,11 @@ def make_gallery(
     evaluator = Evaluator(data, images=rows)
     is_true = truth_of(directory, total)
 
-    greedy = evaluator.decode(model) if greedy is None else _of_images(greedy, rows)
+    how: dict[str, Any] = {"suppress_unk": suppress_unk, "progress": progress}
+    greedy = evaluator.decode(model, **how) if greedy is None else _of_images(greedy, rows)
     decoded = {"greedy": greedy}
     if beam > 1:
-        decoded[f"beam {beam}"] = evaluator.decode(model, beam=beam)
+        decoded[f"beam {beam}"] = evaluator.decode(model, beam=beam, **how)
     gallery = Gallery(methods=list(decoded))
     captions = [_split_captions(found, model, rows, is_true) for found in decoded.values()]
     _score(gallery, evaluator, captions, total)

@@ -68,6 +68,10 @@ class Report:
     explain : int, optional
         Number of validation images whose captions are explained by maps, see `fastrnn.explain`.
         This needs PyTorch, the images, and a run that knows how its features were made. Default 0.
+    suppress_unk : bool, optional
+        Never generate ``<UNK>``. Default True.
+    progress : callable, optional
+        Called while captions are generated, see `fastrnn.evaluation.decode_images`.
 
     Raises
     ------
@@ -90,6 +94,8 @@ class Report:
         pictures: int = 96,
         beam: int = 3,
         explain: int = 0,
+        suppress_unk: bool = True,
+        progress: Callable[[int, int], Any] | None = None,
     ) -> None:
         for name, value, least in (("images", images, 0), ("pictures", pictures, 0),
                                    ("beam", beam, 1), ("explain", explain, 0)):  # fmt: skip
@@ -101,6 +107,7 @@ class Report:
         self._data, self._model, self._greedy = data, model, greedy
         self._images, self._pictures, self._beam = images, pictures, beam
         self._explain, self._explanations = explain, ""
+        self._suppress_unk, self._progress = suppress_unk, progress
         self._stamps: dict[str, tuple[int, int, int] | None] = {}
         self._history: list[dict[str, Any]] = []
         self._metrics: dict[str, Any] = {}
@@ -159,6 +166,7 @@ class Report:
         gallery = make_gallery(
             model, self._data, directory or self.run, images=self._images,
             pictures=self._pictures, beam=self._beam, greedy=self._greedy,
+            suppress_unk=self._suppress_unk, progress=self._progress,
         )  # fmt: skip
         if self._explain:
             self._explanations, note = explanations_of_run(
