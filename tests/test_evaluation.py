@@ -88,7 +88,8 @@ def test_evaluator(data):
 
 def test_options_of_decoding(data):
     model, evaluator = trained(data), Evaluator(data)
-    beam = evaluator.decode(model, 8, beam=3, length_penalty=0.0, no_repeat_ngram=None)
+    options = {"length_penalty": 0.0, "no_repeat_ngram": None, "suppress_unk": False}
+    beam = evaluator.decode(model, 8, beam=3, **options)
     wanted = beam_search(model, data["val_features"], 3, 8, length_penalty=0.0)
     np.testing.assert_array_equal(beam.ids, wanted.ids)
     default = beam_search(model, data["val_features"], 3, 8)
