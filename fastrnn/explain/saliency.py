@@ -65,15 +65,15 @@ class Saliency:
         Number of images on which gradients were computed.
     """
 
-    maps: np.ndarray
+    maps: np.ndarray = field(repr=False)
     words: list[str]
-    image: np.ndarray
+    image: np.ndarray = field(repr=False)
     steps: list[int] = field(default_factory=list)
     caption: list[str] = field(default_factory=list)
-    log_probs: np.ndarray = field(default_factory=lambda: np.empty(0))
-    changes: np.ndarray | None = None
-    errors: np.ndarray | None = None
-    resolution: np.ndarray | None = None
+    log_probs: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
+    changes: np.ndarray | None = field(default=None, repr=False)
+    errors: np.ndarray | None = field(default=None, repr=False)
+    resolution: np.ndarray | None = field(default=None, repr=False)
     method: str = "plain"
     passes: int = 1
 
