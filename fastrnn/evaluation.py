@@ -168,7 +168,9 @@ def decode_images(
     Parameters
     ----------
     model : CaptioningRNN
+        The model.
     features : float ndarray (N, D)
+        Image features.
     max_length : int, optional
         The largest number of words in a caption.
     beam : int, optional

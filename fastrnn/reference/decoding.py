@@ -97,6 +97,8 @@ def followers(
         The NumPy or the compiled model.
     hypothesis : Hypothesis
         The caption so far.
+    min_length : int
+        Number of words before ``<END>`` may be chosen.
     no_repeat_ngram : int
         Never repeat so many words in a row; 0 allows it.
     suppress : iterable of str
