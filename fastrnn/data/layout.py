@@ -26,7 +26,6 @@ __all__ = [
     "CaptioningData",
     "SPLITS",
     "VOCABULARY_FILE",
-    "CaptioningData",
     "dataset_shapes",
     "encode_captions",
     "features_file",

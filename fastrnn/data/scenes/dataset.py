@@ -101,7 +101,7 @@ def write_scenes(
     Notes
     -----
     In addition to the files of the layout, this writes ``{train,val}_scenes.json``, ``pca.npz``
-    (see `fastrnn.data.scenes.features.features_of`) and the images of `pictures`.
+    (see ``fastrnn.data.scenes.features.features_of``) and the images of `pictures`.
     """
     directory = Path(directory)
     images = directory / "images"
