@@ -125,6 +125,7 @@ def rnn_forward(
     b: np.ndarray,
     *,
     lengths: np.ndarray | None = None,
+    precision: str = "float32",
 ) -> tuple[np.ndarray, object]:
     """Run a vanilla RNN over whole sequences: T steps of `rnn_step_forward`.
 
@@ -142,6 +143,10 @@ def rnn_forward(
         Biases.
     lengths : ndarray of int, shape (N,), optional
         Number of steps in each row, 0..T. By default, every row has T steps.
+    precision : {'float32', 'bfloat16'}, optional
+        ``'bfloat16'`` rounds the operands of all matrix products to bfloat16, here and in the
+        gradients; sums and everything else stay float32. The arguments must be float32. It is
+        faster on processors with AVX512_BF16, and slower on others. By default, nothing is rounded.
 
     Returns
     -------
@@ -153,11 +158,12 @@ def rnn_forward(
     Raises
     ------
     TypeError
-        If the common dtype is neither float32 nor float64, or `lengths` are not integers.
+        If the common dtype is neither float32 nor float64, `lengths` are not integers, or
+        `precision` is ``'bfloat16'`` and the common dtype is float64.
     ValueError
-        If the shapes do not match, or a length is not in 0..T.
+        If the shapes do not match, a length is not in 0..T, or `precision` is unknown.
     """
-    return _sequence.rnn_forward(x, h0, Wx, Wh, b, lengths)
+    return _sequence.rnn_forward(x, h0, Wx, Wh, b, lengths, precision)
 
 
 def rnn_backward(
@@ -189,7 +195,8 @@ def rnn_backward(
     Raises
     ------
     TypeError
-        If the common dtype of `dh` and the cache is neither float32 nor float64.
+        If the common dtype of `dh` and the cache is neither float32 nor float64, or it is float64
+        after a forward pass in bfloat16.
     ValueError
         If `dh` does not have the shape of the hidden states.
     """
@@ -350,6 +357,7 @@ def lstm_forward(
     b: np.ndarray,
     *,
     lengths: np.ndarray | None = None,
+    precision: str = "float32",
 ) -> tuple[np.ndarray, object]:
     """Run an LSTM over whole sequences: T steps of `lstm_step_forward`, from a zero cell state.
 
@@ -367,6 +375,10 @@ def lstm_forward(
         Biases; blocks i, f, o, g.
     lengths : ndarray of int, shape (N,), optional
         Number of steps in each row, 0..T. By default, every row has T steps.
+    precision : {'float32', 'bfloat16'}, optional
+        ``'bfloat16'`` rounds the operands of all matrix products to bfloat16, here and in the
+        gradients; sums and everything else stay float32. The arguments must be float32. It is
+        faster on processors with AVX512_BF16, and slower on others. By default, nothing is rounded.
 
     Returns
     -------
@@ -378,11 +390,12 @@ def lstm_forward(
     Raises
     ------
     TypeError
-        If the common dtype is neither float32 nor float64, or `lengths` are not integers.
+        If the common dtype is neither float32 nor float64, `lengths` are not integers, or
+        `precision` is ``'bfloat16'`` and the common dtype is float64.
     ValueError
-        If the shapes do not match, or a length is not in 0..T.
+        If the shapes do not match, a length is not in 0..T, or `precision` is unknown.
     """
-    return _sequence.lstm_forward(x, h0, Wx, Wh, b, lengths)
+    return _sequence.lstm_forward(x, h0, Wx, Wh, b, lengths, precision)
 
 
 def lstm_backward(
@@ -414,7 +427,8 @@ def lstm_backward(
     Raises
     ------
     TypeError
-        If the common dtype of `dh` and the cache is neither float32 nor float64.
+        If the common dtype of `dh` and the cache is neither float32 nor float64, or it is float64
+        after a forward pass in bfloat16.
     ValueError
         If `dh` does not have the shape of the hidden states.
     """
