@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import checks
 from .._core.runtime import CELL_GATES
-from ..checks import ArgumentError
+from ..checks import PRECISIONS, ArgumentError
 
 SCHEDULES = ("constant", "step", "exponential", "cosine")
 MONITORS = ("cider", "bleu_4", "loss")
@@ -387,6 +387,13 @@ class TrainConfig:
         20, "steps between records of the history", group="results", at_least=1
     )
     seed: int = option(0, "seed of all random numbers", at_least=0, at_most=2**32 - 1)
+    precision: str = option(
+        "float32",
+        "what the operands of matrix products are rounded to",
+        "'bfloat16' is faster on processors with AVX512_BF16. Weights and Adam's moments stay "
+        "float32. The model that is saved decodes in the same precision.",
+        choices=PRECISIONS,
+    )
 
     def __post_init__(self) -> None:
         _check_fields(self)
