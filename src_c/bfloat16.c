@@ -109,6 +109,7 @@ INLINE void pack_pair_of_rows(float *to, const float *first, const float *second
 
 void KERNEL(gemm_pack)(float *packed, ptrdiff_t step, float *colsum, const float *B, const ptrdiff_t *row, ptrdiff_t rs,
                        ptrdiff_t cs, ptrdiff_t K, ptrdiff_t N, ptrdiff_t first, ptrdiff_t last) {
+    enum { AHEAD = 32 }; /* rows: the distance at which those of a large B arrive in time */
 #define ROW_AT(k) (B + (row ? row[k] : (k) * rs) + n0 * cs)
     for (ptrdiff_t p = first; p < last; p++, packed += step) {
         const ptrdiff_t n0 = p * PANEL_WIDTH, width = N - n0 < PANEL_WIDTH ? N - n0 : PANEL_WIDTH;
@@ -118,9 +119,10 @@ void KERNEL(gemm_pack)(float *packed, ptrdiff_t step, float *colsum, const float
                 sum[j] = splat(0);
             for (ptrdiff_t k = 0; k < K; k += 2) {
                 const float *even = ROW_AT(k), *odd = k + 1 < K ? ROW_AT(k + 1) : NULL;
-                PREFETCH(ROW_AT(k + 8 < K ? k + 8 : k));
-                PREFETCH(ROW_AT(k + 9 < K ? k + 9 : k));
+                const ptrdiff_t later = k + AHEAD < K ? k + AHEAD : k;
                 for (int j = 0; j < PANEL_VECTORS; j++) {
+                    PREFETCH(ROW_AT(later) + j * LANES);
+                    PREFETCH(ROW_AT(later + (later + 1 < K)) + j * LANES);
                     const vec x = load(even + j * LANES), y = odd ? load(odd + j * LANES) : splat(0);
                     store(packed + k / 2 * PANEL_WIDTH + j * LANES, pairs_of(x, y));
                     sum[j] = sum[j] + x;

@@ -187,6 +187,32 @@ def test_float32_is_the_default(cell):
 
 
 @CELLS
+@pytest.mark.parametrize("empty", ["N", "T", "D", "N T", "D T", "D lengths", "lengths"])
+def test_empty_axes(cell, empty):
+    sizes = SIZES[3] | dict.fromkeys(empty.replace("lengths", "M").split(), 0)
+    arguments, gradients = draw(cell, sizes, np.float32, np.random.default_rng(10))
+    if "lengths" in empty:
+        arguments["lengths"] = np.zeros(sizes["N"], int)
+    dh = gradients["dh"]
+    got, expected = (
+        run_layer(find, cell, arguments, dh, precision="bfloat16") for find in (compiled, twin)
+    )
+    for a, b in zip(got, expected, strict=True):
+        assert a.shape == b.shape
+        assert rms(a - b) <= 2e-3 * rms(b)
+
+
+@CELLS
+def test_cache_serves_twice_and_outlives_changes_of_the_result(cell):
+    arguments, gradients = draw(cell, SIZES[3], np.float32, np.random.default_rng(11))
+    h, cache = compiled(f"{cell}_forward")(**arguments, precision="bfloat16")
+    first = compiled(f"{cell}_backward")(gradients["dh"], cache)
+    h[...] = np.nan
+    for a, b in zip(first, compiled(f"{cell}_backward")(gradients["dh"], cache), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@CELLS
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_nan_and_inf_flow(cell, bad):
     arguments, gradients = draw(cell, SIZES[3], np.float32, np.random.default_rng(6))
@@ -416,7 +442,7 @@ def test_products_are_the_same_bits_with_every_instruction_set(isa):
     here = Path(__file__).resolve().parent
     paths = [str(here), str(Path(runtime.__file__).parents[2]), *sys.path]
     code = (
-        "import test_bfloat16 as t\n"
+        "import test_core_bfloat16 as t\n"
         "for cell in ('rnn', 'lstm'): t.test_layer_against_the_twin(cell, t.SIZES[4], True)\n"
         "print(t.hash_of_products())"
     )
