@@ -2,5 +2,5 @@
 
 ``python -m pytest bench`` times every layer. ``python -m bench.peers`` compares fastrnn with the
 other libraries. ``python -m bench.full_coco`` times an epoch. ``python -m bench.readme`` writes the
-results to the README.
+results to the README and the docs.
 """

@@ -7,7 +7,7 @@ blocks, so that what else runs on the machine slows all of them down:
 
 engine    the engine by itself, called with one batch of ready tensors after the other: images that
           were decoded, resized and normalised before; of several batch sizes the fastest
-parallel  the same tensors by `Network.features`, which calls the engine from several threads
+parallel  the same tensors by `Network.features`, which computes several small batches at a time
 pipeline  `extract_features`: files read, decoded, resized, normalised, computed and written
 
 The ratios are medians of those of the blocks. ``--engines`` compares the engines instead.
@@ -87,10 +87,13 @@ def main() -> None:
         for start in range(0, len(files), len(tensors)):
             network.features(tensors[: len(files) - start])
 
+    alone = load(ENGINES[0])
+
     def one_by_one(size: int, count: int) -> None:
+        alone.chunk = size  # so that a batch is computed at once, by all threads
         for start in range(0, count, size):
             first = start % (len(tensors) - size + 1)
-            network.features_of_chunk(tensors[first : first + size])
+            alone.features(tensors[first : first + size])
 
     if arguments.engines:
         engines = {engine: load(engine) for engine in ENGINES}

@@ -24,28 +24,23 @@ import numpy as np
 
 from . import machine, report
 from .data import COCO_IMAGES, COCO_ROWS, read_captions, vocabulary
+from .peak import peak_bytes
 from .shapes import Shape
 
 MB = 1e6
 WARM = 2  # warm-up steps, not timed
 PROFILED = 5  # profiled steps, for the share of each operation
-_PEAK = "import resource, {}; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
 AROUND = ("optim", "coco_utils")  # modules whose public functions run outside the loss
-
-
-def peak_bytes() -> int:
-    """Return the peak resident set size of this process, in bytes."""
-    import resource
-
-    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found if sys.platform == "darwin" else 1024 * found
 
 
 def bare_import_bytes() -> int:
     """Return the peak resident set size of a process that only imports fastrnn, in bytes."""
-    command = [sys.executable, "-c", _PEAK.format("fastrnn")]
-    found = int(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-    return found if sys.platform == "darwin" else 1024 * found
+    program = "import fastrnn; from bench.peak import peak_bytes; print(peak_bytes())"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).resolve().parents[1],
+        stdout=subprocess.PIPE, check=True,
+    )  # fmt: skip
+    return int(done.stdout)
 
 
 def full_data(shape: Shape) -> tuple[dict[str, Any], str]:

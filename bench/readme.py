@@ -1,7 +1,8 @@
-"""Write the performance section of the README: ``python -m bench.readme FILE.json``.
+"""Write the figures of the README and of the docs: ``python -m bench.readme FILE.json``.
 
-The section is between two comments and is made from the output of `bench.peers --json`. Results
-with warnings, from a ``--quick`` run or a busy machine, are written only with ``--anyway``.
+The README has a small table between two comments; ``docs/figures/performance.md`` has every table,
+and ``docs/pictures/peers.png`` the chart. All are made from the output of `bench.peers --json`.
+Results with warnings, from a ``--quick`` run or a busy machine, are written only with ``--anyway``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from . import report
 
 BEGIN = "<!-- performance: written by python -m bench.readme -->"
 END = "<!-- performance: end -->"
+PAGE = Path("figures") / "performance.md"
+"""The tables, in the directory of the docs."""
+CHART = Path("pictures") / "peers.png"
+"""The chart, in the directory of the docs."""
 
 
 def replaced(readme: str, section: str) -> str:
@@ -38,12 +43,14 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m bench.readme", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("figures", type=Path, help="output file of bench.peers --json")
-    default = Path(__file__).resolve().parent.parent / "README.md"
-    parser.add_argument("--readme", type=Path, default=default, help="the file to change")
+    root = Path(__file__).resolve().parent.parent
+    parser.add_argument("--readme", type=Path, default=root / "README.md", help="the README")
+    parser.add_argument("--docs", type=Path, default=root / "docs", help="directory of the docs")
     parser.add_argument(
         "--anyway", action="store_true", help="write results that have warnings, with the warnings"
     )
     options = parser.parse_args(arguments)
+    page, chart = options.docs / PAGE, options.docs / CHART
     try:
         result = json.loads(options.figures.read_text(encoding="utf-8"))
         if result.get("format") != 1:
@@ -51,9 +58,16 @@ def main(arguments: list[str] | None = None) -> int:
         doubts = report.warnings(result)
         if doubts and not options.anyway:
             raise ValueError(f"{options.figures}: {' '.join(doubts)} (--anyway writes it)")
-        changed = replaced(options.readme.read_text(encoding="utf-8"), report.markdown(result))
+        readme = options.readme.read_text(encoding="utf-8")
+        changed = replaced(readme, report.short_markdown(result))
+        for path in (page, chart):
+            path.parent.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+    picture = ""
+    if report.write_chart(chart, result):
+        picture = f"![Times relative to fastrnn](/{CHART.as_posix()})\n\n"
+    report.write_whole(page, f"{BEGIN}\n\n{picture}{report.markdown(result)}\n".encode())
     report.write_whole(options.readme, changed.encode())
     return 0
 

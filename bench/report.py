@@ -342,8 +342,25 @@ def table(heads: list[str], lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, rule, *lines])
 
 
+def short_markdown(result: dict[str, Any]) -> str:
+    """Return the figures of the README: the times of whole training steps, and the machine."""
+    lines = []
+    for label, rows in by_label(result["rows"], "step"):
+        ours, plain, jax = (
+            median(rows, "step", label, name) for name in ("fastrnn", "reference", "jax")
+        )
+        faster = ratio(rows, "step", label, *TORCH)
+        torch = None if ours is None or faster is None else ours * faster
+        lines.append([label, *map(_ms, (ours, torch, jax, plain))])
+    heads = ["Training step (N/D/H), ms", "fastrnn", "PyTorch", "JAX", "NumPy"]
+    parts = [table(heads, lines)] if lines else []
+    parts += [f"**{line}**" for line in warnings(result)]
+    parts.append(machine_line(result))
+    return "\n\n".join(parts)
+
+
 def markdown(result: dict[str, Any]) -> str:
-    """Return the performance section of the README: machine, times and goals."""
+    """Return the tables of the docs: machine, times and goals."""
     parts = [f"Measured on: {machine_line(result)} {peak_line(result)}".strip()]
     parts += [f"**{line}**" for line in warnings(result)]
     if result["absent"]:
@@ -405,8 +422,11 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
-def write_chart(path: Path, result: dict[str, Any]) -> None:
-    """Draw a bar chart of times relative to fastrnn: training steps, layers and decoding."""
+def write_chart(path: Path, result: dict[str, Any]) -> bool:
+    """Draw a bar chart of times relative to fastrnn: training steps, layers and decoding.
+
+    Return whether there was anything to draw.
+    """
     import io
 
     import matplotlib
@@ -425,7 +445,7 @@ def write_chart(path: Path, result: dict[str, Any]) -> None:
         if (groups := list(by_label(result["rows"], section)))
     ]
     if not panels:
-        return
+        return False
     figure, axes = plt.subplots(
         len(panels), 1, figsize=(9, 3.4 * len(panels)), squeeze=False, layout="constrained"
     )
@@ -462,3 +482,4 @@ def write_chart(path: Path, result: dict[str, Any]) -> None:
     figure.savefig(image, format="png", dpi=130)
     plt.close(figure)
     write_whole(path, image.getvalue())
+    return True

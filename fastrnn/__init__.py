@@ -10,6 +10,7 @@ from __future__ import annotations
 import os as _os
 from operator import index as _index
 
+#: The version of the package.
 __version__ = "0.1.0"
 
 try:
@@ -36,6 +37,8 @@ finally:
         del _os.environ["GOMP_SPINCOUNT"]
 
 from .checks import ArgumentError as _ArgumentError
+
+__all__ = ["__version__", "get_num_threads", "set_num_threads"]
 
 
 def set_num_threads(count: int) -> None:
@@ -73,6 +76,7 @@ def get_num_threads() -> int:
     Returns
     -------
     int
+        The number of threads.
     """
     return _runtime.get_threads()
 

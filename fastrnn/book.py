@@ -9,7 +9,7 @@ and whose captions start with ``<START>``.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +19,8 @@ from . import optim as _optim
 from .captioning_solver import CaptioningSolver as _CaptioningSolver
 from .classifiers.rnn import CaptioningRNN as _CaptioningRNN
 from .coco_utils import decode_captions, read_captioning_directory, sample_coco_minibatch
+from .data.layout import named_directory
+from .data.pictures import remember_directory
 from .gradient_check import (
     eval_numerical_gradient,
     eval_numerical_gradient_array,
@@ -61,8 +63,9 @@ from .rnn_layers import (
 )
 
 _Config = dict[str, Any]
+_BASE_DIR = "datasets/coco_captioning"
 
-sgd = _optim.sgd
+sgd: Callable[..., tuple[Any, dict[str, Any]]] = _optim.sgd
 
 
 def sgd_momentum(
@@ -159,6 +162,7 @@ def adam(
 
 
 updater = SimpleNamespace(sgd=sgd, sgd_momentum=sgd_momentum, rmsprop=rmsprop, adam=adam)
+"""The update rules by name; each is that of `fastrnn.optim`."""
 
 
 class CaptioningRNN(_CaptioningRNN):
@@ -253,10 +257,12 @@ class CaptioningTrainer(_CaptioningSolver):
 
     @property
     def updater_config(self) -> _Config:
+        """Hyperparameters of the update rule: `optim_config` of `CaptioningSolver`."""
         return self.optim_config
 
     @property
     def updater_configs(self) -> dict[str, _Config]:
+        """Hyperparameters and state for each parameter: `optim_configs` of `CaptioningSolver`."""
         return self.optim_configs
 
     def _iterations_per_epoch(self) -> float:
@@ -264,7 +270,7 @@ class CaptioningTrainer(_CaptioningSolver):
 
 
 def load_coco_data(
-    base_dir: str | os.PathLike[str] = "datasets/coco_captioning",
+    base_dir: str | os.PathLike[str] = _BASE_DIR,
     max_train: int | None = None,
     pca_features: bool = True,
 ) -> dict[str, Any]:
@@ -273,7 +279,8 @@ def load_coco_data(
     Parameters
     ----------
     base_dir : path, optional
-        Directory of the data set. The default is the book's, relative to the working directory.
+        Directory of the data set. The default is the one that the environment variable
+        ``FASTRNN_DATA`` names; without it, the book's, relative to the working directory.
     max_train : int, optional
         Keep this many training captions, drawn with replacement by the global ``np.random``.
         By default, all are kept.
@@ -290,7 +297,11 @@ def load_coco_data(
     FileNotFoundError, OSError, ValueError
         See `fastrnn.coco_utils.load_coco_data`.
     """
-    return read_captioning_directory(base_dir, max_train, pca_features)
+    if os.fspath(base_dir) == _BASE_DIR:
+        base_dir = named_directory() or base_dir
+    data = read_captioning_directory(base_dir, max_train, pca_features)
+    remember_directory(base_dir)  # for image_from_url
+    return data
 
 
 __all__ = [

@@ -26,21 +26,17 @@ from . import runs
 from .classifiers.rnn import CaptioningRNN
 from .data.pca import PCA
 from .decoding import Decoded, beam_search
-from .rnn_layers import (
-    lstm_forward,
-    rnn_forward,
-    temporal_affine_forward,
-    word_embedding_forward,
-)
+from .forcing import forced_states
+from .rnn_layers import temporal_affine_forward
 from .vision.images import open_image, prepare_image
 from .vision.networks import Network
 from .vision.source import SOURCE_FILE, FeatureSource
-from .words import END, NULL, START, UNK
+from .words import END, NULL, UNK
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Captioned", "Captioner", "ImageCaption"]
+__all__ = ["Captioned", "Captioner", "ImageCaption", "ImageSource"]
 
 ImageSource: TypeAlias = Any
 """A path, the bytes of a file, an open file, a PIL image, a uint8 array (H, W, 3), or a function
@@ -152,10 +148,11 @@ class Captioner:
 
     Examples
     --------
-    >>> captioner = Captioner.load("runs/flickr8k")        # doctest: +SKIP
-    >>> [dog] = captioner("dog.jpg", beam=3)               # doctest: +SKIP
-    >>> dog.caption                                        # doctest: +SKIP
-    'a dog runs through the grass'
+    .. code-block:: python
+
+        captioner = Captioner.load("runs/flickr8k")
+        [dog] = captioner("dog.jpg", beam=3)
+        print(dog.caption)  # a dog runs through the grass
     """
 
     def __init__(
@@ -320,6 +317,7 @@ class Captioner:
         Returns
         -------
         iterator of Captioned
+            One for each image, in order, as they are ready.
 
         Raises
         ------
@@ -358,6 +356,7 @@ class Captioner:
         Returns
         -------
         list of Captioned
+            One for each image; their names are their numbers.
 
         Raises
         ------
@@ -468,6 +467,7 @@ class Captioner:
         Returns
         -------
         float32 ndarray (N, D)
+            The features.
 
         Raises
         ------
@@ -543,11 +543,7 @@ class Captioner:
             )
         if not ids:
             return np.empty((0, V))
-        inputs = np.array([[self.model.word_to_idx[START], *ids[:-1]]])
-        h0 = features[None].astype(params["W_proj"].dtype) @ params["W_proj"] + params["b_proj"]
-        x, _ = word_embedding_forward(inputs, params["W_embed"])
-        forward = lstm_forward if self.model.cell_type == "lstm" else rnn_forward
-        h, _ = forward(x, h0, params["Wx"], params["Wh"], params["b"])
+        h, _ = forced_states(self.model, features[None].astype(params["W_proj"].dtype), ids[:-1])
         scores, _ = temporal_affine_forward(h, params["W_vocab"], params["b_vocab"])
         exponents = scores[0].astype(np.float64)
         exponents -= exponents.max(axis=1, keepdims=True)

@@ -11,6 +11,8 @@ from . import optim
 from .classifiers.rnn import CaptioningRNN, CaptioningWorkspace
 from .coco_utils import sample_coco_minibatch
 
+__all__ = ["CaptioningSolver", "np"]
+
 
 class CaptioningSolver:
     """Train a captioning model by stochastic gradient descent on random minibatches.
@@ -60,6 +62,32 @@ class CaptioningSolver:
     -----
     Each iteration draws its minibatch by one call of the global ``np.random.choice``. With the
     same seed, the minibatches are those of the course's solver.
+
+    Examples
+    --------
+    Two captions, learned by heart:
+
+    >>> from fastrnn.classifiers.rnn import CaptioningRNN
+    >>> from fastrnn.coco_utils import decode_captions
+    >>> words = {"<NULL>": 0, "<START>": 1, "<END>": 2, "a": 3, "dog": 4, "runs": 5}
+    >>> np.random.seed(0)
+    >>> features = np.random.standard_normal((2, 6)).astype(np.float32)
+    >>> data = {
+    ...     "train_captions": np.array([[1, 3, 4, 2, 0], [1, 3, 4, 5, 2]]),
+    ...     "train_image_idxs": np.array([0, 1]),
+    ...     "train_features": features,
+    ...     "train_urls": np.array(["one.jpg", "two.jpg"]),
+    ... }
+    >>> model = CaptioningRNN(words, input_dim=6, wordvec_dim=8, hidden_dim=16, cell_type="lstm")
+    >>> solver = CaptioningSolver(
+    ...     model, data, update_rule="adam", optim_config={"learning_rate": 0.05}, batch_size=2,
+    ...     num_epochs=100, verbose=False,
+    ... )
+    >>> solver.train()
+    >>> len(solver.loss_history), bool(solver.loss_history[-1] < solver.loss_history[0] / 5)
+    (100, True)
+    >>> decode_captions(model.sample(features, max_length=5, stop_at_end=True), model.idx_to_word)
+    ['a dog <END>', 'a dog runs <END>']
     """
 
     _rules: ClassVar[Any] = optim
@@ -90,14 +118,16 @@ class CaptioningSolver:
         self._reset()
 
     def _reset(self) -> None:
-        self.epoch = 0
-        self.best_val_acc = 0
+        self.epoch: int = 0
+        self.best_val_acc: float = 0
         self.best_params: dict[str, np.ndarray] = {}
         self.loss_history: list[Any] = []
         self.train_acc_history: list[float] = []
         self.val_acc_history: list[float] = []
         self._workspace = CaptioningWorkspace()
-        self.optim_configs = {name: dict(self.optim_config) for name in self.model.params}
+        self.optim_configs: dict[str, dict[str, Any]] = {
+            name: dict(self.optim_config) for name in self.model.params
+        }
 
     def _step(self) -> None:
         """Draw a minibatch and update every parameter once."""

@@ -34,6 +34,7 @@ __all__ = [
     "blank_model",
     "checkpoint_path",
     "checkpoint_steps",
+    "describe_mismatch",
     "load_model",
     "read_checkpoint",
     "read_newest_checkpoint",
@@ -120,6 +121,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Returns
     -------
     Checkpoint
+        The state to resume from.
 
     Raises
     ------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,8 @@ class ArgumentError(ValueError):
 
     def __init__(self, name: str, problem: str) -> None:
         super().__init__(name, problem)
-        self.name, self.problem = name, problem
+        self.name: str = name
+        self.problem: str = problem
 
     def __str__(self) -> str:
         return f"{self.name} {self.problem}"
@@ -60,7 +62,7 @@ def is_bfloat16(precision: str, dtype: np.dtype) -> bool:
     return True
 
 
-def as_floats(**arrays) -> list[np.ndarray]:
+def as_floats(**arrays: Any) -> list[np.ndarray]:
     """Convert arrays to their common dtype, by NumPy's promotion rules.
 
     Parameters
@@ -92,7 +94,7 @@ def as_floats(**arrays) -> list[np.ndarray]:
     return [array.astype(dtype, copy=False) for array in found.values()]
 
 
-def as_integers(**arrays) -> list[np.ndarray]:
+def as_integers(**arrays: Any) -> list[np.ndarray]:
     """Convert arrays, in the order given, to NumPy's index type (intp).
 
     Raises
@@ -107,7 +109,7 @@ def as_integers(**arrays) -> list[np.ndarray]:
     return [array.astype(np.intp, copy=False) for array in found.values()]
 
 
-def match_shapes(sizes: dict[str, int] | None = None, /, **arrays) -> dict[str, int]:
+def match_shapes(sizes: dict[str, int] | None = None, /, **arrays: Any) -> dict[str, int]:
     """Check that the shapes of arguments agree, and return the sizes of their axes.
 
     Parameters
@@ -202,13 +204,13 @@ def match_model(arrays: Mapping[str, np.ndarray], gates: int) -> None:
 # faster tests of their own; the NumPy twins always call it.
 
 
-def affine_forward(x, w, b) -> list[np.ndarray]:
+def affine_forward(x: Any, w: Any, b: Any) -> list[np.ndarray]:
     x, w, b = as_floats(x=x, w=w, b=b)
     match_shapes({"D": _row_size(x)}, w=(w, "D M"), b=(b, "M"))
     return [x, w, b]
 
 
-def affine_backward(dout, x, w) -> list[np.ndarray]:
+def affine_backward(dout: Any, x: Any, w: Any) -> list[np.ndarray]:
     dout, x, w = as_floats(dout=dout, x=x, w=w)
     match_shapes({"D": _row_size(x), "N": len(x)}, w=(w, "D M"), dout=(dout, "N M"))
     return [dout, x, w]
@@ -220,19 +222,19 @@ def _row_size(x: np.ndarray) -> int:
     return math.prod(x.shape[1:])
 
 
-def temporal_affine_forward(x, w, b) -> list[np.ndarray]:
+def temporal_affine_forward(x: Any, w: Any, b: Any) -> list[np.ndarray]:
     x, w, b = as_floats(x=x, w=w, b=b)
     match_shapes(x=(x, "N T D"), w=(w, "D M"), b=(b, "M"))
     return [x, w, b]
 
 
-def temporal_affine_backward(dout, x, w) -> list[np.ndarray]:
+def temporal_affine_backward(dout: Any, x: Any, w: Any) -> list[np.ndarray]:
     dout, x, w = as_floats(dout=dout, x=x, w=w)
     match_shapes(x=(x, "N T D"), w=(w, "D M"), dout=(dout, "N T M"))
     return [dout, x, w]
 
 
-def word_embedding_forward(x, W) -> list[np.ndarray]:
+def word_embedding_forward(x: Any, W: Any) -> list[np.ndarray]:
     (x,) = as_integers(x=x)
     (W,) = as_floats(W=W)
     sizes = match_shapes(x=(x, "N T"), W=(W, "V D"))
@@ -240,7 +242,7 @@ def word_embedding_forward(x, W) -> list[np.ndarray]:
     return [x, W]
 
 
-def word_embedding_backward(dout, x, W) -> list[np.ndarray]:
+def word_embedding_backward(dout: Any, x: Any, W: Any) -> list[np.ndarray]:
     dout, W = as_floats(dout=dout, W=W)
     (x,) = as_integers(x=x)
     sizes = match_shapes(x=(x, "N T"), W=(W, "V D"), dout=(dout, "N T D"))
@@ -248,7 +250,7 @@ def word_embedding_backward(dout, x, W) -> list[np.ndarray]:
     return [dout, x, W]
 
 
-def temporal_softmax_loss(x, y, mask) -> list[np.ndarray]:
+def temporal_softmax_loss(x: Any, y: Any, mask: Any) -> list[np.ndarray]:
     (x,) = as_floats(x=x)
     (y,) = as_integers(y=y)
     mask = np.asarray(mask)
@@ -259,7 +261,7 @@ def temporal_softmax_loss(x, y, mask) -> list[np.ndarray]:
     return [x, y, mask]
 
 
-def class_loss(x, y) -> list[np.ndarray]:
+def class_loss(x: Any, y: Any) -> list[np.ndarray]:
     """`softmax_loss` and `svm_loss`."""
     (x,) = as_floats(x=x)
     (y,) = as_integers(y=y)
@@ -268,14 +270,16 @@ def class_loss(x, y) -> list[np.ndarray]:
     return [x, y]
 
 
-def cell_forward(gates: int, x, h0, Wx, Wh, b) -> list[np.ndarray]:
+def cell_forward(gates: int, x: Any, h0: Any, Wx: Any, Wh: Any, b: Any) -> list[np.ndarray]:
     """`rnn_forward`, `lstm_forward`: a cell whose weights have `gates` blocks of H columns."""
     x, h0, Wx, Wh, b = as_floats(x=x, h0=h0, Wx=Wx, Wh=Wh, b=b)
     match_shapes(x=(x, "N T D"), h0=(h0, "N H"), **_cell_weights(gates, Wx, Wh, b))
     return [x, h0, Wx, Wh, b]
 
 
-def cell_step_forward(gates: int, x, states: tuple, Wx, Wh, b) -> list[np.ndarray]:
+def cell_step_forward(
+    gates: int, x: Any, states: tuple[Any, ...], Wx: Any, Wh: Any, b: Any
+) -> list[np.ndarray]:
     """`rnn_step_forward` with `states` (prev_h,), `lstm_step_forward` with (prev_h, prev_c)."""
     before = dict(zip(("prev_h", "prev_c"), states, strict=False))
     x, *found, Wx, Wh, b = as_floats(x=x, **before, Wx=Wx, Wh=Wh, b=b)
@@ -297,7 +301,7 @@ def _cell_weights(
 # ---- Parts of arguments --------------------------------------------------------------------------
 
 
-def parts_of(cache, names: str) -> tuple:
+def parts_of(cache: Any, names: str) -> tuple[Any, ...]:
     """Check that a cache is a tuple with one part for each of `names`, and return it.
 
     Raises
@@ -329,7 +333,7 @@ def check_ids(name: str, ids: np.ndarray, size: int) -> None:
         raise IndexError(f"{name} holds the id {worst}; expected ids in [{-size}, {size})")
 
 
-def as_lengths(lengths, N: int, T: int) -> np.ndarray:
+def as_lengths(lengths: Any, N: int, T: int) -> np.ndarray:
     """Return the number of steps of each row as intp, shape (N,); None means T for every row.
 
     Raises
@@ -349,7 +353,7 @@ def as_lengths(lengths, N: int, T: int) -> np.ndarray:
     return lengths
 
 
-def as_caption_weights(weights, N: int) -> np.ndarray:
+def as_caption_weights(weights: Any, N: int) -> np.ndarray:
     """Return the weight of each caption in the loss as float64, shape (N,).
 
     Raises
@@ -400,7 +404,7 @@ def as_weights(
     return w, dw.astype(w.dtype, copy=False)
 
 
-def as_state(name: str, state, w: np.ndarray) -> np.ndarray:
+def as_state(name: str, state: Any, w: np.ndarray) -> np.ndarray:
     """Return an optimiser's state for `w` as an array of its shape and dtype; zeros for None.
 
     Raises
@@ -420,7 +424,7 @@ def as_state(name: str, state, w: np.ndarray) -> np.ndarray:
     return state.astype(w.dtype, copy=False)
 
 
-def as_int(name: str, value) -> int:
+def as_int(name: str, value: Any) -> int:
     """Convert `value` to an int.
 
     Raises
@@ -433,7 +437,7 @@ def as_int(name: str, value) -> int:
     return int(value)
 
 
-def as_number(name: str, value) -> float:
+def as_number(name: str, value: Any) -> float:
     """Convert `value` to a float.
 
     Raises

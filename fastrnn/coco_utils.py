@@ -12,18 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from .data.layout import read_captioning_directory
+from .data.layout import DATA_VARIABLE, named_directory, read_captioning_directory
+from .data.pictures import remember_directory
 from .words import END, NULL
 
 __all__ = [
     "BASE_DIR",
     "decode_captions",
     "load_coco_data",
+    "np",
     "read_captioning_directory",
     "sample_coco_minibatch",
 ]
 
 BASE_DIR = str(Path(__file__).resolve().parent / "datasets" / "coco_captioning")
+"""The directory of data in the package itself, where the course has it.
+
+:meta hide-value:
+"""
 
 # Where the course's download script puts the data, relative to its notebooks.
 _COURSE_DIR = str(Path("cs231n", "datasets", "coco_captioning"))
@@ -39,8 +45,9 @@ def load_coco_data(
     Parameters
     ----------
     base_dir : path, optional
-        The data directory. The default is ``datasets/coco_captioning`` next to this module; if it
-        does not exist, ``cs231n/datasets/coco_captioning`` in the working directory is used.
+        The data directory. The default is the one that the environment variable ``FASTRNN_DATA``
+        names; without it, ``datasets/coco_captioning`` next to this module or, if that does not
+        exist, ``cs231n/datasets/coco_captioning`` in the working directory.
     max_train : int, optional
         Keep this many training captions, drawn with replacement from the global ``np.random``
         (one ``randint`` call). By default all are kept. Features and URLs are always complete.
@@ -54,12 +61,16 @@ def load_coco_data(
         ``{split}_image_idxs``, int ndarray (captions,), the image of each caption;
         ``{split}_features``, float ndarray (images, D); and ``{split}_urls``, str ndarray
         (images,). Also ``idx_to_word``, list of str; ``word_to_idx``, dict; and any other datasets
-        in the caption file.
+        in the caption file. The dict remembers where it was read from, in the attribute
+        ``directory``, so that a run that is trained on it can be evaluated. And
+        `fastrnn.image_utils.image_from_url` finds the pictures of the data set that was loaded
+        last.
 
     Raises
     ------
     FileNotFoundError
-        If a file is missing; the message has its path.
+        If a file is missing; the message has its path. Without `base_dir`, if there is no data
+        directory; the message has all places that were looked in.
     OSError
         If a file is truncated or is not an HDF5 file.
     ValueError
@@ -67,11 +78,26 @@ def load_coco_data(
         indices or word ids outside the features, the URLs or the vocabulary; or if `max_train` is
         negative.
     """
-    defaulted = os.fspath(base_dir) == BASE_DIR
-    if defaulted and not Path(BASE_DIR).is_dir() and Path(_COURSE_DIR).is_dir():
-        base_dir = _COURSE_DIR
+    if os.fspath(base_dir) == BASE_DIR:
+        base_dir = _default_directory()
     print("base dir ", os.fspath(base_dir))
-    return read_captioning_directory(base_dir, max_train, pca_features)
+    data = read_captioning_directory(base_dir, max_train, pca_features)
+    remember_directory(base_dir)
+    return data
+
+
+def _default_directory() -> str:
+    named = named_directory()
+    if named is not None:
+        return str(named)
+    for place in (BASE_DIR, _COURSE_DIR):
+        if Path(place).is_dir():
+            return place
+    raise FileNotFoundError(
+        f"no data directory: looked for {BASE_DIR} and for {Path(_COURSE_DIR).absolute()}, and "
+        f"{DATA_VARIABLE} is not set; give base_dir, or set {DATA_VARIABLE} to a data directory "
+        "(`fastrnn fetch` downloads the course's, `fastrnn prepare` makes one of your own images)"
+    )
 
 
 def sample_coco_minibatch(
@@ -86,7 +112,7 @@ def sample_coco_minibatch(
     batch_size : int, optional
         Number of captions, N. Default 100.
     split : {'train', 'val'}, optional
-        The split to draw from. Default 'train'.
+        The split to draw from, or another one that the data have. Default 'train'.
 
     Returns
     -------
@@ -97,11 +123,25 @@ def sample_coco_minibatch(
     urls : str ndarray (N,)
         URL of the image of each caption.
 
+    Raises
+    ------
+    ValueError
+        If the data have no such split; the message has those that they have.
+
     Notes
     -----
     Each call makes one ``np.random.choice(captions, batch_size)`` call on the global generator, so
     a seeded run draws the same minibatches as the course's code.
     """
+    if not _has_split(data, split):
+        known = [
+            name.removesuffix("_captions")
+            for name in data
+            if name.endswith("_captions") and _has_split(data, name.removesuffix("_captions"))
+        ]
+        raise ValueError(
+            f"split is {split!r}; expected {' or '.join(map(repr, known)) or 'data with a split'}"
+        )
     split_size = data[f"{split}_captions"].shape[0]
     mask = np.random.choice(split_size, batch_size)
     image_idxs = data[f"{split}_image_idxs"][mask]
@@ -110,6 +150,10 @@ def sample_coco_minibatch(
         data[f"{split}_features"][image_idxs],
         data[f"{split}_urls"][image_idxs],
     )
+
+
+def _has_split(data: Mapping[str, Any], split: str) -> bool:
+    return all(f"{split}_{name}" in data for name in ("captions", "image_idxs", "features", "urls"))
 
 
 def decode_captions(
@@ -139,6 +183,12 @@ def decode_captions(
         If `captions` does not have one or two axes.
     IndexError, KeyError
         If `idx_to_word` (a sequence, a mapping) has no word for an id.
+
+    Examples
+    --------
+    >>> words = ["<NULL>", "<START>", "<END>", "<UNK>", "a", "dog"]
+    >>> decode_captions(np.array([1, 4, 5, 2, 0]), words)
+    '<START> a dog <END>'
     """
     ids = np.asarray(captions)
     if ids.ndim not in (1, 2):

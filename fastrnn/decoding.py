@@ -24,9 +24,13 @@ from . import checks
 from ._core import search as _core
 from .classifiers.rnn import CaptioningRNN
 from .coco_utils import decode_captions
+from .seeds import draw_seed
 from .words import END, NULL, START, UNK, strip_end
 
+__all__ = ["Decoded", "LENGTH_RULES", "beam_search", "greedy", "sample"]
+
 LENGTH_RULES = ("power", "wu")
+"""Ways to compare captions of different lengths; see `beam_search`."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +212,18 @@ def beam_search(
     ----------
     Wu et al., "Google's neural machine translation system", 2016. Vijayakumar et al., "Diverse beam
     search: decoding diverse solutions from neural sequence models", 2016.
+
+    Examples
+    --------
+    >>> words = {"<NULL>": 0, "<START>": 1, "<END>": 2, "<UNK>": 3, "a": 4, "dog": 5, "runs": 6}
+    >>> np.random.seed(0)
+    >>> model = CaptioningRNN(words, input_dim=8, wordvec_dim=4, hidden_dim=16, cell_type="lstm")
+    >>> features = np.random.standard_normal((2, 8)).astype(np.float32)
+    >>> found = beam_search(model, features, width=5, max_length=6, n_best=2)
+    >>> found.ids.shape
+    (2, 2, 6)
+    >>> bool((found.scores[:, 0] >= found.scores[:, 1]).all())
+    True
     """
     width = _count("width", width, least=1)
     n_best = _integer("n_best", n_best, least=1)
@@ -309,7 +325,7 @@ def sample(
         inverse_temperature=1 / min(max(temperature, 1e-30), 1e30),  # within the range of float32
         top_k=min(_integer("top_k", top_k, least=0), len(model.params["W_embed"])),
         top_p=top_p,
-        seed=seed,
+        seed=draw_seed(seed),
     )
     return _decoded(len(features), count, 1, max_length, found)
 

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from . import metrics
+from .checkpoint import describe_mismatch
 from .classifiers.rnn import CaptioningRNN, CaptioningWorkspace
 from .coco_utils import decode_captions
 from .data.layout import CAPTIONS_FILE
 from .data.references import read_references, references_file
 from .decoding import Decoded, beam_search
 from .metrics import METRIC_NAMES, CaptionScorer
-from .words import NULL, strip_end, strip_start_and_end
+from .words import NULL, UNK, strip_end, strip_start_and_end
 
 __all__ = [
     "Evaluator",
@@ -33,6 +34,7 @@ __all__ = [
     "find_references",
     "longest_caption",
     "loss_per_word",
+    "measure",
     "perplexity",
     "references_of",
     "shorten",
@@ -128,7 +130,9 @@ def caption_images(model: CaptioningRNN, features: np.ndarray, max_length: int =
     Parameters
     ----------
     model : CaptioningRNN
+        The model.
     features : float ndarray (N, D)
+        Image features.
     max_length : int, optional
         The largest number of words in a caption.
 
@@ -166,6 +170,7 @@ def decode_images(
     Returns
     -------
     Decoded
+        One caption an image, or as many as the option ``n_best``.
     """
     chosen = {k: value for k, value in options.items() if value is not None and value is not False}
     return beam_search(model, features, beam, max_length, **chosen)
@@ -235,9 +240,11 @@ def loss_per_word(
     Parameters
     ----------
     model : CaptioningRNN
+        The model.
     data : mapping
         As `fastrnn.coco_utils.load_coco_data` returns it.
     split : {'val', 'train'}, optional
+        The part of the data. Default 'val'.
     limit : int, optional
         Use this many captions, evenly spread; all of them by default.
     batch_size : int, optional
@@ -344,11 +351,13 @@ class Evaluator:
     ) -> None:
         known = references_of(data, split) if references is None else references
         every = data[f"{split}_features"]
-        self.images = np.arange(len(every)) if images is None else np.asarray(images, np.intp)
+        self.images: np.ndarray = (
+            np.arange(len(every)) if images is None else np.asarray(images, np.intp)
+        )
         whole = np.array_equal(self.images, np.arange(len(every)))
-        self.features = every if whole else every[self.images]
-        self.references = [list(known[image]) for image in self.images.tolist()]
-        self.judged = [row for row, texts in enumerate(self.references) if texts]
+        self.features: np.ndarray = every if whole else every[self.images]
+        self.references: list[list[str]] = [list(known[image]) for image in self.images.tolist()]
+        self.judged: list[int] = [row for row, texts in enumerate(self.references) if texts]
         self.scorer: CaptionScorer | None = None
         if self.judged:
             self.scorer = CaptionScorer([self.references[row] for row in self.judged])
@@ -379,6 +388,7 @@ class Evaluator:
         Parameters
         ----------
         captions : sequence of N str
+            The caption of each image.
         rouge : bool, optional
             False leaves ROUGE-L out, a third of the time.
 
@@ -405,7 +415,17 @@ class Evaluator:
         return metrics.meteor(self._judged(captions), references)
 
     def cider(self, captions: Sequence[str]) -> list[float | None]:
-        """Return the CIDEr of each caption; None for images without references.
+        """Return the CIDEr of each caption.
+
+        Parameters
+        ----------
+        captions : sequence of N str
+            The caption of each image.
+
+        Returns
+        -------
+        list of N float or None
+            None for images without references.
 
         Raises
         ------
@@ -426,3 +446,76 @@ class Evaluator:
                 "image"
             )
         return [captions[row] for row in self.judged]
+
+
+def measure(
+    model: CaptioningRNN,
+    data: Mapping[str, Any],
+    split: str = "val",
+    *,
+    references: Sequence[Sequence[str]] | None = None,
+    images: Sequence[int] | np.ndarray | None = None,
+    beam: int = 3,
+    max_length: int = 30,
+    suppress_unk: bool = True,
+    **options: Any,
+) -> dict[str, Any]:
+    """Caption images of a split and measure the captions, as ``fastrnn evaluate`` does.
+
+    Parameters
+    ----------
+    model : CaptioningRNN
+    data : mapping
+        As `fastrnn.coco_utils.load_coco_data` returns it.
+    split : {'val', 'train', 'test'}, optional
+        The split; `data` must have its features.
+    references : sequence of sequences of str, optional
+        The references of every image of the split; by default those of `references_of`.
+    images : sequence of int, optional
+        The images to caption, as indices; all of the split by default.
+    beam : int, optional
+        The width of the beam; 1 is greedy decoding.
+    max_length : int, optional
+        The largest number of words in a caption.
+    suppress_unk : bool, optional
+        Never generate ``<UNK>``.
+    **options
+        Further options of `fastrnn.decoding.beam_search`.
+
+    Returns
+    -------
+    dict
+        ``split``, ``beam``, ``images``, ``images_with_references``; ``bleu_1`` to ``bleu_4``,
+        ``rouge_l`` and ``cider`` as fractions (None where they cannot be computed);
+        ``distinct_captions``; and ``loss`` in nats per word and ``perplexity`` of the captions of
+        the split that people wrote (None without captions).
+
+    Raises
+    ------
+    ValueError
+        Data and model do not fit together, the data lack the split, or none of the images has a
+        reference.
+    """
+    if data.get(f"{split}_features") is None:
+        raise ValueError(f"split is {split!r}; expected one that the data have")
+    mismatch = describe_mismatch(model, data)
+    if mismatch:
+        raise ValueError(mismatch)
+    evaluator = Evaluator(data, split, images=images, references=references)
+    if not evaluator.judged:
+        raise ValueError(f"none of the {len(evaluator.images)} images of {split} has a reference")
+    captions = evaluator.caption(
+        model, max_length, beam=beam,
+        suppress_unk=suppress_unk and UNK in model.word_to_idx, **options,
+    )  # fmt: skip
+    found = evaluator.evaluate(captions)
+    loss = loss_per_word(model, data, split)
+    return {
+        "split": split,
+        "beam": beam,
+        "images": found.pop("images"),
+        "images_with_references": len(evaluator.judged),
+        **found,
+        "loss": loss,
+        "perplexity": perplexity(loss),
+    }

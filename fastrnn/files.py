@@ -49,23 +49,43 @@ def write_aside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) 
         If the directory is not writable, the disk is full, or `path` exists and is not a regular
         file. The error names `path`.
     """
-    path = Path(path)
+    write_all_aside({Path(path): write})
+
+
+def write_all_aside(files: Mapping[Path, Callable[[BinaryIO], Any]]) -> None:
+    """Write files that belong together: as `write_aside`, and none is renamed before all are there.
+
+    Parameters
+    ----------
+    files : mapping of Path to callable
+        What writes each file, see `write_aside`.
+
+    Raises
+    ------
+    OSError
+        See `write_aside`. If it is raised before all files are written, they all stay unchanged.
+    """
+    asides: dict[Path, Path] = {}
+    path = Path()
     try:
-        if path.exists() and not path.is_file():
-            raise OSError(errno.EINVAL, "exists and is not a regular file")
-        handle, aside = create_aside(path)
-    except OSError as error:
-        raise _about(path, error) from error
-    try:
-        with os.fdopen(handle, "w+b") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-        _flush_directory(path.parent)
+        for path, write in files.items():
+            if path.exists() and not path.is_file():
+                raise OSError(errno.EINVAL, "exists and is not a regular file")
+            handle, asides[path] = create_aside(path)
+            with os.fdopen(handle, "w+b") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        directories = dict.fromkeys(path.parent for path in asides)
+        for path in list(asides):
+            asides[path].replace(path)
+            del asides[path]
+        for directory in directories:
+            _flush_directory(directory)
     except BaseException as error:
-        with contextlib.suppress(OSError):  # report the first error, not this one
-            aside.unlink(missing_ok=True)
+        for aside in asides.values():
+            with contextlib.suppress(OSError):  # report the first error, not this one
+                aside.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise _about(path, error) from error
         raise

@@ -13,6 +13,15 @@ from typing import Any
 
 import numpy as np
 
+__all__ = [
+    "eval_numerical_gradient",
+    "eval_numerical_gradient_array",
+    "eval_numerical_gradient_blobs",
+    "eval_numerical_gradient_net",
+    "grad_check_sparse",
+    "np",
+]
+
 
 def eval_numerical_gradient(
     f: Callable[[np.ndarray], Any], x: np.ndarray, verbose: bool = True, h: float = 1e-5
@@ -75,6 +84,14 @@ def eval_numerical_gradient_array(
     ------
     TypeError
         If `x` is not an ndarray with a float dtype.
+
+    Examples
+    --------
+    >>> x = np.array([[1.0, 2.0], [3.0, 4.0]])
+    >>> dx = eval_numerical_gradient_array(lambda x: x**2, x, np.ones_like(x))
+    >>> print(dx.round(6))
+    [[2. 4.]
+     [6. 8.]]
     """
     _check_point("x", x)
     grad = np.zeros_like(x)

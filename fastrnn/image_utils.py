@@ -15,11 +15,25 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from .data.pictures import loaded_picture
 from .files import open_file
 from .vision.images import ImageError, check_pixels, read_picture
 
+__all__ = [
+    "SQUEEZENET_MEAN",
+    "SQUEEZENET_STD",
+    "blur_image",
+    "deprocess_image",
+    "image_from_url",
+    "load_image",
+    "np",
+    "preprocess_image",
+]
+
 SQUEEZENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
+"""Mean of the channels R, G, B of ImageNet, for pixels from 0 to 1."""
 SQUEEZENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
+"""Standard deviation of these channels."""
 
 _TIMEOUT_SECONDS = 30
 _MAX_ASPECT = 16
@@ -158,27 +172,33 @@ def image_from_url(url: str | os.PathLike[str]) -> np.ndarray | None:
     Parameters
     ----------
     url : str or path
-        ``http:``, ``https:``, ``ftp:``, ``file:`` or ``data:`` URL, or the path of a local file.
+        ``http:``, ``https:``, ``ftp:``, ``file:`` or ``data:`` URL, or the path of a local file. A
+        file that is not there is looked for in the data directory that
+        `fastrnn.coco_utils.load_coco_data` read last, and in the folder of images that it names.
+        An element of the ``urls`` of a data set, which is a ``numpy.str_``, is looked for only
+        there, if a data set was loaded: unless it is an absolute path, it cannot name another file.
 
     Returns
     -------
     uint8 ndarray or None
         Pixel values: (H, W) for a grayscale image, (H, W, 4) for one with an alpha channel, else
-        (H, W, 3). If the image cannot be fetched, the reason is printed and None is returned.
+        (H, W, 3). If the image cannot be fetched, the reason is printed and None is returned, as
+        in the course.
 
     Raises
     ------
     OSError
         If the content is not an image.
     """
-    url = os.fspath(url)
+    of_data = isinstance(url, np.str_)
+    url = str(os.fspath(url))
     try:
         # A single letter before the colon is a Windows drive, not a URL scheme.
         if len(urlsplit(url).scheme) > 1:
             with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
                 content = response.read()
         else:
-            with Path(url).open("rb") as file:
+            with _local_file(url, of_data).open("rb") as file:
                 content = file.read()
     except urllib.error.HTTPError as error:
         print("HTTP Error: ", error.code, url)
@@ -190,6 +210,18 @@ def image_from_url(url: str | os.PathLike[str]) -> np.ndarray | None:
         print("URL Error: ", error.strerror or error, url)
         return None
     return _decode_pixels(content, url[:200])
+
+
+def _local_file(name: str, of_data: bool) -> Path:
+    """Return the path of a picture: as given, or in the data directory that was loaded."""
+    path = Path(name)
+    if path.is_absolute() or (not of_data and path.exists()):
+        return path
+    found, places = loaded_picture(name)
+    if found is None and places:
+        looked = " or ".join(map(str, places if of_data else [*places, Path.cwd()]))
+        raise FileNotFoundError(f"no such file in {looked}:")
+    return found or path
 
 
 def load_image(filename: str | os.PathLike[str], size: int | None = None) -> np.ndarray:

@@ -6,6 +6,8 @@ NumPy.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from . import checks as _checks
@@ -22,7 +24,9 @@ __all__ = [
 ]
 
 
-def affine_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, tuple]:
+def affine_forward(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray
+) -> tuple[np.ndarray, tuple[Any, ...]]:
     """Affine (fully connected) layer: ``out = x w + b``.
 
     Parameters
@@ -51,7 +55,9 @@ def affine_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndar
     return _core.affine_forward(x, w, b)
 
 
-def affine_backward(dout: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def affine_backward(
+    dout: np.ndarray, cache: tuple[Any, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `affine_forward`: ``dx = dout w'``, ``dw = x' dout``, ``db = sum_n dout``.
 
     Parameters

@@ -18,8 +18,22 @@ import numpy as np
 
 from .caption_tokens import caption_tokens
 from .coco_utils import decode_captions, sample_coco_minibatch
-from .data.references import read_references as read_references
+from .data.references import read_references
+from .extras import install_command
 from .words import END, START, UNK
+
+__all__ = [
+    "BLEU_NAMES",
+    "BLEU_score",
+    "CaptionScorer",
+    "METRIC_NAMES",
+    "bleu_1",
+    "diversity",
+    "evaluate_captions",
+    "evaluate_model",
+    "meteor",
+    "read_references",
+]
 
 METRIC_NAMES = {
     "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4",
@@ -27,9 +41,9 @@ METRIC_NAMES = {
 }  # fmt: skip
 """Display name of each metric, in display order."""
 BLEU_NAMES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
+"""The names of BLEU for n-grams of 1 to 4 words."""
 _ORDERS = 4
 _CIDER_SIGMA = 6.0
-_INSTALL = 'pip install "fastrnn[eval]"'
 
 
 def evaluate_captions(
@@ -78,7 +92,7 @@ class CaptionScorer:
     tokenized : bool, optional
         Whether references and candidates are already tokens separated by spaces. They are then
         used unchanged, including ``<UNK>``. By default, they are split by
-        `fastrnn.caption_tokens.caption_tokens`.
+        ``fastrnn.caption_tokens``.
 
     Attributes
     ----------
@@ -116,7 +130,7 @@ class CaptionScorer:
             lacks = f"{', '.join(BLEU_NAMES[1:])}, rouge_l and cider are"
             if _nltk_bleu() is not None:
                 lacks = "BLEU is computed by NLTK; rouge_l and cider are"
-            self.missing = f"{lacks} missing: {_INSTALL}"
+            self.missing = f"{lacks} missing: {install_command('eval')}"
             return
         self._bleu, self._rouge, self._cider = bleu_scorer, Rouge(), cider_scorer
         self._cooked = [bleu_scorer.cook_refs(known, n=_ORDERS) for known in self._references]
@@ -201,7 +215,7 @@ class CaptionScorer:
         """
         texts = _candidate_texts(candidates, len(self), self._tokenized)
         if self._bleu is None:
-            raise ImportError(f"CIDEr needs pycocoevalcap: {_INSTALL}")
+            raise ImportError(f"CIDEr needs pycocoevalcap: {install_command('eval')}")
         scores = self._cider_scores(texts)
         return float(scores.mean()), scores
 
@@ -356,7 +370,7 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> fl
         from nltk.corpus import wordnet
         from nltk.translate.meteor_score import meteor_score
     except ImportError:
-        raise ImportError(f"METEOR needs NLTK: {_INSTALL}") from None
+        raise ImportError(f"METEOR needs NLTK: {install_command('eval')}") from None
     try:
         wordnet.synsets("a")
     except LookupError:
@@ -444,7 +458,7 @@ def BLEU_score(gt_caption: str, sample_caption: str) -> float:
     """
     nltk_bleu = _nltk_bleu()
     if nltk_bleu is None:
-        raise ImportError(f"BLEU_score needs NLTK: {_INSTALL}")
+        raise ImportError(f"BLEU_score needs NLTK: {install_command('eval')}")
     said, meant = (
         [
             word

@@ -16,6 +16,19 @@ import numpy as np
 from . import checks as _checks
 from ._core import optim as _core
 
+__all__ = [
+    "IN_PLACE_RULES",
+    "adam",
+    "adamw",
+    "average",
+    "clip_by_norm",
+    "clip_by_value",
+    "np",
+    "rmsprop",
+    "sgd",
+    "sgd_momentum",
+]
+
 
 def _stepped(
     step: Callable[..., tuple[np.ndarray, ...]],
@@ -69,8 +82,8 @@ def _kept(state: Any, new: np.ndarray) -> np.ndarray:
 
 
 def sgd(
-    w: np.ndarray, dw: np.ndarray, config: dict | None = None, *, in_place: bool = False
-) -> tuple[np.ndarray, dict]:
+    w: np.ndarray, dw: np.ndarray, config: dict[str, Any] | None = None, *, in_place: bool = False
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Stochastic gradient descent: ``w -= learning_rate * dw``.
 
     Parameters
@@ -105,8 +118,8 @@ def sgd(
 
 
 def sgd_momentum(
-    w: np.ndarray, dw: np.ndarray, config: dict | None = None, *, in_place: bool = False
-) -> tuple[np.ndarray, dict]:
+    w: np.ndarray, dw: np.ndarray, config: dict[str, Any] | None = None, *, in_place: bool = False
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Gradient descent with momentum: ``v = mu v - learning_rate dw; w += v``.
 
     Parameters
@@ -153,8 +166,8 @@ def sgd_momentum(
 
 
 def rmsprop(
-    w: np.ndarray, dw: np.ndarray, config: dict | None = None, *, in_place: bool = False
-) -> tuple[np.ndarray, dict]:
+    w: np.ndarray, dw: np.ndarray, config: dict[str, Any] | None = None, *, in_place: bool = False
+) -> tuple[np.ndarray, dict[str, Any]]:
     """RMSProp: divide each step by the root of a running mean of squared gradients.
 
     ``cache = rho cache + (1 - rho) dw^2; w -= learning_rate dw / (sqrt(cache) + epsilon)``
@@ -203,8 +216,8 @@ def rmsprop(
 
 
 def adam(
-    w: np.ndarray, dw: np.ndarray, config: dict | None = None, *, in_place: bool = False
-) -> tuple[np.ndarray, dict]:
+    w: np.ndarray, dw: np.ndarray, config: dict[str, Any] | None = None, *, in_place: bool = False
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Adam, with the bias correction folded into the step size.
 
     ``t += 1; m = beta1 m + (1 - beta1) dw; v = beta2 v + (1 - beta2) dw^2``
@@ -246,13 +259,22 @@ def adam(
     References
     ----------
     Kingma and Ba, "Adam: a method for stochastic optimization", 2015.
+
+    Examples
+    --------
+    The first step is as long as the learning rate, whatever the gradient:
+
+    >>> w, dw = np.ones(3), np.array([0.5, -0.1, 0.0])
+    >>> w, config = adam(w, dw, {"learning_rate": 0.1})
+    >>> print(w.round(3), config["t"])
+    [0.9 1.1 1. ] 1
     """
     return _adam(w, dw, config, 0.0, in_place)
 
 
 def adamw(
-    w: np.ndarray, dw: np.ndarray, config: dict | None = None, *, in_place: bool = False
-) -> tuple[np.ndarray, dict]:
+    w: np.ndarray, dw: np.ndarray, config: dict[str, Any] | None = None, *, in_place: bool = False
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Adam with decoupled weight decay: ``w -= learning_rate weight_decay w``, then `adam`'s step.
 
     Parameters
@@ -291,8 +313,12 @@ def adamw(
 
 
 def _adam(
-    w: np.ndarray, dw: np.ndarray, config: dict | None, weight_decay: float, in_place: bool
-) -> tuple[np.ndarray, dict]:
+    w: np.ndarray,
+    dw: np.ndarray,
+    config: dict[str, Any] | None,
+    weight_decay: float,
+    in_place: bool,
+) -> tuple[np.ndarray, dict[str, Any]]:
     config = {} if config is None else config
     rate = float(config.setdefault("learning_rate", 1e-3))
     beta1 = float(config.setdefault("beta1", 0.9))
@@ -311,6 +337,7 @@ def _adam(
 
 
 IN_PLACE_RULES = (sgd, sgd_momentum, rmsprop, adam, adamw)
+"""The update rules that take the keyword ``in_place``."""
 
 
 def clip_by_value(grads: Mapping[str, np.ndarray], limit: float) -> None:

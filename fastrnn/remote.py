@@ -40,10 +40,19 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 class RemoteError(OSError):
-    """An image that cannot be fetched: the message is its URL and the problem."""
+    """An image that cannot be fetched: the message is its URL and the problem.
 
-    def __init__(self, url: str, problem: str) -> None:
-        super().__init__(f"{_shown(url)}: {problem}")
+    Attributes
+    ----------
+    about : str
+        The message, without what would allow it.
+    allowed_by : str or None
+        The argument of `fetch_image` that would allow it, for a command to name its own option.
+    """
+
+    def __init__(self, url: str, problem: str, allowed_by: str | None = None) -> None:
+        self.about, self.allowed_by = f"{_shown(url)}: {problem}", allowed_by
+        super().__init__(self.about + ("" if allowed_by is None else f", or {allowed_by}"))
 
 
 def is_url(text: str) -> bool:
@@ -56,6 +65,16 @@ def is_public_address(address: str) -> bool:
 
     Loopback, private, link-local, shared, multicast, reserved and unspecified addresses are not.
     An IPv6 address that stands for an IPv4 address is what the IPv4 address is.
+
+    Parameters
+    ----------
+    address : str
+        An IPv4 or IPv6 address.
+
+    Returns
+    -------
+    bool
+        True if any machine of the internet can have it.
 
     Raises
     ------
@@ -122,7 +141,9 @@ def fetch_image(
             if deadline.passed:
                 raise _late(began, seconds) from None
             if url != began:
-                raise RemoteError(began, f"is redirected to {error}") from None
+                raise RemoteError(
+                    began, f"is redirected to {error.about}", error.allowed_by
+                ) from None
             raise
         except (OSError, http.client.HTTPException) as error:
             if deadline.passed:
@@ -315,7 +336,7 @@ class _Connection(http.client.HTTPConnection):
     def _private(self, address: str) -> RemoteError:
         where = address if address == self.host else f"{self.host} ({address})"
         return RemoteError(
-            self._url, f"{where} is not a public address; expected one, or allow_private"
+            self._url, f"{where} is not a public address; expected one", "allow_private"
         )
 
 

@@ -16,6 +16,8 @@ from scipy import sparse
 
 from .words import NULL, START, UNK
 
+__all__ = ["CiderReward"]
+
 _ORDERS = 4
 _SIGMA = 6.0  # sigma of the length penalty, in words (Vedantam, Zitnick and Parikh 2015, section 8)
 _ROWS = 5000  # captions per chunk in agreement(), which bounds the memory
@@ -48,6 +50,20 @@ class CiderReward:
     -----
     The formula is CIDEr-D (Vedantam, Zitnick and Parikh 2015, section 8). Document frequencies of
     n-grams are counted over the images that have a caption.
+
+    Examples
+    --------
+    Two captions of the first image, one of the second:
+
+    >>> words = {"<NULL>": 0, "<START>": 1, "<END>": 2, "a": 3, "dog": 4, "cat": 5, "runs": 6}
+    >>> captions = np.array([[3, 4, 6, 2], [3, 4, 2, 0], [3, 5, 2, 0]])
+    >>> reward = CiderReward(captions, np.array([0, 0, 1]), 2, words)
+
+    "a dog", "a dog runs" and "a cat", all said of the first image:
+
+    >>> said = np.array([[3, 4, 2, 0], [3, 4, 6, 2], [3, 5, 2, 0]])
+    >>> print(reward(said, np.array([0, 0, 0])).round(2))
+    [5.12 6.37 0.  ]
     """
 
     def __init__(

@@ -17,13 +17,32 @@ propagate. Results do not depend on the number of threads. `fastrnn.reference.rn
 same functions in plain NumPy.
 """
 
-# No __all__: notebooks also get np from `import *`.
-
 import numpy as np
 
 from ._core import layers as _layers
 from ._core import sequence as _sequence
-from .layers import affine_backward, affine_forward  # noqa: F401
+from .layers import affine_backward, affine_forward
+
+# With np: notebooks also get it from `import *`, as from every module of the course.
+__all__ = [
+    "affine_backward",
+    "affine_forward",
+    "lstm_backward",
+    "lstm_forward",
+    "lstm_step_backward",
+    "lstm_step_forward",
+    "np",
+    "rnn_backward",
+    "rnn_forward",
+    "rnn_step_backward",
+    "rnn_step_forward",
+    "sigmoid",
+    "temporal_affine_backward",
+    "temporal_affine_forward",
+    "temporal_softmax_loss",
+    "word_embedding_backward",
+    "word_embedding_forward",
+]
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -162,6 +181,17 @@ def rnn_forward(
         `precision` is ``'bfloat16'`` and the common dtype is float64.
     ValueError
         If the shapes do not match, a length is not in 0..T, or `precision` is unknown.
+
+    Examples
+    --------
+    >>> x, h0 = np.ones((2, 5, 3)), np.zeros((2, 4))
+    >>> Wx, Wh, b = np.full((3, 4), 0.1), np.full((4, 4), 0.1), np.zeros(4)
+    >>> h, cache = rnn_forward(x, h0, Wx, Wh, b, lengths=[5, 2])
+    >>> h.shape
+    (2, 5, 4)
+    >>> print(h[:, :, 0].round(4))
+    [[0.2913 0.394  0.4281 0.4392 0.4428]
+     [0.2913 0.394  0.     0.     0.    ]]
     """
     return _sequence.rnn_forward(x, h0, Wx, Wh, b, lengths, precision)
 
@@ -203,7 +233,9 @@ def rnn_backward(
     return _sequence.rnn_backward(dh, cache)
 
 
-def word_embedding_forward(x: np.ndarray, W: np.ndarray) -> tuple[np.ndarray, tuple]:
+def word_embedding_forward(
+    x: np.ndarray, W: np.ndarray
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """Look up the vector of each word: ``out[n, t] = W[x[n, t]]``.
 
     Parameters
@@ -228,11 +260,24 @@ def word_embedding_forward(x: np.ndarray, W: np.ndarray) -> tuple[np.ndarray, tu
         If `x` or `W` is not two-dimensional.
     IndexError
         If a word id is outside ``[-V, V)``.
+
+    Examples
+    --------
+    >>> W = np.array([[0.0, 0.0], [1.0, 2.0], [3.0, 4.0]])
+    >>> out, cache = word_embedding_forward(np.array([[1, 2, 2], [2, 1, 0]]), W)
+    >>> print(out[0])
+    [[1. 2.]
+     [3. 4.]
+     [3. 4.]]
+    >>> print(word_embedding_backward(np.ones_like(out), cache))
+    [[1. 1.]
+     [2. 2.]
+     [3. 3.]]
     """
     return _layers.word_embedding_forward(x, W)
 
 
-def word_embedding_backward(dout: np.ndarray, cache: tuple) -> np.ndarray:
+def word_embedding_backward(dout: np.ndarray, cache: tuple[np.ndarray, ...]) -> np.ndarray:
     """Gradient of `word_embedding_forward` with respect to the word vectors.
 
     Parameters
@@ -394,6 +439,18 @@ def lstm_forward(
         `precision` is ``'bfloat16'`` and the common dtype is float64.
     ValueError
         If the shapes do not match, a length is not in 0..T, or `precision` is unknown.
+
+    Examples
+    --------
+    >>> x, h0 = np.ones((2, 5, 3)), np.zeros((2, 4))
+    >>> Wx, Wh, b = np.full((3, 16), 0.1), np.full((4, 16), 0.1), np.zeros(16)
+    >>> h, cache = lstm_forward(x, h0, Wx, Wh, b, lengths=[5, 2])
+    >>> print(h[:, :, 0].round(4))
+    [[0.0952 0.1635 0.2123 0.2473 0.2726]
+     [0.0952 0.1635 0.     0.     0.    ]]
+    >>> dx, dh0, dWx, dWh, db = lstm_backward(np.ones_like(h), cache)
+    >>> dWx.shape, dWh.shape
+    ((3, 16), (4, 16))
     """
     return _sequence.lstm_forward(x, h0, Wx, Wh, b, lengths, precision)
 
@@ -437,7 +494,7 @@ def lstm_backward(
 
 def temporal_affine_forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray
-) -> tuple[np.ndarray, tuple]:
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """Apply the same affine layer at every time step: ``out[n, t] = x[n, t] w + b``.
 
     Parameters
@@ -462,12 +519,20 @@ def temporal_affine_forward(
         If the common dtype is neither float32 nor float64.
     ValueError
         If the shapes do not match.
+
+    Examples
+    --------
+    >>> out, cache = temporal_affine_forward(np.ones((2, 3, 4)), np.ones((4, 5)), np.zeros(5))
+    >>> out.shape
+    (2, 3, 5)
+    >>> print(out[0, 0])
+    [4. 4. 4. 4. 4.]
     """
     return _layers.temporal_affine_forward(x, w, b)
 
 
 def temporal_affine_backward(
-    dout: np.ndarray, cache: tuple
+    dout: np.ndarray, cache: tuple[np.ndarray, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `temporal_affine_forward`.
 
@@ -534,6 +599,15 @@ def temporal_softmax_loss(
         If the shapes do not match.
     IndexError
         If a word id is outside ``[-V, V)``.
+
+    Examples
+    --------
+    Scores that are all equal cost log(V) a word. Here are five words of seven in two captions:
+
+    >>> scores, y = np.zeros((2, 3, 7)), np.array([[1, 2, 3], [1, 2, 0]])
+    >>> loss, dx = temporal_softmax_loss(scores, y, mask=y != 0)
+    >>> print(round(loss, 4), round(5 / 2 * np.log(7), 4))
+    4.8648 4.8648
     """
     loss, dx = _layers.temporal_softmax_loss(x, y, mask)
     if verbose:

@@ -36,7 +36,7 @@ class RunLock:
     """
 
     def __init__(self, run: str | os.PathLike[str]) -> None:
-        self.run = Path(run)
+        self.run: Path = Path(run)
         self._place = self.run.absolute()  # even if the working directory changes
         self._make()
 

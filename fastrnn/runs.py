@@ -1,7 +1,7 @@
 """The run directory: the names of its files, its settings, its history and its metrics.
 
 The layout of a run directory is defined here, except for the content of a checkpoint
-(`fastrnn.checkpoint`) and the lock (`fastrnn.runlock`).
+(`fastrnn.checkpoint`) and the lock (``fastrnn.runlock``).
 """
 
 from __future__ import annotations
@@ -49,17 +49,24 @@ __all__ = [
 ]
 
 SETTINGS_FILE = "settings.json"
+"""The settings of the run, and where its data are."""
 HISTORY_FILE = "history.jsonl"
+"""The history: a JSON object per line."""
 METRICS_FILE = "metrics.json"
 """Metrics of the best model, written when training has finished."""
 PLOT_FILE = "loss.png"
+"""The plot of the loss."""
 REPORT_FILE = "report.html"
+"""The page about the run."""
 RUN_FILES = (
     SETTINGS_FILE, MODEL_FILE, HISTORY_FILE, METRICS_FILE, PLOT_FILE, REPORT_FILE, SOURCE_FILE,
     PCA_FILE,
 )  # fmt: skip
+"""The files that a run consists of, besides its directories."""
 CHECKPOINT_DIRECTORY = "checkpoints"
+"""The directory of the checkpoints."""
 EVENT_DIRECTORY = "tensorboard"
+"""The directory of TensorBoard's logs."""
 SCENE_DIRECTORY = "data"
 """The data set of drawn scenes, if no data set was given."""
 
@@ -307,7 +314,17 @@ def write_metrics(run: str | os.PathLike[str], metrics: Mapping[str, Any]) -> No
 
 
 def read_metrics(run: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the metrics of a run; an empty dict if there are none.
+    """Read the metrics of a run.
+
+    Parameters
+    ----------
+    run : path
+        The run directory.
+
+    Returns
+    -------
+    dict
+        What ``metrics.json`` holds; empty if there is no such file.
 
     Raises
     ------

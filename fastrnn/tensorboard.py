@@ -10,7 +10,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .extras import install_command
 from .runs import is_epoch_record
+
+__all__ = ["TensorBoardLogger"]
 
 try:
     from tensorboardX import SummaryWriter
@@ -20,7 +23,7 @@ except ImportError:
     except ImportError:
         raise ImportError(
             "writing for TensorBoard needs tensorboardX, or torch and tensorboard: "
-            'pip install "fastrnn[tensorboard]"'
+            + install_command("tensorboard")
         ) from None
 
 _TAGS = {
@@ -59,8 +62,10 @@ class TensorBoardLogger:
 
     Examples
     --------
-    >>> with TensorBoardLogger("runs/one/tensorboard") as logger:  # doctest: +SKIP
-    ...     Trainer(model, data, callbacks=[logger]).fit()
+    .. code-block:: python
+
+        with TensorBoardLogger("runs/one/tensorboard") as logger:
+            Trainer(model, data, callbacks=[logger]).fit()
     """
 
     def __init__(

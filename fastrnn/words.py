@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["END", "NULL", "SPECIAL_WORDS", "START", "UNK", "strip_end", "strip_start_and_end"]
+
 NULL = "<NULL>"
 """Padding: fills a row of word ids after the caption."""
 START = "<START>"

@@ -12,6 +12,8 @@ import pytest
 import fastrnn
 import fastrnn.data.h5
 
+pytest_plugins = ["skips"]
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # A shell starts background jobs with SIGINT ignored, and child processes inherit that. Tests that

@@ -92,6 +92,7 @@ from file_mutation import (
 from fastrnn.classifiers.rnn import CaptioningRNN
 from fastrnn.data.scenes.draw import make_scene
 from fastrnn.data.scenes.language import caption_is_true
+from fastrnn.extras import install_command
 
 SECONDS = 5
 """Processor time that a file may take."""
@@ -951,7 +952,8 @@ def main() -> int:
     faults = given.faults or Path(tempfile.gettempdir()) / f"fastrnn-faults-{os.getpid()}"
     faults.mkdir(parents=True, exist_ok=True)
     if atheris is None:
-        print("atheris is not here (pip install 'fastrnn[fuzz]'): mutations without its guidance")
+        how = install_command("fuzz")
+        print(f"atheris is not here ({how}): mutations without its guidance")
     print(
         f"{'reader':<12} {'files':>9} {'of them read':>13} {'kinds of fault':>15}"
         f" {'of HDF5 alone':>14}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import importlib.util
 import io
 import json
@@ -23,10 +22,19 @@ if not (ROOT / "bench").is_dir():
     pytest.skip("bench is not beside the tests", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from bench import calls, contenders, data, machine, readme, report, work  # noqa: E402
+from bench import (  # noqa: E402
+    calls,
+    contenders,
+    data,
+    full_coco,
+    machine,
+    peak,
+    readme,
+    report,
+    work,
+)
 from bench.shapes import SHAPES, Shape  # noqa: E402
 from fastrnn._core import captioner  # noqa: E402
-from fastrnn.classifiers.rnn import CaptioningRNN  # noqa: E402
 
 TINY = SHAPES["tiny"]
 
@@ -320,6 +328,21 @@ def test_bad_arguments_end_with_2(arguments: tuple[str, ...]) -> None:
     assert "Traceback" not in found.stderr and found.stderr.strip()
 
 
+@pytest.mark.skipif(not peak.STATUS.exists(), reason="this system has no /proc")
+def test_peak_memory_is_not_that_of_the_process_before() -> None:
+    """A program that was started by a large process has its own."""
+    block = np.ones(25_000_000)
+    assert peak.peak_bytes() > block.nbytes
+    assert full_coco.bare_import_bytes() < 100e6
+
+
+def test_peak_memory_without_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("resource")
+    monkeypatch.setattr(peak, "STATUS", tmp_path / "none")
+    block = np.ones(4_000_000)
+    assert peak.peak_bytes() > block.nbytes
+
+
 def test_full_coco_reports_rate_memory_and_shares(tmp_path: Path) -> None:
     path = tmp_path / "full.json"
     found = bench(
@@ -358,18 +381,28 @@ def test_readme_without_its_comments_is_refused(text: str) -> None:
         readme.replaced(text, "new")
 
 
-def test_readme_command_writes_the_section(quick: dict, tmp_path: Path) -> None:
-    figures, target = tmp_path / "figures.json", tmp_path / "README.md"
+def test_readme_command_writes_the_figures(quick: dict, tmp_path: Path) -> None:
+    figures, target, docs = tmp_path / "figures.json", tmp_path / "README.md", tmp_path / "docs"
     figures.write_text(json.dumps(quick))
     target.write_text(f"# x\n{readme.BEGIN}\n{readme.END}\n")
-    refused = bench("readme", str(figures), "--readme", str(target), status=2)
+    where = ("--readme", str(target), "--docs", str(docs))
+    refused = bench("readme", str(figures), *where, status=2)
     assert "too few calls" in refused.stderr
-    assert target.read_text() == f"# x\n{readme.BEGIN}\n{readme.END}\n"
-    bench("readme", str(figures), "--readme", str(target), "--anyway")
-    written = target.read_text()
-    assert machine.processor_name() in written and "LSTM 2/4/5" in written
-    assert written.startswith("# x\n")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "figures.json"]
+    assert target.read_text() == f"# x\n{readme.BEGIN}\n{readme.END}\n" and not docs.exists()
+    bench("readme", str(figures), *where, "--anyway")
+    written, page = target.read_text(), (docs / readme.PAGE).read_text()
+    for text in (written, page):
+        assert machine.processor_name() in text and "LSTM 2/4/5" in text
+        assert "too few calls" in text
+    assert written.startswith("# x\n") and "Scatter-add" not in written
+    [short] = re.findall(r"^\| LSTM 2/4/5 \| (.*) \|$", written, re.MULTILINE)
+    [full] = re.findall(r"^\| LSTM 2/4/5 \| (.*) \|$", page, re.MULTILINE)
+    assert short.split(" | ")[0] == full.split(" | ")[0]  # fastrnn; the peers did not run
+    assert short.split(" | ")[3] == full.split(" | ")[1]  # the reference
+    assert "Scatter-add" in page and "| Goal |" in page
+    assert (docs / readme.CHART).read_bytes().startswith(b"\x89PNG")
+    assert f"](/{readme.CHART.as_posix()})" in page
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "docs", "figures.json"]
 
 
 @pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="no README.md beside the tests")
@@ -384,16 +417,26 @@ def test_the_readme_prints_what_it_says() -> None:
         assert printed.getvalue() == wanted
 
 
-def test_modules_of_the_readme_have_what_it_says() -> None:
+def test_the_readme_is_short_and_links_to_the_docs() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(fastrnn\.[\w.]+)` \| (.*) \|$", text, re.MULTILINE)
-    assert len(rows) > 10
-    for module, contents in rows:
-        known = dir(import_module(module))
-        if module == "fastrnn.classifiers.rnn":
-            known += dir(CaptioningRNN({"<NULL>": 0}))
-        for name in re.findall(r"`(\w+\*?)`", contents):
-            assert fnmatch.filter(known, name), f"{module} has no {name}"
+    assert text.count("\n") < 150
+    assert "python -m pip install . && fastrnn train" in text
+    assert 'python -m pip install -e ".[test]" && python -m pytest' in text
+    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    assert len(links) > 8
+    if not (ROOT / "docs").is_dir():
+        pytest.skip("the docs are not beside the tests")
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_names_of_the_package_in_the_readme_exist() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = {*re.findall(r"\bfastrnn(?:\.\w+)+", text)}
+    assert len(names) > 2
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        found = dir(import_module(module))
+        assert attribute in found or import_module(name), name
 
 
 def test_shapes_of_the_table() -> None:

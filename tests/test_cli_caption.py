@@ -221,6 +221,9 @@ def test_urls(caption, model, photos, wanted, server):
         f"fastrnn: {url}: 127.0.0.1 is not a public address; expected one, or --allow-private\n"
         "fastrnn: 1 of 2 images not captioned\n"
     )
+    named = f"{server}/allow_private.jpg"
+    said = caption(model, named, status=2)
+    assert f"{named}: 127.0.0.1 is not a public address; expected one, or --allow" in said.err
     page = f"{server}/notes.txt"
     said = caption(model, page, "file:///etc/passwd", "--allow-private", status=2)
     assert f"{page}: has content type 'text/plain'; expected an image\n" in said.err

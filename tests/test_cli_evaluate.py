@@ -16,6 +16,7 @@ from coco_layout import NUM_IMAGES, PCA_DIM, WORDS, write_layout
 from fastrnn import cli
 from fastrnn.checkpoint import load_model, save_model
 from fastrnn.coco_utils import read_captioning_directory
+from fastrnn.extras import install_command
 from fastrnn.metrics import evaluate_captions
 from fastrnn.training import caption_images, references_of
 
@@ -217,7 +218,7 @@ def test_without_the_extra(
     assert run(folder, "--beam", 1) == 0
     said = capsys.readouterr().out
     assert "BLEU-1" in said and "CIDEr" not in said
-    assert 'missing: pip install "fastrnn[eval]"' in said
+    assert f"missing: {install_command('eval')}" in said
 
 
 def test_refusals(trained, out: Path, capsys: pytest.CaptureFixture[str]):

@@ -61,8 +61,8 @@ def test_maps_numbers_and_a_page(captioner, photo, tmp_path, capsys):
     for k, entry in enumerate(numbers["words"]):
         assert np.exp(entry["log_prob"]) == pytest.approx(own.probabilities[k], rel=1e-4)
         assert entry["sum"] == pytest.approx(found.maps[k].sum(), abs=1e-4)
-        least = max(abs(entry["change"]), 1)
-        assert entry["sum"] == pytest.approx(entry["change"], abs=0.0101 * least)
+        assert entry["sum"] == pytest.approx(entry["change"], rel=0.0101)
+        assert 0 < entry["resolution"] < 0.01 * abs(entry["change"])
         wanted = overlay(found.image, found.maps[k], signed=True)
         np.testing.assert_array_equal(read_png(out / entry["map"]), wanted)
     np.testing.assert_array_equal(read_png(out / numbers["seen"]), tiny_image())
@@ -134,12 +134,36 @@ def test_a_fooling_image_and_a_visualisation(captioner, photo, tmp_path, capsys)
         (["--fool", "red", "--bound", "0", "--method", "plain"], "bound is 0"),
         (["--iterations", "3"], "--iterations needs --visualise"),
         (["--method", "plain", "--samples", "3"], "--samples needs --method smooth"),
+        (["--tolerance", "3"], "--tolerance needs --method integrated"),
+        (["--method", "integrated", "--tolerance", "0"], "--tolerance is 0; expected more than 0"),
+        (["--method", "integrated", "--tolerance", "101"], "--tolerance is 101; expected more"),
         (["--method", "deep"], "--method is 'deep'; expected plain, smooth or integrated"),
     ],
 )
 def test_what_is_refused(captioner, photo, tmp_path, capsys, options, message):
     assert message in refused(capsys, "explain", "RUN", photo, "--out", tmp_path / "o", *options)
     assert not (tmp_path / "o").exists()
+
+
+def test_the_tolerance_is_in_percent(captioner, photo, tmp_path, capsys):
+    found = {}
+    for percent in (20, 0.1):
+        out = tmp_path / str(percent)
+        options = ["--method", "integrated", "--tolerance", percent, "--caption", "a dog runs"]
+        assert run("explain", "RUN", photo, "--out", out, *options) == 0
+        found[percent] = json.loads((out / "explanation.json").read_text())
+        for entry in found[percent]["words"]:
+            assert entry["sum"] == pytest.approx(entry["change"], rel=0.0102 * percent)
+    assert found[20]["gradients"] < found[0.1]["gradients"]
+
+
+def test_a_change_within_rounding_is_marked(captioner, tmp_path, capsys):
+    pixels = np.full((SIZE, SIZE, 3), 127, np.uint8)  # gray: nothing changes
+    Image.fromarray(pixels).save(tmp_path / "gray.png")
+    options = ["--method", "integrated", "--caption", "a dog"]
+    assert run("explain", "RUN", tmp_path / "gray.png", "--out", tmp_path / "o", *options) == 0
+    said = capsys.readouterr().out
+    assert len(re.findall(r"sum of the map +\+0\.000 \(rounding: \de-0\d\)", said)) == 2
 
 
 def test_bad_files_are_refused(captioner, photo, tmp_path, capsys):

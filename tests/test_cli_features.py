@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from commands import refused, run
 from PIL import Image
-from vision_models import SIDE, layers_of, write_onnx
+from vision_models import SIDE, features_of, layers_of, write_onnx
 
 from fastrnn.cli import features as command
+from fastrnn.cli.bar import Bar
 from fastrnn.data.pca import PCA
 from fastrnn.vision.extract import partial_file
 from fastrnn.vision.source import FeatureSource
@@ -70,7 +71,7 @@ def test_a_folder(model, pixels, capsys):
     source = FeatureSource.read(".")
     assert (source.network, source.layer, source.width, source.pca) == ("onnx", "pool", 4, None)
     assert source.images == str(Path("photos").resolve())
-    again = source.features(source.load_network(), names)
+    again = features_of(source.load_network(), names)
     np.testing.assert_allclose(again, found, rtol=1e-5)
     assert not partial_file("f.h5").exists()
 
@@ -137,7 +138,8 @@ def test_means_and_channels_of_a_model(model, pixels):
     [
         (["none", "--out", "f.h5"], "none"),
         (["photos", "--out", "f.npy"], "--out is f.npy; expected a name that ends in .h5"),
-        (["photos", "--out", "none/f.h5"], "--out"),
+        (["photos", "--out", "m.onnx/f.h5"], "--out is m.onnx/f.h5; expected a file, but m.onnx"),
+        (["photos", "--out", "photos"], "--out is photos; expected a file, not a directory"),
         (["photos"], "--out"),
         (["photos", "--out", "f.h5", "--network", "vgg16"], "--network is 'vgg16'; expected"),
         (["photos", "--out", "f.h5", "--layer", "fc7"], "--layer needs --onnx"),
@@ -216,12 +218,23 @@ def test_a_killed_process_goes_on(model, pixels, capsys):
     np.testing.assert_allclose(written("f.h5")[:COUNT], expected(model, pixels, "pool"), rtol=1e-4)
 
 
+def test_the_directories_above_the_file_are_made(capsys):
+    assert run("features", "photos", "--out", "new/place/f.h5", *ONNX) == 0
+    names = ["f.h5", "f.txt", "features.json"]
+    assert sorted(path.name for path in Path("new/place").iterdir()) == names
+    Path("file").touch()
+    said = refused(capsys, "features", "photos", "--out", "file/f.h5", *ONNX)
+    assert "--out is file/f.h5; expected a file, but file is no directory" in said
+    said = refused(capsys, "features", "gone", "--out", "other/f.h5", *ONNX)
+    assert "gone" in said and not Path("other").exists()
+
+
 def test_the_bar_is_for_terminals(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert run("features", "photos", "--out", "f.h5", *ONNX) == 0
     assert "features" in (shown := capsys.readouterr().err)
     assert " left" in shown
-    monkeypatch.setattr(command.Bar, "EVERY", -1.0)
+    monkeypatch.setattr(Bar, "EVERY", -1.0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
     assert run("features", "photos", "--out", "f.h5", *ONNX) == 0
     said = capsys.readouterr()

@@ -95,7 +95,12 @@ def test_help_has_every_option_a_default_and_an_example(capsys):
     ("arguments", "wanted"),
     [
         ([], "COMMAND"),
-        (["drive"], "drive"),
+        (["fly"], "error: there is no command 'fly' (see fastrnn --help)"),
+        (["trian"], "there is no command 'trian'; did you mean train? (see fastrnn --help)"),
+        (["--trace"], "--trace; did you mean --traceback? (see fastrnn --help)"),
+        (["train", "--epoch", "1"], "--epoch 1; did you mean --epochs? (see fastrnn train --help)"),
+        (["--trace", "info"], "--trace"),
+        (["evaluate", "r", "--bea=1"], "--bea=1; did you mean --beam?"),
         (["train", "--speed", "9"], "--speed"),
         (["train", "--hiden-dim=9"], "--hiden-dim=9; did you mean --hidden-dim? (see fastrnn tr"),
         (["report", "r", "again"], "again (see fastrnn report --help)"),
@@ -132,12 +137,24 @@ def test_help_has_every_option_a_default_and_an_example(capsys):
         (["train", "--recipe", "coco"], "--recipe"),
         (["train", "--recipe", "imagenet"], "--recipe"),
         (["train", "--raw-features"], "--raw-features"),
-        (["train", "--data", "nowhere"], "nowhere"),
+        (["train", "--data", "nowhere"], "error: no such data directory: nowhere\n"),
+        (["train", "--data", "no/where"], "error: no such data directory: no/where\n"),
     ],
 )
 def test_bad_arguments(arguments, wanted, tmp_path, capsys):
     assert wanted in refused(capsys, *arguments)
     assert not list(tmp_path.iterdir()), "what is refused leaves nothing behind"
+
+
+def test_a_data_directory_that_is_not_there_is_named(data_dir: Path, tmp_path, capsys):
+    small = ["--hidden-dim", 8, "--wordvec-dim", 4, "--epochs", 1, "--no-report"]
+    assert run("train", "--data", data_dir, "--out", "r", *small) == 0
+    (tmp_path / "file").write_text("")
+    for command in (["train"], ["evaluate", "r"], ["report", "r"], ["train", "--resume", "r"]):
+        line = refused(capsys, *command, "--data", "nope")
+        assert line == "fastrnn: error: no such data directory: nope\n"
+        line = refused(capsys, *command, "--data", "file")
+        assert line == "fastrnn: error: not a data directory but a file: file\n"
 
 
 # -- bugs

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from commands import refused, run
 from PIL import Image
+from vision_models import features_of
 
 import fastrnn.cli.prepare
 from fastrnn.data.layout import read_captioning_directory
@@ -101,9 +102,7 @@ def test_photographs_to_a_run(photos, tmp_path, use, capsys):
     urls = [url for s in ("train", "val", "test") for url in found[f"{s}_urls"].tolist()]
     assert len(urls) == len(set(urls)) == 23
     for split in ("train", "val", "test"):
-        features = source.without_pca().features(
-            make_network()[0], [photos / url for url in found[f"{split}_urls"]]
-        )
+        features = features_of(make_network()[0], [photos / url for url in found[f"{split}_urls"]])
         assert np.allclose(whole[f"{split}_features"], features, atol=1e-6)
         assert np.allclose(found[f"{split}_features"], source.pca.transform(features), atol=1e-4)
         for ids, image in zip(

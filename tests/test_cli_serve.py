@@ -25,6 +25,7 @@ from serve_setup import ask, caption, form, make_captioner, picture
 
 from fastrnn.captioner import Captioner
 from fastrnn.checkpoint import save_model
+from fastrnn.extras import install_command
 from fastrnn.vision.networks import load_network
 from fastrnn.vision.source import FeatureSource
 
@@ -78,7 +79,7 @@ def test_it_captions_and_ends_by_an_interrupt(run_dir):
         status, answer = caption(port, file, beam=2, n_best=2)
         assert status == 200
         expected = Captioner.load(run_dir)([file], beam=2, n_best=2)[0]
-        assert [one["text"] for one in answer["captions"]] == [
+        assert [one["caption"] for one in answer["captions"]] == [
             one.text for one in expected.captions
         ]
         assert ask(port, "/caption", *form(b"x" * 60_000))[0] == 413
@@ -174,7 +175,7 @@ def test_what_cannot_caption_photographs_is_refused(tmp_path, capsys):
 
 def test_a_missing_package_is_named(run_dir, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    assert 'pip install "fastrnn[serve]"' in refused(capsys, "serve", run_dir, "--port", 0)
+    assert install_command("serve") in refused(capsys, "serve", run_dir, "--port", 0)
 
 
 def test_the_browser_is_opened(run_dir, monkeypatch):

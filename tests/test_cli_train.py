@@ -215,7 +215,7 @@ def test_signal(data_dir: Path, tmp_path: Path, number, status, capsys):
     assert not list((tmp_path / "r").rglob(".*"))
     # What it says is what goes on. All captions fit into one step here: one more, and it is done.
     done = int(said[1])
-    assert run(*said[2].split()[1:], "--epochs", done + 1) == 0
+    assert run(*said[2].split()[1:], "--epochs", done + 1) == 0  # fewer than planned
     assert f"after {done} of {done + 1} epochs" in capsys.readouterr().out
     checked(tmp_path / "r")
 
@@ -237,7 +237,7 @@ def test_every_field_is_an_option(data_dir: Path, capsys):
         "scheduled_sampling": 0.3, "weight_decay": 0.01, "weight_average": 0.5,
             "consensus": 0.8, "reward_epochs": 1, "reward_captions": 3, "reward_rate": 0.002,
         "val_captions": 7, "val_images": 3, "monitor": "bleu_4", "patience": 4, "save_every": 2,
-        "keep_last": 3, "record_every": 2,
+        "keep_last": 3, "record_every": 2, "restart_epoch": 0.5,
     }  # fmt: skip
     assert given.keys() == fields
     arguments = ["--data", data_dir, "--out", "r", "--hidden-dim", 8, "--wordvec-dim", 4]
@@ -313,13 +313,13 @@ def test_nothing_of_the_end_or_of_another_run_is_there_while_it_trains(
     assert run("train", "--data", data_dir, "--out", "r", *SMALL) == 0
     there: list[set[str]] = []
 
-    def fit(trainer: Trainer) -> None:
+    def fit(trainer: Trainer, verbose: bool) -> None:
         there.append({path.name for path in files(trainer.run)})
         raise OSError("it ends here")
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "fit", fit)
-        assert run("train", "--resume", "r", "--epochs", 4) == 2
+        assert run("train", "--resume", "r", "--epochs", 4, "--restart-schedule") == 2
         assert "metrics.json" not in there[-1]
         assert {"model.npz", "history.jsonl", "step-00000008.npz"} <= there[-1]
         assert run("train", "--data", data_dir, "--out", "r", "--force", *SMALL) == 2
@@ -360,7 +360,7 @@ def test_resume_while_scenes_were_drawn(tmp_path: Path, monkeypatch, capsys):
         np.testing.assert_array_equal(load_model("b").params[name], w)
     # A run with its own scenes may be moved as a whole.
     (tmp_path / "b").rename(tmp_path / "c")
-    assert run("train", "--resume", "c", "--epochs", 3) == 0
+    assert run("train", "--resume", "c", "--epochs", 3, "--restart-schedule") == 0
     checked(tmp_path / "c")
 
 
@@ -376,6 +376,9 @@ def test_resume_while_scenes_were_drawn(tmp_path: Path, monkeypatch, capsys):
         (["--raw-features"], "--raw-features cannot be given with --resume; the run has no"),
         (["--hidden-dim", 9], "--hidden-dim cannot be given with --resume; the run has 8"),
         (["--epochs", 1], "--epochs is 1; the run has done 2"),
+        (["--epochs", 3], "--epochs is 3, was 2: the learning rate, which falls to 0 along a cos"),
+        (["--restart-schedule"], "restart_schedule needs more epochs: the run has done 2 of 2"),
+        (["--restart-epoch", 1], "--restart-epoch cannot be given with --resume; the run has 0"),
     ],
 )
 def test_what_cannot_be_resumed(data_dir: Path, capsys, arguments, wanted):
@@ -383,6 +386,16 @@ def test_what_cannot_be_resumed(data_dir: Path, capsys, arguments, wanted):
     before = {path: path.read_bytes() for path in files(Path("r"))}
     assert wanted in refused(capsys, "train", "--resume", "r", *arguments)
     assert {path: path.read_bytes() for path in files(Path("r"))} == before
+
+
+def test_a_finished_cosine_starts_again_if_it_is_told_to(data_dir: Path, capsys):
+    assert run("train", "--data", data_dir, "--out", "r", *SMALL, "--no-report") == 0
+    more = ["--epochs", 4, "--restart-schedule", "--no-report"]
+    assert "--restart-schedule needs --resume" in refused(capsys, "train", *more)
+    assert run("train", "--resume", "r", *more) == 0
+    assert settings_of("r")["restart_epoch"] == 2
+    rates = [record["learning_rate"] for record in epoch_records(read_history("r"))]
+    assert rates == pytest.approx(rates[:2] * 2)
 
 
 def test_resume_of_what_is_no_run(data_dir: Path, tmp_path: Path, capsys):

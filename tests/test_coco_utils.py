@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -69,12 +68,41 @@ def test_default_directory_is_the_courses_where_ours_is_absent(tmp_path, monkeyp
     if coco_utils.os.path.isdir(coco_utils.BASE_DIR):
         pytest.skip("a data set lies beside the package")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=re.escape(coco_utils.BASE_DIR)):
+    monkeypatch.delenv("FASTRNN_DATA", raising=False)
+    with pytest.raises(FileNotFoundError) as caught:
         load_coco_data()
-    capsys.readouterr()
+    there = tmp_path / "cs231n" / "datasets" / "coco_captioning"
+    for place in (coco_utils.BASE_DIR, str(there), "FASTRNN_DATA is not set", "fastrnn fetch"):
+        assert place in str(caught.value)
+    assert capsys.readouterr().out == ""
     write_layout(tmp_path / "cs231n" / "datasets" / "coco_captioning")
     assert list(load_coco_data()) == KEYS
     assert "cs231n" in capsys.readouterr().out
+
+
+def test_the_environment_names_the_default_directory(layout, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FASTRNN_DATA", str(layout[0]))
+    assert list(load_coco_data()) == KEYS
+    assert capsys.readouterr().out == f"base dir  {layout[0]}\n"
+    monkeypatch.setenv("FASTRNN_DATA", str(tmp_path / "gone"))
+    with pytest.raises(FileNotFoundError, match=r"^FASTRNN_DATA is '.*gone'; expected a data"):
+        load_coco_data()
+    assert list(load_coco_data(layout[0])) == KEYS  # what is given counts
+
+
+def test_a_split_that_is_not_there(layout):
+    data = load_coco_data(layout[0])
+    with pytest.raises(ValueError, match=r"^split is 'test'; expected 'train' or 'val'$"):
+        sample_coco_minibatch(data, split="test")
+    # captions alone are no split: the images were not read
+    data["test_captions"] = data["val_captions"]
+    with pytest.raises(ValueError, match=r"^split is 'test'; expected 'train' or 'val'$"):
+        sample_coco_minibatch(data, split="test")
+    with pytest.raises(ValueError, match=r"^split is 'train'; expected data with a split$"):
+        sample_coco_minibatch({})
+    for name in ("image_idxs", "features", "urls"):
+        data[f"test_{name}"] = data[f"val_{name}"]
+    assert len(sample_coco_minibatch(data, 3, "test")[0]) == 3
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

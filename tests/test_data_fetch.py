@@ -589,8 +589,7 @@ def hostile() -> bytes:
 
 
 def test_the_command(server, tmp_path, capsys):
-    out = tmp_path / "place" / "my data"
-    out.parent.mkdir()
+    out = tmp_path / "new" / "place" / "my data"
     server.content = zipped(tmp_path)
     half = len(server.content) // 2
     server.act = always(stop=half, ranges=False)
@@ -615,7 +614,9 @@ def test_the_command(server, tmp_path, capsys):
     ]  # fmt: skip
     assert names(out.parent) == ["my data"]
     assert "exists; expected a new directory" in refused(capsys, "fetch", *options)
-    assert "sha256 is 'x'; expected 64" in refused(
+    said = refused(capsys, "fetch", "--url", "a.zip", "--out", out, "--force")
+    assert said == "fastrnn: error: --url is 'a.zip'; expected an http or https address\n"
+    assert "fastrnn: error: --sha256 is 'x'; expected 64" in refused(
         capsys, "fetch", *options, "--force", "--sha256", "x"
     )
     wrong = refused(capsys, "fetch", *options, "--force", "--sha256", "0" * 64)

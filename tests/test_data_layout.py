@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import re
 
 import h5py
@@ -69,8 +71,30 @@ def test_missing_file_is_named(layout, name):
 
 
 def test_missing_directory_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"directory.*nowhere"):
+    with pytest.raises(FileNotFoundError, match="no such data directory") as caught:
         read_captioning_directory(tmp_path / "nowhere")
+    assert caught.value.filename == str(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="not a data directory but a file") as caught:
+        read_captioning_directory(tmp_path / "file")
+    assert caught.value.filename == str(tmp_path / "file")
+
+
+def test_data_remember_where_they_were_read_from(layout, monkeypatch):
+    base_dir, _ = layout
+    monkeypatch.chdir(base_dir.parent)
+    data = read_captioning_directory(base_dir.name, pca_features=False)
+    plain = dict(data)
+    for kept in (data, data.copy(), copy.copy(data), copy.deepcopy(data), again(data)):
+        assert (kept.directory, kept.raw_features) == (base_dir, True)
+        assert kept.keys() == plain.keys()
+    assert type(plain) is dict
+    assert repr(data) == repr(plain)
+    assert read_captioning_directory(base_dir).raw_features is False
+
+
+def again(data: dict) -> dict:
+    return pickle.loads(pickle.dumps(data))
 
 
 @pytest.mark.parametrize(

@@ -440,8 +440,11 @@ def test_a_directory_is_replaced_when_the_new_one_is_whole(tmp_path):
         DirectoryWriter(out, force=True)
     with pytest.raises(ValueError, match=r"x.npy: is a file; expected a directory"):
         DirectoryWriter(tmp_path / "x.npy")
-    with pytest.raises(ValueError, match="none: no such directory"):
-        DirectoryWriter(tmp_path / "none" / "data")
+    with pytest.raises(ValueError, match=r"x.npy: is a file; expected a directory for .*x.npy/a/b"):
+        DirectoryWriter(tmp_path / "x.npy" / "a" / "b")
+    with DirectoryWriter(tmp_path / "some" / "place" / "data") as writer:
+        writer.finish({})
+    assert (tmp_path / "some" / "place" / "data" / "prepared.json").is_file()
 
 
 def test_flickr8k_again(shared_data: Path, tmp_path: Path):

@@ -434,6 +434,16 @@ def test_draws_depend_on_seed_and_place_alone():
     assert len({tuple(row) for row in found.ids[:, 0].tolist()}) > 50
 
 
+def test_an_improbable_word_is_not_drawn_because_all_numbers_are_zero():
+    """The hash of the seed 0, the first image, the first step and the first draw was 0."""
+    model = CaptioningRNN(vocabulary(6), 3, 4, 5, "rnn", np.float32)
+    model.params["b_vocab"][:] = [-30, -20, 0, 0, 0, 0]
+    for decode in (decoding.sample, reference.sample):
+        found = decode(model, np.ones((1, 3), np.float32), 4)
+        words = found.ids if decode is decoding.sample else found[0][0].words
+        assert np.ravel(words)[0] >= 2
+
+
 def test_equal_scores_are_kept_by_the_lower_id():
     model = CaptioningRNN(vocabulary(9), 3, 4, 5, "rnn", np.float64)
     for w in model.params.values():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from export_models import WORD_TO_IDX, H, V, assert_same_bits, small_model
 
-from fastrnn import cli
+from fastrnn import cli, files
 from fastrnn.checkpoint import save_model
 from fastrnn.export import (
     from_torch,
@@ -18,6 +18,7 @@ from fastrnn.export import (
     to_torch,
     torch_module,
 )
+from fastrnn.extras import install_command
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_a_cell_that_cannot_be_exported(export):
     [
         ("torch", "torch", to_torch),
         ("torch", "torch", torch_module),
-        ("safetensors.numpy", "torch", lambda model: save_safetensors("no", model)),
+        ("safetensors.numpy", "safetensors", lambda model: save_safetensors("no", model)),
         ("onnx", "onnx", to_onnx),
         ("onnx", "onnx", lambda model: save_onnx("no", model)),
     ],
@@ -69,7 +70,7 @@ def test_missing_packages_are_named(monkeypatch, package, extra, call):
     name = package.split(".")[0]
     with pytest.raises(ImportError) as caught:
         call(small_model("rnn"))
-    assert str(caught.value).endswith(f'needs the package {name}: pip install "fastrnn[{extra}]"')
+    assert str(caught.value).endswith(f"needs the package {name}: {install_command(extra)}")
 
 
 def command(capsys, *arguments):
@@ -88,8 +89,8 @@ def run_directory(tmp_path):
 def test_command(onnx, safetensors_numpy, run_directory, tmp_path, capsys):
     weights, graphs = tmp_path / "m.safetensors", tmp_path / "graphs"
     arguments = ["--safetensors", weights, "--onnx", graphs]
-    for model in (run_directory, run_directory / "model.npz"):
-        assert command(capsys, model, *arguments) == (
+    for model, force in ((run_directory, []), (run_directory / "model.npz", ["--force"])):
+        assert command(capsys, model, *arguments, *force) == (
             0, f"written to {weights}\nwritten to {graphs}: project.onnx, step.onnx\n", "",
         )  # fmt: skip
     expected = small_model("lstm", np.float32)
@@ -101,21 +102,65 @@ def test_command(onnx, safetensors_numpy, run_directory, tmp_path, capsys):
 def test_command_refuses(run_directory, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    install = 'needs the package {0}: pip install "fastrnn[{1}]"'.format
-    weights = install("safetensors", "torch")
+    onnx = f"needs the package onnx: {install_command('onnx')}"
+    weights = f"needs the package safetensors: {install_command('safetensors')}"
     for arguments, message in [
         ([run_directory], "export needs --safetensors FILE, --onnx DIR or both"),
         ([run_directory, "--onnx", ""], "export needs --safetensors FILE, --onnx DIR or both"),
         ([tmp_path / "none", "--onnx", "x"], f"no such model file: {tmp_path / 'none'}"),
         ([tmp_path, "--onnx", "x"], f"no such model file: {tmp_path / 'model.npz'}"),
-        ([run_directory, "--onnx", "x"], f"export to ONNX {install('onnx', 'onnx')}"),
+        ([run_directory, "--onnx", "x"], f"export to ONNX {onnx}"),
         ([run_directory, "--safetensors", "x"], f"a safetensors file {weights}"),
         (
             [run_directory, "--safetensors", tmp_path, "--onnx", "x"],
-            f"--safetensors is {tmp_path}; expected a file in a directory that exists",
+            f"--safetensors is {tmp_path}; expected a file, not a directory",
         ),
     ]:
         assert command(capsys, *arguments) == (2, "", f"fastrnn: error: {message}\n")
+
+
+def test_command_replaces_nothing_without_force(
+    onnx, safetensors_numpy, run_directory, tmp_path, capsys
+):
+    weights, graphs = tmp_path / "m.safetensors", tmp_path / "graphs"
+    graphs.mkdir()
+    kept = {graphs / "notes.txt": b"mine", graphs / "step.onnx": b"older", weights: b"older"}
+    for path, content in kept.items():
+        path.write_bytes(content)
+    instead = "choose another, or replace it with --force"
+    for arguments, found in [
+        (["--safetensors", weights, "--onnx", tmp_path / "new"],
+         f"--safetensors is {weights}, which exists"),
+        (["--safetensors", tmp_path / "new", "--onnx", graphs],
+         f"--onnx is {graphs}, which has step.onnx"),
+    ]:  # fmt: skip
+        said = command(capsys, run_directory, *arguments)
+        assert said == (2, "", f"fastrnn: error: {found}; {instead}\n")
+    assert sorted(tmp_path.iterdir()) == [graphs, weights, run_directory]
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert sorted(path.name for path in graphs.iterdir()) == ["notes.txt", "step.onnx"]
+    # what is there is no obstacle if it is not replaced
+    (graphs / "step.onnx").unlink()
+    assert command(capsys, run_directory, "--onnx", graphs)[0] == 0
+    assert (graphs / "notes.txt").read_bytes() == b"mine"
+
+
+def test_the_graphs_are_replaced_together(onnx, tmp_path, monkeypatch):
+    """An error while the second is written leaves the first as it was."""
+    save_onnx(tmp_path, small_model("rnn"))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    fsync, calls = files.os.fsync, []
+
+    def fail(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    monkeypatch.setattr(files.os, "fsync", fail)
+    with pytest.raises(OSError, match=r"No space left.*step\.onnx"):
+        save_onnx(tmp_path, small_model("lstm"))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_command_cannot_write(onnx, run_directory, tmp_path, capsys):
@@ -123,5 +168,5 @@ def test_command_cannot_write(onnx, run_directory, tmp_path, capsys):
     taken.write_text("mine")
     status, said, error = command(capsys, run_directory, "--onnx", taken)
     assert (status, said, error.count("\n")) == (2, "", 1)
-    assert error == f"fastrnn: error: File exists: {taken}\n"
+    assert error == f"fastrnn: error: --onnx is {taken}, a file; expected a directory\n"
     assert taken.read_text() == "mine"

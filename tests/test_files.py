@@ -135,12 +135,23 @@ def test_a_directory_that_cannot_be_written(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         write_text(tmp_path / "nowhere" / "a.txt", "a")
     assert caught.value.filename == str(tmp_path / "nowhere" / "a.txt")
-    if os.geteuid() == 0:
-        pytest.skip("for root every directory can be written")
-    tmp_path.chmod(0o500)
-    with pytest.raises(PermissionError) as caught:
-        write_text(tmp_path / "a.txt", "a")
-    assert caught.value.filename == str(tmp_path / "a.txt")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+def test_a_directory_in_which_this_user_may_not_write(tmp_path, monkeypatch):
+    tmp_path.chmod(0o555)
+    monkeypatch.chdir(tmp_path)  # another user may be unable to reach it by its path
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)  # for root every directory can be written
+    try:
+        with pytest.raises(PermissionError) as caught:
+            write_text("a.txt", "a")
+    finally:
+        if root:
+            os.seteuid(0)
+    assert caught.value.filename == "a.txt"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_process_leaves_is_removed(tmp_path):

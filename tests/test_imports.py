@@ -13,8 +13,8 @@ import fastrnn
 
 PACKAGE = Path(fastrnn.__file__).resolve().parent
 FLOORS = [
-    ("checks", "words", "seeds", "files", "remote"),
-    ("decoding", "metrics", "rewards", "runlock", "vision"),
+    ("checks", "words", "seeds", "extras", "files", "remote", "terminal"),
+    ("decoding", "forcing", "metrics", "rewards", "runlock", "vision"),
     ("runs", "checkpoint"),
     ("evaluation", "captioner"),
     ("training",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from fastrnn import metrics
 from fastrnn.caption_tokens import caption_tokens
+from fastrnn.extras import install_command
 from fastrnn.metrics import BLEU_score, CaptionScorer, bleu_1, diversity, evaluate_captions
 
 WORDS = ["a", "the", "man", "dog", "red", "on", "sits", "grass", "'s", "n't", ",", "-", "t-shirt"]
@@ -152,9 +154,9 @@ def test_bleu_by_nltk_without_pycocoevalcap(
         assert found[f"bleu_{order}"] == pytest.approx(expected)
     assert found["rouge_l"] is None and found["cider"] is None
     assert scorer.missing == (
-        'BLEU is computed by NLTK; rouge_l and cider are missing: pip install "fastrnn[eval]"'
+        f"BLEU is computed by NLTK; rouge_l and cider are missing: {install_command('eval')}"
     )
-    with pytest.raises(ImportError, match=r"pip install \"fastrnn\[eval\]\""):
+    with pytest.raises(ImportError, match=re.escape(install_command("eval"))):
         scorer.cider(candidates)
     with pytest.warns(UserWarning, match="rouge_l and cider are missing"):
         assert evaluate_captions(candidates, references, tokenized=True) == found
@@ -223,6 +225,33 @@ def test_meteor_of_banerjee_and_lavie(monkeypatch: pytest.MonkeyPatch):
         metrics.meteor(["a"], [[]])
     with pytest.raises(ValueError, match="candidates has 1 entries, references 0"):
         metrics.meteor(["a"], [])
+
+
+@pytest.fixture
+def wordnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """WordNet as Debian's package wordnet-base has it, read by NLTK."""
+    reader = pytest.importorskip("nltk.corpus.reader.wordnet")
+    if not Path("/usr/share/wordnet/data.noun").is_file():
+        pytest.skip("no WordNet here (Debian: wordnet-base)")
+    for file in Path("/usr/share/wordnet").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    # The names of the 45 files of lexicographers, which NLTK reads first and METEOR does not use.
+    (tmp_path / "lexnames").write_text("".join(f"{k:02d} file{k} 1\n" for k in range(45)))
+    monkeypatch.setattr("nltk.data.path", [str(tmp_path)])  # NLTK reads nowhere else
+    monkeypatch.setattr(
+        reader.WordNetCorpusReader, "map_wn", lambda self: None
+    )  # to WordNets of others
+    return reader.WordNetCorpusReader(str(tmp_path), None)
+
+
+@pytest.mark.filterwarnings("ignore:The multilingual functions are not available")
+def test_meteor_knows_synonyms(wordnet, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("nltk.corpus.wordnet", wordnet)
+    # All words match in one chunk, the second as a synonym: only 0.5 (chunks / matches)^3 is lost.
+    assert metrics.meteor(["a car stops"], [["a auto stops"]]) == pytest.approx(1 - 0.5 / 27)
+    # "stops" and "halts" share a sense; "dog" and "cat" do not, and break the match in two chunks.
+    mean = 10 * 0.75 * 0.75 / (0.75 + 9 * 0.75) * (1 - 0.5 * (2 / 3) ** 3)
+    assert metrics.meteor(["the dog halts here"], [["the cat stops here"]]) == pytest.approx(mean)
 
 
 def test_meteor_without_wordnet(monkeypatch: pytest.MonkeyPatch):

@@ -320,8 +320,12 @@ def test_redirect_to_a_private_address_is_refused(server, monkeypatch):
     said = refused(f"http://photos.example:{server.server_port}/to/{target}")
     assert said.startswith(f"http://photos.example:{server.server_port}/to/")
     assert "is redirected to" in said
-    assert "127.0.0.1 is not a public address" in said
+    assert said.endswith("127.0.0.1 is not a public address; expected one, or allow_private")
     assert len(server.asked) == before + 1
+    with pytest.raises(RemoteError) as caught:
+        fetch_image(f"http://photos.example:{server.server_port}/to/{target}")
+    assert caught.value.allowed_by == "allow_private"
+    assert caught.value.about == said.removesuffix(", or allow_private")
 
 
 def test_proxies_are_not_used(server, monkeypatch):

@@ -34,8 +34,9 @@ from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.data.scenes.dataset import read_scenes, write_scenes
 from fastrnn.data.scenes.language import caption_is_true
 from fastrnn.evaluation import Evaluator
-from fastrnn.report import find_picture, watch_report, write_report
+from fastrnn.extras import install_command
 from fastrnn.report import page as page_module
+from fastrnn.report import watch_report, write_report
 from fastrnn.runs import read_settings
 from fastrnn.training import caption_images, references_of
 from fastrnn.vision.source import FeatureSource
@@ -97,15 +98,6 @@ def opened(uri: str) -> Image.Image:
 
 
 # -- what is on the page
-
-
-def test_find_picture(tmp_path: Path):
-    (tmp_path / "a.png").write_bytes(b"")
-    assert find_picture("a.png", tmp_path) == tmp_path / "a.png"
-    assert find_picture((tmp_path / "a.png").as_uri(), tmp_path) == tmp_path / "a.png"
-    for url in ("", "b.png", "http://a.png", "https://host/a.png", "data:a.png", ".", "http://[",
-                "a" * 5000, "a\0.png"):  # fmt: skip
-        assert find_picture(url, tmp_path) is None
 
 
 def test_captions_and_the_probability_of_each_word(data_dir: Path, tmp_path: Path):
@@ -205,7 +197,7 @@ def test_without_the_extra_there_is_no_cider(data_dir: Path, tmp_path: Path, mon
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
     report = shown(write_report(make_run(tmp_path / "run", data_dir)))
     assert all(said["cider"] is None for image in report["images"] for said in image["captions"])
-    assert "fastrnn[eval]" in " ".join(report["notes"])
+    assert install_command("eval") in " ".join(report["notes"])
     assert len(report["images"]) == 5
 
 

@@ -105,7 +105,7 @@ def test_an_answer_is_what_the_captioner_says(port, captioner, beam):
         assert len(answer["captions"]) == len(expected.captions) == beam
         for told, own in zip(answer["captions"], expected.captions, strict=True):
             ended = own.end_probability is not None
-            assert told["text"] == own.text
+            assert told["caption"] == own.text
             assert [word["word"] for word in told["words"]] == own.words + ["<END>"] * ended
             probabilities = [word["probability"] for word in told["words"]]
             assert np.isclose(np.log(probabilities).sum(), own.log_prob, rtol=1e-4)
@@ -126,7 +126,7 @@ def test_what_a_request_need_not_say(port, captioner):
     for fields, beam, n_best in (({}, 1, 1), ({"n_best": 3}, 3, 3), ({"beam": 5}, 5, 1)):
         _, answer = caption(port, file, **fields)
         [expected] = captioner([pixels], beam=beam, n_best=n_best)
-        assert [one["text"] for one in answer["captions"]] == [
+        assert [one["caption"] for one in answer["captions"]] == [
             one.text for one in expected.captions
         ]
         assert all(word["alternatives"] == [] for word in answer["captions"][0]["words"])
@@ -303,7 +303,10 @@ def test_malformed_forms_are_refused(port, body, kind, status):
      b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
      b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n",
      b"POST /caption HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
-     b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 200_000,
+     b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 1_000_000,
+     b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: x\r\n" * 200_000,
+     b"GET /" + b"x" * 1_000_000,
+     b"GET / HTTP/1.1\r\nHost: evil.example\r\nHost: localhost\r\nConnection: close\r\n\r\n",
      b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n"],
 )  # fmt: skip
 def test_what_is_no_http_is_refused(port, start):

@@ -55,6 +55,8 @@ from fastrnn.training.config import checked, document, option, option_of
         ("record_every", 0, ValueError),
         ("seed", -1, ValueError),
         ("seed", 2**32, ValueError),
+        ("restart_epoch", -0.5, ValueError),
+        ("restart_epoch", 10, ValueError),  # nothing is left
     ],
 )
 def test_config_names_the_field(field, value, error):
@@ -80,6 +82,40 @@ def test_learning_rates():
         [0.1, 0.0125, 0.01, 0.005, 0.005 * (1 - math.cos(math.pi / 20))]
     )
     assert rates([0, 1, 3, 4], warmup_steps=4) == pytest.approx([0.025, 0.05, 0.1, 0.1])
+
+
+def test_learning_rates_after_a_restart_are_those_of_the_start():
+    def rates(first: int, last: int, **fields: object) -> list[float]:
+        config = TrainConfig(learning_rate=0.1, **fields)
+        return [config.rate(step, 10) for step in range(first, last)]
+
+    cosine = {"schedule": "cosine", "warmup_steps": 3}
+    # Each part is as a run of its own length.
+    parts = rates(0, 25, epochs=5, restart_epoch=2.5, **cosine)
+    assert parts[:3] == pytest.approx([0.1 / 3, 0.2 / 3 * wave(1 / 25), 0.1 * wave(2 / 25)])
+    assert parts[24] == pytest.approx(0.1 * wave(24 / 25))
+    assert rates(25, 50, epochs=5, restart_epoch=2.5, **cosine) == pytest.approx(parts)
+    assert rates(40, 100, epochs=10, restart_epoch=4, **cosine) == pytest.approx(
+        rates(0, 60, epochs=6, **cosine)
+    )
+    for other in (
+        {"schedule": "step", "lr_decay": 0.5, "decay_every": 0.7},
+        {"schedule": "exponential", "lr_decay": 0.5, "warmup_steps": 4},
+    ):
+        for restart in (3, 2.7):
+            steps = round(10 * restart)
+            found = rates(0, 50, epochs=5, restart_epoch=restart, **other)
+            assert found[:steps] == rates(0, steps, epochs=5, **other)
+            assert found[steps:] == pytest.approx(rates(0, 50 - steps, epochs=5, **other))
+    # The rate of the rewards restarts if it has begun; that of the captions stays.
+    rewards = {"epochs": 2, "reward_rate": 0.01, **cosine}
+    found = rates(0, 70, reward_epochs=5, restart_epoch=4, **rewards)
+    assert found[:40] == pytest.approx(rates(0, 40, reward_epochs=2, **rewards))
+    assert found[40:] == pytest.approx([0.01 * wave(i / 30) for i in range(30)])
+
+
+def wave(progress: float) -> float:
+    return (1 + math.cos(math.pi * progress)) / 2
 
 
 def test_recipes_are_configurations():

@@ -15,6 +15,7 @@ from training_helpers import untimed
 
 import fastrnn.training.saving
 from fastrnn.checkpoint import checkpoint_path, checkpoint_steps, read_checkpoint
+from fastrnn.checks import ArgumentError
 from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.runs import epoch_records, read_history
 from fastrnn.training import (
@@ -99,10 +100,75 @@ def test_stop_and_go_on(data, tmp_path):
     assert trainer.finished
 
 
-def test_more_epochs_stretch_what_runs_over_all_of_them(data, tmp_path):
-    config = TrainConfig(epochs=1, batch_size=10, schedule="cosine")
+def test_a_cosine_that_falls_does_not_rise_unless_it_is_told_to(data, tmp_path):
+    config = TrainConfig(epochs=2, batch_size=10, schedule="cosine", val_captions=0, val_images=0)
+    trainer = Trainer(
+        start_model(data, "rnn", 4, 5), data, config, run=tmp_path / "r",
+        on_step=lambda t, record: t.step == 6 and t.stop(),
+    )  # fmt: skip
+    trainer.fit()
+    kept = (tmp_path / "r" / "settings.json").read_bytes()
+    refused = r"^epochs is 4, was 2: the learning rate, .* jump up; restart_schedule=True"
+    with pytest.raises(ArgumentError, match=refused):  # in the middle
+        Trainer.resume(tmp_path / "r", data, epochs=4)
+    Trainer.resume(tmp_path / "r", data).fit()
+    with pytest.raises(ArgumentError, match=refused):  # at its end
+        Trainer.resume(tmp_path / "r", data, epochs=4)
+    with pytest.raises(
+        ArgumentError, match=r"^restart_schedule needs more epochs: the run has done 2 of 2$"
+    ):
+        Trainer.resume(tmp_path / "r", data, restart_schedule=True)
+    assert (tmp_path / "r" / "settings.json").read_bytes() == kept
+
+    rates: list[float] = []
+    trainer = Trainer.resume(
+        tmp_path / "r", data, epochs=5, restart_schedule=True,
+        on_step=lambda t, record: rates.append(record["learning_rate"]) or (
+            t.step == 13 and t.stop()
+        ),
+    )  # fmt: skip
+    trainer.fit()
+    # It goes on as it was told, without being told again.
+    trainer = Trainer.resume(tmp_path / "r", data)
+    trainer.on_step = lambda _, record: rates.append(record["learning_rate"])
+    trainer.fit()
+    assert read_run(tmp_path / "r").config.restart_epoch == 2
+    assert rates == pytest.approx([0.001 * (1 + math.cos(math.pi * i / 12)) / 2 for i in range(12)])
+
+
+def test_a_restart_holds_even_if_nothing_was_saved_after_it(data, tmp_path):
+    config = TrainConfig(epochs=1, batch_size=10, schedule="cosine", val_captions=0, val_images=0)
     Trainer(start_model(data, "rnn", 4, 5), data, config, run=tmp_path / "r").fit()
-    with pytest.warns(UserWarning, match="epochs is 2, was 1: the learning rate continues as in"):
+
+    def fail(*_: object) -> None:
+        raise OSError("the power fails")
+
+    trainer = Trainer.resume(tmp_path / "r", data, epochs=3, restart_schedule=True, on_step=fail)
+    with pytest.raises(OSError, match="the power fails"):
+        trainer.fit()
+    assert checkpoint_steps(tmp_path / "r")[-1] == 4
+    rates: list[float] = []
+    trainer = Trainer.resume(tmp_path / "r", data)
+    trainer.on_step = lambda _, record: rates.append(record["learning_rate"])
+    trainer.fit()
+    assert rates == pytest.approx([0.001 * (1 + math.cos(math.pi * i / 8)) / 2 for i in range(8)])
+
+
+def test_what_has_nothing_to_restart(data, tmp_path):
+    config = TrainConfig(epochs=1, batch_size=10, val_captions=0, val_images=0)
+    Trainer(start_model(data, "rnn", 4, 5), data, config, run=tmp_path / "r").fit()
+    with pytest.raises(ArgumentError, match=r"^restart_schedule is True; expected False, because"):
+        Trainer.resume(tmp_path / "r", data, epochs=2, restart_schedule=True)
+
+
+def test_fewer_epochs_let_a_cosine_fall_faster(data, tmp_path):
+    config = TrainConfig(epochs=9, batch_size=10, schedule="cosine", val_captions=0, val_images=0)
+    trainer = Trainer(
+        start_model(data, "rnn", 4, 5), data, config, run=tmp_path / "r",
+        on_step=lambda t, record: t.step == 4 and t.stop(),
+    )  # fmt: skip
+    trainer.fit()
+    with pytest.warns(UserWarning, match="epochs is 2, was 9: the learning rate continues as in"):
         trainer = Trainer.resume(tmp_path / "r", data, epochs=2)
     rates: list[float] = []
     trainer.on_step = lambda _, record: rates.append(record["learning_rate"])
@@ -122,11 +188,13 @@ def test_epochs_of_rewards_are_added_and_others_stay(data, tmp_path):
         Trainer.resume(tmp_path / "run", data, epochs=2)
     with pytest.raises(ValueError, match=r"^epochs is 1; the run has done 2"):
         Trainer.resume(tmp_path / "run", data, reward_epochs=0)
-    with pytest.warns(
-        UserWarning, match=r"^reward_epochs is 2, was 1: the learning rate continues"
-    ):
-        trainer = Trainer.resume(tmp_path / "run", data, reward_epochs=2)
+    with pytest.raises(ArgumentError, match=r"^reward_epochs is 2, was 1: the learning rate"):
+        Trainer.resume(tmp_path / "run", data, reward_epochs=2)
+    trainer = Trainer.resume(tmp_path / "run", data, reward_epochs=2, restart_schedule=True)
+    rates: list[float] = []
+    trainer.on_step = lambda _, record: rates.append(record["learning_rate"])
     assert [r["epoch"] for r in epoch_records(trainer.fit())] == [1, 2, 3]
+    assert rates == pytest.approx([2e-4 * (1 + math.cos(math.pi * i / 3)) / 2 for i in range(3)])
 
 
 def test_only_the_same_run_is_resumed(data, tmp_path):

@@ -10,13 +10,12 @@ import pickle
 import h5py
 import numpy as np
 import pytest
-from vision_models import SIDE, layers_of, write_onnx
+from vision_models import SIDE, features_of, layers_of, write_onnx
 
 from fastrnn.data.pca import PCA
 from fastrnn.vision import efficientnet
 from fastrnn.vision.images import Preprocessing, open_image, prepare_image
 from fastrnn.vision.networks import NETWORKS, load_network
-from fastrnn.vision.source import FeatureSource
 from fastrnn.vision.weights import read_state_dict
 
 
@@ -123,8 +122,7 @@ def test_the_shipped_features(lite0, shared_data):
     urls = (place / "val2014_urls.txt").read_text().split()[:48]
     images = [place / url for url in urls]
     for name, pca in (("", None), ("_pca", PCA.load(place / "pca.npz"))):
-        source = FeatureSource.of(lite0, pca=pca)
-        found = source.features(lite0, images)
+        found = features_of(lite0, images, pca)
         with h5py.File(place / f"val2014_vgg16_fc7{name}.h5") as file:
             expected = file["features"][:48]
         assert found.shape == expected.shape

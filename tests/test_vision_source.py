@@ -9,14 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from coco_layout import write_layout
-from PIL import Image
 from vision_models import SIDE, MeanNetwork
 
 from fastrnn import coco_utils
-from fastrnn.data.pca import PCA
+from fastrnn.data.pca import PCA, PCAFileError
 from fastrnn.files import read_json, write_json
 from fastrnn.training import TrainConfig, Trainer, start_model
-from fastrnn.vision.images import ImageError
 from fastrnn.vision.networks import Network
 from fastrnn.vision.source import FeatureSource, carry_source
 
@@ -43,32 +41,13 @@ def test_what_is_written_is_read(tmp_path, pca):
     assert FeatureSource.read(tmp_path / "none") is None
 
 
-def test_features_are_those_of_the_network_and_the_pca(pca, rng):
-    arrays = rng.integers(0, 256, (5, SIDE, SIDE, 3), dtype=np.uint8)
-    network = MeanNetwork()
-    means = (arrays.mean(axis=(1, 2)) - 127) / 128
-    source = FeatureSource.of(network)
-    for batch_size in (1, 2, 16):
-        found = source.features(network, [*arrays], batch_size=batch_size)
-        np.testing.assert_allclose(found, means, atol=1e-6)
-    projected = FeatureSource.of(network, pca=pca)
-    images = [Image.fromarray(array) for array in arrays]
-    np.testing.assert_allclose(
-        projected.features(network, images), (means - pca.mean) @ pca.components.T, atol=1e-5
-    )
-    np.testing.assert_allclose(projected.without_pca().features(network, images), means, atol=1e-6)
-    assert source.features(network, []).shape == (0, 3)
-    with pytest.raises(ImageError):
-        source.features(network, [b"no picture"])
-
-
 def test_another_network_is_refused():
     network = MeanNetwork()
     source = FeatureSource.of(network)
     source.check(network)
     other = MeanNetwork(digest="1")
     with pytest.raises(ValueError, match=r"the network's digest is sha256:1.*; expected sha256:0"):
-        source.features(other, [])
+        source.check(other)
     for name, value in (("name", "efficientnet-lite0"), ("layer", "fc"), ("width", 4)):
         other = MeanNetwork()
         setattr(other, name, value)
@@ -116,6 +95,10 @@ def test_damaged_descriptions_are_refused(tmp_path, pca, name, value, problem):
     with pytest.raises(ValueError, match=problem) as error:
         FeatureSource.read(tmp_path)
     assert str(error.value).startswith(f"{tmp_path}/")
+    assert str(error.value).count(str(tmp_path)) == 1  # one file is named
+    assert isinstance(error.value, PCAFileError) == (
+        problem in ("expected .2, 4.", "digests differ")
+    )
     del about[name]
     write_json(tmp_path / "features.json", about)
     with pytest.raises(ValueError, match=rf"features\.json: {name} is missing"):

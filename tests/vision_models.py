@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastrnn.vision.images import Preprocessing
+from fastrnn.data.pca import PCA
+from fastrnn.vision.images import Preprocessing, open_image, prepare_image
 from fastrnn.vision.networks import Network
 
 SIDE = 8
+
+
+def features_of(network: Network, images: Sequence[Any], pca: PCA | None = None) -> np.ndarray:
+    """The features of images by a network, after a PCA, without what the package adds to that."""
+    prepared = [prepare_image(open_image(image), network.preprocessing) for image in images]
+    found = network.features(np.stack(prepared))
+    return found if pca is None else pca.transform(found)
 
 
 class MeanNetwork(Network):

@@ -25,6 +25,16 @@ from ..files import is_text, read_sealed, write_sealed
 from ..seeds import EMBED, MIX, VOCAB, stream_seed
 from ..words import END, NULL, START
 
+__all__ = [
+    "CaptioningRNN",
+    "CaptioningWorkspace",
+    "FORMAT",
+    "MODEL_FILE",
+    "Regularisation",
+    "np",
+    "seeded_model",
+]
+
 FORMAT = 2
 """Version of the model file format."""
 MODEL_FILE = "model.npz"
@@ -93,7 +103,7 @@ class CaptioningWorkspace:
     """
 
     def __init__(self) -> None:
-        self.memory = Workspace()
+        self.memory: Workspace = Workspace()
         self.grads: dict[str, np.ndarray] | None = None
 
     def __reduce__(self) -> tuple[type[CaptioningWorkspace], tuple[()]]:
@@ -159,6 +169,22 @@ class CaptioningRNN:
     scaled by 1/100 (``W_embed``) or by one over the square root of their number of rows, and then
     cast to `dtype`. With the same seed, they equal the weights of the course's class. Biases start
     at zero.
+
+    Examples
+    --------
+    A model that has learned nothing costs about log(V) a word. These are two captions with seven
+    words after ``<START>``, of a vocabulary of six:
+
+    >>> words = {"<NULL>": 0, "<START>": 1, "<END>": 2, "a": 3, "dog": 4, "runs": 5}
+    >>> np.random.seed(0)
+    >>> model = CaptioningRNN(words, input_dim=6, wordvec_dim=4, hidden_dim=8, cell_type="lstm")
+    >>> features = np.random.standard_normal((2, 6)).astype(np.float32)
+    >>> captions = np.array([[1, 3, 4, 2, 0], [1, 3, 4, 5, 2]])
+    >>> loss, grads = model.loss(features, captions)
+    >>> print(round(float(loss), 2), round(7 / 2 * np.log(6), 2))
+    6.27 6.27
+    >>> model.sample(features, max_length=5).shape
+    (2, 5)
     """
 
     precision = "float32"
@@ -189,7 +215,7 @@ class CaptioningRNN:
         self.cell_type = cell_type
         self.dtype = dtype
         self.word_to_idx = word_to_idx
-        self.idx_to_word = {idx: word for word, idx in word_to_idx.items()}
+        self.idx_to_word: dict[int, str] = {idx: word for word, idx in word_to_idx.items()}
         self._null = word_to_idx[NULL]
         self._start = word_to_idx.get(START)
         self._end = word_to_idx.get(END)

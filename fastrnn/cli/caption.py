@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..files import one_line, write_aside
-from .options import Choice, add_decoding, add_integer, add_threads, check_file, use_threads
+from ..terminal import is_terminal
+from .bar import Bar
+from .options import (
+    Choice,
+    add_decoding,
+    add_integer,
+    add_threads,
+    check_file,
+    flag_of,
+    use_threads,
+)
 
 FORMATS = ("text", "json", "jsonl", "csv")
 SOME_FAILED = 1
@@ -112,14 +122,21 @@ def run(arguments: argparse.Namespace) -> int:
         **{name: value for name, value in options.items() if value is not None},
     )
     count, pictures = 0, list[Captioned]()
-    with _output(arguments.out) as file, _progress(arguments.out, len(images)) as advance:
+    to_file = arguments.out is not None
+    # Captions on a terminal are progress enough.
+    shows = len(images) > 1 and (to_file or not is_terminal(sys.stdout))
+    bar = Bar("captions", "images", len(images), lines=to_file)
+    with _output(arguments.out) as file, contextlib.closing(bar):
         write = _writer(arguments.format, arguments.n_best, file)
+        if shows:
+            bar(0)
         for item in captioned:
             write(item)
             count += 1
             if len(pictures) < most:
                 pictures.append(item)
-            advance()
+            if shows:
+                bar(count + failures.count)
         write(None)
     if arguments.out is not None:
         print(f"written to {arguments.out}: the captions of {_images(count)}")
@@ -173,14 +190,16 @@ def _find_images(
     places: list[str], allow_private: bool, failures: _Failures
 ) -> list[tuple[str, Any]]:
     """Return the name of each image, and the image or what fetches it."""
-    from ..remote import fetch_image, is_url
+    from ..remote import RemoteError, fetch_image, is_url
     from ..vision.images import find_images
 
     def fetch(url: str) -> bytes:
         try:
             return fetch_image(url, allow_private=allow_private)
-        except OSError as error:
-            raise OSError(str(error).replace("allow_private", "--allow-private")) from None
+        except RemoteError as error:
+            if error.allowed_by is None:
+                raise
+            raise OSError(f"{error.about}, or {flag_of(error.allowed_by)}") from None
 
     found: list[tuple[str, Any]] = []
     for place in places:
@@ -209,19 +228,6 @@ def _output(path: str | None) -> Iterator[TextIO]:
     yield file
     content = file.getvalue().encode("utf-8", "backslashreplace")
     write_aside(path, lambda binary: binary.write(content))
-
-
-@contextlib.contextmanager
-def _progress(out: str | None, total: int) -> Iterator[Callable[[], Any]]:
-    """Show a progress bar on a terminal where no captions appear."""
-    visible = sys.stderr.isatty() and not (out is None and sys.stdout.isatty())
-    if not visible or total == 1:
-        yield lambda: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit=" images", dynamic_ncols=True, leave=False) as bar:
-        yield bar.update
 
 
 def _writer(form: str, n_best: int, file: TextIO) -> Callable[[Any], None]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..checkpoint import load_model
 from ..classifiers.rnn import CaptioningRNN
-from ..data.layout import SPLITS, VOCABULARY_FILE, read_captioning_directory
+from ..data.layout import SPLITS, VOCABULARY_FILE, named_directory, read_captioning_directory
 from ..evaluation import Evaluator, find_references
 from ..files import write_json
 from ..metrics import METRIC_NAMES, diversity
@@ -35,8 +35,10 @@ def add_parser(commands: Any) -> Any:
     what = parser.add_argument_group("model and data")
     what.add_argument("model", metavar="RUN", help="a run directory, or a model file (npz)")
     what.add_argument(
-        "--data", metavar="DIR", help="a data set in CS231n's h5 layout (default: the run's)"
-    )
+        "--data", metavar="DIR",
+        help="a data set in CS231n's h5 layout (default: the run's, else what the environment "
+        "variable FASTRNN_DATA names)",
+    )  # fmt: skip
     what.add_argument(
         "--raw-features", action="store_true", default=None,
         help="read the features before PCA (default: as the run did)",
@@ -152,7 +154,7 @@ def _read(arguments: argparse.Namespace) -> tuple[CaptioningRNN, Path, dict[str,
     place = Path(arguments.model)
     known = read_run(place) if place.is_dir() else None
     model = load_model(place)
-    data_place = arguments.data or (known.data_directory if known else None)
+    data_place = arguments.data or (known and known.data_directory) or named_directory()
     if data_place is None:
         raise ValueError(f"--data is needed: {place} does not say what it was trained on")
     directory = Path(data_place)

@@ -46,9 +46,14 @@ def add_parser(commands: Any) -> Any:
         "--method", action=Choice, words=METHODS, default="smooth",
         help="plain: the gradient at the image; smooth: its mean over copies with noise; "
         "integrated: integrated gradients from gray, whose sum is the change of the "
-        "log-probability to 1%% (default: %(default)s)",
+        "log-probability (default: %(default)s)",
     )  # fmt: skip
     add_integer(what, "--samples", help="copies with noise for smooth (default: 16)")
+    add_float(
+        what, "--tolerance", metavar="PERCENT",
+        help="largest error of these sums for integrated, in percent of the change; less takes "
+        "longer (default: 1)",
+    )  # fmt: skip
     made = parser.add_argument_group("images made by gradients")
     made.add_argument(
         "--fool", metavar="WORD", action="append", default=[],
@@ -80,12 +85,18 @@ def run(arguments: argparse.Namespace) -> int:
         ("--bound", arguments.bound, arguments.fool),
         ("--iterations", arguments.iterations, arguments.visualise),
         ("--samples", arguments.samples, arguments.method == "smooth"),
+        ("--tolerance", arguments.tolerance, arguments.method == "integrated"),
     ):
         if value is not None and not needs:
-            other = {"--bound": "--fool", "--iterations": "--visualise"}.get(
-                option, "--method smooth"
-            )
+            other = {
+                "--bound": "--fool", "--iterations": "--visualise", "--samples": "--method smooth"
+            }.get(option, "--method integrated")  # fmt: skip
             raise ValueError(f"{option} needs {other}")
+    if arguments.tolerance is not None and not 0 < arguments.tolerance <= 100:
+        raise ValueError(
+            f"--tolerance is {arguments.tolerance:g}; expected more than 0 and at most 100 percent"
+        )
+    tolerance = (arguments.tolerance or 1.0) / 100
     use_threads(arguments)
 
     from ..captioner import Captioner
@@ -112,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
     began = time.perf_counter()
     found = saliency(
         captioner, pixels, ids, arguments.method, steps=list(dict.fromkeys(steps)) or None,
-        samples=arguments.samples or 16, seed=arguments.seed,
+        samples=arguments.samples or 16, seed=arguments.seed, tolerance=tolerance,
     )  # fmt: skip
     about = Explanation(
         str(arguments.image), " ".join(names), found, explain_class(captioner, pixels)
@@ -122,7 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
         f"{'method':<12}{found.method}: {found.passes} image{'' if found.passes == 1 else 's'}, "
         f"{time.perf_counter() - began:.1f} s\n"
     )
-    _show(found)
+    _show(found, tolerance)
     print(flush=True)
     for word in arguments.fool:
         made = fool(
@@ -174,7 +185,7 @@ def _steps(choice: str, words: list[str]) -> list[int]:
     return found
 
 
-def _show(found: Saliency) -> None:
+def _show(found: Saliency, tolerance: float) -> None:
     """Print the words with their probabilities and, for integrated gradients, their sums."""
     for k, word in enumerate(found.words):
         line = f"{found.steps[k] + 1:>3} {word:<14} log-probability {found.log_probs[k]:8.3f}"
@@ -183,4 +194,8 @@ def _show(found: Saliency) -> None:
                 f"   since gray {found.changes[k]:+8.3f}   sum of the map "
                 f"{found.changes[k] + found.errors[k]:+8.3f}"
             )
+            if found.resolution is not None and (
+                found.resolution[k] > tolerance * abs(found.changes[k])
+            ):
+                line += f" (rounding: {found.resolution[k]:.1g})"
         print(line)

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ..data.pca import PCA
-from ..files import write_text
+from ..files import make_directory, write_text
+from ..terminal import duration
 from ..vision.extract import Extraction, extract_features, partial_file
 from ..vision.images import find_images
 from ..vision.networks import DEFAULT_NETWORK, ENGINES, NETWORKS, Network, load_network
 from ..vision.source import PCA_FILE, SOURCE_FILE, FeatureSource
+from .bar import Bar
 from .options import Choice, add_integer, add_threads, check_file, use_threads
-from .progress import duration
 
 _NAMED = 10
 """How many unreadable images are named in the last lines; all of them are in a file."""
@@ -129,7 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     began = time.perf_counter()
     use_threads(arguments)
-    check_file("--out", arguments.out)
+    check_file("--out", arguments.out, directory_is_made=True)
     out = Path(arguments.out)
     if out.suffix != ".h5":
         raise ValueError(f"--out is {out}; expected a name that ends in .h5")
@@ -152,7 +153,8 @@ def run(arguments: argparse.Namespace) -> int:
         f"threads: {network.threads}"
     )
     print(f"images   {len(images):,}{_and_others(others)}", flush=True)
-    bar, started = Bar(len(images)), time.perf_counter()
+    make_directory(out.parent)
+    bar, started = Bar("features", "images", len(images)), time.perf_counter()
     try:
         found = extract_features(
             images, network, out, batch_size=arguments.batch_size, progress=bar,
@@ -234,45 +236,3 @@ def _tell(found: Extraction, images: Sequence[Path], out: Path) -> None:
             f"fastrnn: warning:{rest} {lost} names all {len(found.unreadable):,} unreadable images",
             file=sys.stderr,
         )
-
-
-class Bar:
-    """A progress bar of images on a terminal, else a line every 30 seconds."""
-
-    EVERY = 30.0
-
-    def __init__(self, total: int) -> None:
-        self._total, self._first = total, -1
-        self._began = self._spoke = time.perf_counter()
-        self._bar: Any = None
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            form = "{desc} {percentage:3.0f}%|{bar}| {rate_fmt}, {elapsed} gone, {remaining} left"
-            self._bar = tqdm(
-                total=total, unit=" images", dynamic_ncols=True, bar_format=form, smoothing=0.05,
-                leave=False, desc="features",
-            )  # fmt: skip
-
-    def __call__(self, done: int, total: int) -> None:
-        """Show how many images are done."""
-        if self._first < 0:
-            self._first, self._began = done, time.perf_counter()
-            if self._bar is not None:
-                self._bar.initial = self._bar.n = done
-                self._bar.unpause()
-        elif self._bar is not None:
-            self._bar.update(done - self._bar.n)
-        elif time.perf_counter() - self._spoke > self.EVERY:
-            self._spoke = time.perf_counter()
-            rate = (done - self._first) / (self._spoke - self._began)
-            left = (total - done) / rate if rate else 0.0
-            print(
-                f"{done:,} of {total:,} images  {rate:,.1f} images/s  {duration(left)} left",
-                flush=True,
-            )
-
-    def close(self) -> None:
-        """Remove the bar."""
-        if self._bar is not None:
-            self._bar.close()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..checks import ArgumentError
 from ..data.layout import COURSE_URL
-from .options import add_float
-from .progress import duration
+from .bar import BYTES, Bar
+from .options import add_float, flag_of
+
+if TYPE_CHECKING:
+    from ..data.fetch import Progress
 
 DIRECTORY = "coco_captioning"
 
@@ -52,27 +55,36 @@ def run(arguments: argparse.Namespace) -> int:
 
     out = Path(arguments.out)
     again = "the same command goes on from there"
-    shown: list[_Progress] = []
+    shown: list[Bar] = []
 
-    def begin(what: str) -> _Progress:
-        for progress in shown:
-            progress.close()
-        shown.append(_Progress(what))
-        return shown[-1]
+    def begin(what: str) -> Progress:
+        for bar in shown:
+            bar.close()
+        bar = Bar(what, BYTES)
+        shown.append(bar)
+
+        def progress(done: int, total: int | None) -> None:
+            if done and not bar.began:
+                print(f"{what}: goes on at {done / 1e6:,.1f} MB", file=sys.stderr)
+            bar(done, total)
+
+        return progress
 
     try:
         figures = fetch_directory(
             out, arguments.url, sha256=arguments.sha256, force=arguments.force, progress=begin,
             timeout=arguments.timeout,
         )  # fmt: skip
+    except ArgumentError as error:
+        raise ValueError(f"{flag_of(error.name)} {error.problem}") from None
     except FetchError as error:
         raise FetchError(f"{error}; {again}") from None
     except KeyboardInterrupt:
         print(f"fastrnn: stopped; {again}", file=sys.stderr)
         raise
     finally:
-        for progress in shown:
-            progress.close()
+        for bar in shown:
+            bar.close()
     for split in ("train", "val"):
         images, captions = figures[f"{split}_images"], figures[f"{split}_captions"]
         print(f"{split:<6} {images:,} images, {captions:,} captions")
@@ -80,45 +92,3 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"written to {out}")
     print(f"next: fastrnn train --data {shlex.quote(str(out))} --recipe coco")
     return 0
-
-
-class _Progress:
-    """A bar on a terminal, else a line now and then."""
-
-    EVERY = 30.0
-
-    def __init__(self, what: str) -> None:
-        self._what, self._bar = what, None
-        self._began = self._spoke = time.monotonic()
-        self._first: int | None = None
-
-    def __call__(self, done: int, total: int | None) -> None:
-        if self._first is None:
-            self._first = done
-            if done:
-                print(f"{self._what}: goes on at {done / 1e6:,.1f} MB", file=sys.stderr)
-        if sys.stderr.isatty():
-            if self._bar is None:
-                from tqdm import tqdm
-
-                self._bar = tqdm(
-                    desc=self._what, total=total, initial=done, unit="B", unit_scale=True,
-                    dynamic_ncols=True, leave=False,
-                )  # fmt: skip
-            assert self._bar is not None
-            self._bar.total = total
-            self._bar.update(done - self._bar.n)
-        elif time.monotonic() - self._spoke > self.EVERY:
-            self._spoke = time.monotonic()
-            rate = (done - self._first) / (self._spoke - self._began)
-            text = f"{self._what}: {done / 1e6:,.1f} MB"
-            if total:
-                left = duration((total - done) / rate) if rate > 0 else "unknown time"
-                text += f" of {total / 1e6:,.1f} MB, {left} left"
-            print(text, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Remove the bar."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None

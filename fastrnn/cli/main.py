@@ -14,6 +14,7 @@ import fastrnn
 from ..training import Interrupted
 from . import (
     caption,
+    completion,
     evaluate,
     explain,
     export,
@@ -39,6 +40,7 @@ COMMANDS = (
     export,
     report,
     info,
+    completion,
 )
 """In the order of ``fastrnn --help``."""
 USER_ERRORS = (OSError, ValueError, ImportError, FloatingPointError, MemoryError)
@@ -54,7 +56,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"fastrnn {fastrnn.__version__}")
     parser.add_traceback(default=False)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_commands()
     for command in COMMANDS:
         command.add_parser(commands).add_traceback()
     return parser

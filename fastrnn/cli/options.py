@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,24 +16,25 @@ import fastrnn
 from ..checks import ArgumentError
 from ..training.config import ModelConfig, TrainConfig, option_of
 
-_FIELDS = {
+FIELDS = {
     field.name: field
     for config in (ModelConfig, TrainConfig)
     for field in dataclasses.fields(config)
 }
+"""The fields of the configurations by name."""
 
 
 def flag_of(name: str) -> str:
     """Return the option for an argument of a function or a field of a configuration."""
     if name == "count":  # of set_num_threads
         return "--threads"
-    about = option_of(_FIELDS[name]) if name in _FIELDS else None
+    about = option_of(FIELDS[name]) if name in FIELDS else None
     return (about and about.flag) or "--" + name.replace("_", "-")
 
 
 def describe_error(error: BaseException) -> str:
     """Return the message of an error in one line, with options instead of arguments."""
-    if isinstance(error, ArgumentError) and (error.name in _FIELDS or error.name == "count"):
+    if isinstance(error, ArgumentError) and (error.name in FIELDS or error.name == "count"):
         message = f"{flag_of(error.name)} {error.problem}"
     elif isinstance(error, OSError) and error.filename is not None:
         message = f"{error.strerror}: {error.filename}"
@@ -43,8 +45,26 @@ def describe_error(error: BaseException) -> str:
     return " ".join(message.split()) or type(error).__name__
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean X?" for the most similar of some words, or nothing."""
+    from difflib import get_close_matches
+
+    return "".join(f"; did you mean {meant}?" for meant in get_close_matches(word, [*known], 1))
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser that reports an error in one line."""
+    """A parser that takes options by their full names, and reports an error in one line."""
+
+    def __init__(self, *args: Any, **about: Any) -> None:
+        # An abbreviation would change its meaning when an option is added.
+        super().__init__(*args, **{"allow_abbrev": False, **about})
+        self._commands: Any = None
+
+    def add_commands(self) -> Any:
+        """Return what commands are added to; their name is stored as ``command``."""
+        # A command is required, but an unknown option before it is the better thing to name.
+        self._commands = self.add_subparsers(dest="command", metavar="COMMAND", required=False)
+        return self._commands
 
     def add_traceback(self, default: Any = argparse.SUPPRESS) -> None:
         """Add ``--traceback``, which may stand before and after the command."""
@@ -57,14 +77,18 @@ class Parser(argparse.ArgumentParser):
         """Refuse unknown arguments here, where the options of the command are known."""
         arguments, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            from difflib import get_close_matches
-
-            message = f"unrecognized arguments: {' '.join(unknown)}"
             option = next((word for word in unknown if word.startswith("-")), "").partition("=")[0]
-            for meant in get_close_matches(option, self._option_string_actions, 1):
-                message += f"; did you mean {meant}?"
-            self.error(message)
+            meant = did_you_mean(option, self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+        if self._commands is not None and arguments.command is None:
+            self.error("expected a COMMAND")
         return arguments, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action is self._commands and value not in action.choices:
+            meant = did_you_mean(value, action.choices)
+            self.error(f"there is no command {value!r}{meant}")
+        super()._check_value(action, value)
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2 after one line."""
@@ -87,17 +111,25 @@ class Number(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         """Store the number, or exit with an error."""
-        most = 2.0**63 if self._number is int else math.inf
         try:
-            value = self._number(values)
-        except ValueError:
-            value = None
-        if value is None or not abs(value) < most or value < self._at_least:
+            setattr(namespace, self.dest, self.number_of(values, text=True))
+        except ValueError as error:
+            parser.error(f"{option_string or self.dest} {error}")
+
+    def number_of(self, value: Any, text: bool = False) -> int | float:
+        """Return a number, or that in a text; raise ValueError with what is wrong with it."""
+        most = 2.0**63 if self._number is int else math.inf
+        kinds = str if text else int if self._number is int else (int, float)
+        number = None
+        if isinstance(value, kinds) and not isinstance(value, bool):
+            with contextlib.suppress(ValueError, OverflowError):
+                number = self._number(value)
+        if number is None or not abs(number) < most or number < self._at_least:
             expected = "a 64-bit integer" if self._number is int else "a finite number"
             if self._at_least > -math.inf:
                 expected += f" of at least {self._at_least:g}"
-            parser.error(f"{option_string} is {values!r}; expected {expected}")
-        setattr(namespace, self.dest, value)
+            raise ValueError(f"is {value!r}; expected {expected}")
+        return number
 
 
 class Choice(argparse.Action):
@@ -106,7 +138,7 @@ class Choice(argparse.Action):
     def __init__(self, *args: Any, words: Sequence[str], **about: Any) -> None:
         about.setdefault("metavar", "{" + ",".join(words) + "}")
         super().__init__(*args, **about)
-        self._words = words
+        self.words = words
 
     def __call__(
         self,
@@ -116,11 +148,18 @@ class Choice(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         """Store the word, or exit with an error."""
-        if values not in self._words:
-            *first, last = self._words
+        try:
+            setattr(namespace, self.dest, self.word_of(values))
+        except ValueError as error:
+            parser.error(f"{option_string or self.dest} {error}")
+
+    def word_of(self, value: str) -> str:
+        """Return one of the words; raise ValueError with what is wrong with any other."""
+        if value not in self.words:
+            *first, last = self.words
             expected = f"{', '.join(first)} or {last}" if first else last
-            parser.error(f"{option_string} is {values!r}; expected {expected}")
-        setattr(namespace, self.dest, values)
+            raise ValueError(f"is {value!r}; expected {expected}")
+        return value
 
 
 def add_integer(group: Any, flag: str, *, at_least: int = 1, **about: Any) -> None:
@@ -200,12 +239,21 @@ def use_threads(arguments: argparse.Namespace) -> None:
         fastrnn.set_num_threads(arguments.threads)
 
 
-def check_file(option: str, file: str | None) -> None:
-    """Refuse a file that cannot be written because of its path, before any work is done for it."""
+def check_file(option: str, file: str | None, *, directory_is_made: bool = False) -> None:
+    """Refuse a file that cannot be written because of its path, before any work is done for it.
+
+    With `directory_is_made`, the command makes the directory of the file.
+    """
     if file is None:
         return
     path = Path(file)
-    if file.endswith(os.sep) or path.is_dir() or not path.parent.is_dir():
+    if file.endswith(os.sep) or path.is_dir():
+        raise ValueError(f"{option} is {file}; expected a file, not a directory")
+    if directory_is_made:
+        above = next((place for place in path.parents if place.exists()), path.parent)
+        if above.exists() and not above.is_dir():
+            raise ValueError(f"{option} is {file}; expected a file, but {above} is no directory")
+    elif not path.parent.is_dir():
         raise ValueError(f"{option} is {file}; expected a file in a directory that exists")
 
 

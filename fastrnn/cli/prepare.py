@@ -11,6 +11,7 @@ from typing import Any
 
 from ..checks import ArgumentError
 from ..data.layout import VOCABULARY_FILE
+from .bar import Bar
 from .features import add_network, network_of
 from .options import Choice, add_float, add_integer, add_threads, flag_of, use_threads
 
@@ -139,7 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
     components = arguments.pca
     if arguments.pca_file is not None:
         components = PCA.load(arguments.pca_file)
-    bar = _Bar()
+    bar = _Photographs()
     try:
         record = prepare_directory(
             arguments.out, _sources(arguments, bar), words, splits, components=components,
@@ -197,32 +198,19 @@ def _words(place: str | None) -> list[str] | None:
     return read_vocabulary(str(path / VOCABULARY_FILE if path.is_dir() else path))["idx_to_word"]
 
 
-class _Bar:
-    """The bar of `fastrnn features`, when it is known how many photographs there are."""
+class _Photographs(Bar):
+    """A bar that first says how many photographs there are."""
 
     def __init__(self) -> None:
-        self._bar: Any = None
+        super().__init__("features", "images")
 
-    @property
-    def began(self) -> bool:
-        """Whether features were computed."""
-        return self._bar is not None
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._bar is None:
-            from .features import Bar
-
-            self._bar = Bar(total)
+    def __call__(self, done: int, total: int | None = None) -> None:
+        if not self.began:
             print(f"photographs: {total:,}" + f", {done:,} are done" * bool(done), flush=True)
-        self._bar(done, total)
-
-    def close(self) -> None:
-        """Remove the bar."""
-        if self._bar is not None:
-            self._bar.close()
+        super().__call__(done, total)
 
 
-def _sources(arguments: argparse.Namespace, bar: _Bar) -> Any:
+def _sources(arguments: argparse.Namespace, bar: Bar) -> Any:
     """Read the annotations, and look at the features."""
     from ..data.annotations import Annotations, Columns, read_annotations, read_names
     from ..data.feature_files import FeatureFiles

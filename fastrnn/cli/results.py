@@ -1,4 +1,4 @@
-"""What ``fastrnn train`` prints and writes: the data and model first, the results at the end."""
+"""The results of ``fastrnn train``: captions and metrics of the best model, plot and page."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-import fastrnn
-
 from .. import runs
-from .._core import runtime
 from ..checkpoint import load_model
 from ..evaluation import (
     Evaluator,
@@ -21,28 +18,12 @@ from ..evaluation import (
 )
 from ..files import write_aside
 from ..metrics import METRIC_NAMES
+from ..terminal import duration, say
 from ..training import Trainer, seconds_since
 from .evaluate import NO_WORDS
-from .progress import duration, model_size
 
 PAGE_WORDS = 30
 """The largest number of words in a caption on the page."""
-
-
-def introduce(directory: Path | None, trainer: Trainer) -> None:
-    """Print the data, the model, the instruction set and the threads."""
-    data, model = trainer.data, trainer.model
-    width = model.params["W_proj"].shape[0]
-    images = "drawn scenes" if directory is None else str(directory)
-    captions = f"{len(data['train_captions']):,} captions of {len(data['train_features']):,} images"
-    facts = {
-        "data": f"{images}: {captions}, {width} features",
-        "words": f"{len(data['word_to_idx']):,}",
-        "model": model_size(model),
-        "runs on": f"{runtime.isa()}, threads: {fastrnn.get_num_threads()}",
-    }
-    for name, value in facts.items():
-        print(f"{name:<8} {value}", flush=True)
 
 
 def write_results(trainer: Trainer, directory: Path, began: float, *, page: bool) -> None:
@@ -92,12 +73,13 @@ def write_results(trainer: Trainer, directory: Path, began: float, *, page: bool
         figures["perplexity"] = f"{metrics['val_perplexity']:.2f}"
     figures["distinct captions"] = f"{metrics['distinct_captions']:,} of {metrics['images']:,}"
     figures["captions/s in training"] = f"{metrics['captions_per_second']:,.0f}"
-    print(f"\non {metrics['images']:,} unseen images, after {duration(metrics['seconds'])}:")
+    print()
+    say(f"on {metrics['images']:,} unseen images, after {duration(metrics['seconds'])}:")
     for name, value in figures.items():
-        print(f"  {name:<24}{value}")
+        say(f"  {name:<24}{value}", indent=26)
     for row, caption in enumerate(captions[:3]):
         false = "" if marks is None or marks[row] else "  (false)"
-        print(f"  says: {caption or NO_WORDS}{false}")
+        say(f"  says: {caption or NO_WORDS}{false}", indent=8)
     written = [name for name in runs.RUN_FILES if (out / name).exists()]
-    print(f"best of {len(epochs)} epochs: {metrics['epoch']}")
-    print(f"written to {out}: {', '.join(written)}, checkpoints")
+    say(f"best of {len(epochs)} epoch{'' if len(epochs) == 1 else 's'}: {metrics['epoch']}")
+    say(f"written to {out}: {', '.join(written)}, checkpoints")

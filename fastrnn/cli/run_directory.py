@@ -15,6 +15,7 @@ import fastrnn
 from .. import runs
 from ..files import is_unfinished
 from ..runlock import HOLDER_FILE, LOCK_FILE, RunLock
+from ..terminal import say
 from ..training import TrainConfig
 from ..training.recipes import SCENES
 
@@ -64,5 +65,5 @@ def make_directory(
 def draw_scenes(directory: Path, seed: int) -> None:
     from ..data.scenes.dataset import write_scenes  # loads Pillow
 
-    print(f"drawing {SCENES['num_train'] + SCENES['num_val']} scenes", flush=True)
+    say(f"drawing {SCENES['num_train'] + SCENES['num_val']:,} scenes")
     write_scenes(directory, **SCENES, seed=seed, threads=fastrnn.get_num_threads())

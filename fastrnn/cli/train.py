@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import runs
+from ..checks import ArgumentError
+from ..data.layout import DATA_VARIABLE, named_directory
 from ..runlock import RunLock
 from ..runs import checkpoint_steps
+from ..terminal import say_facts
 from ..training import (
     CHANGEABLE_ON_RESUME,
     RECIPES,
@@ -24,7 +27,9 @@ from ..training import (
     read_run,
 )
 from ..training.recipes import DATA_DEFAULTS, SCENE_DEFAULTS
+from .config_file import ReadConfig
 from .options import (
+    FIELDS,
     Choice,
     add_fields,
     add_integer,
@@ -34,8 +39,7 @@ from .options import (
     shown,
     use_threads,
 )
-from .progress import Progress
-from .results import introduce, write_results
+from .results import write_results
 from .run_directory import draw_scenes, free_directory, make_directory
 
 # -- options
@@ -52,17 +56,24 @@ def add_parser(commands: Any) -> Any:
         "results to the bit.",
         epilog="example: fastrnn train --data flickr8k --recipe flickr8k --out runs/flickr8k",
     )
+    parser.add_argument(
+        "--config", metavar="FILE.toml", action=ReadConfig,
+        help="read options from a file, a line 'name = value' for each; they override a recipe, "
+        "and options of the command line override them (default: none)",
+    )  # fmt: skip
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--data", metavar="DIR", help="a data set in CS231n's h5 layout (default: drawn scenes)"
-    )
+        "--data", metavar="DIR",
+        help="a data set in CS231n's h5 layout (default: drawn scenes; with --recipe or "
+        f"--raw-features, what the environment variable {DATA_VARIABLE} names)",
+    )  # fmt: skip
     data.add_argument(
         "--recipe", action=Choice, words=tuple(RECIPES),
         help="settings that work well for this data set; other options override them "
         "(default: none)",
     )  # fmt: skip
     data.add_argument(
-        "--raw-features", action="store_true", default=None,
+        "--raw-features", action=argparse.BooleanOptionalAction,
         help="read *_vgg16_fc7.h5, the features before PCA (default: *_vgg16_fc7_pca.h5)",
     )  # fmt: skip
     add_integer(
@@ -86,23 +97,28 @@ def add_parser(commands: Any) -> Any:
         "--out", metavar="DIR", help="the run directory (default: runs/<date>-<cell>)"
     )
     where.add_argument(
-        "--force", action="store_true", default=None,
+        "--force", action=argparse.BooleanOptionalAction,
         help="replace the run in the --out directory (default: refuse)",
     )  # fmt: skip
     where.add_argument(
         "--resume", metavar="RUN",
         help="resume a run from its newest checkpoint; the other options are the run's, except "
         "--data, --threads, " + ", ".join(map(flag_of, CHANGEABLE_ON_RESUME))
-        + ", --tensorboard and --no-report (default: start a new run)",
+        + ", --tensorboard, --no-report and --restart-schedule (default: start a new run)",
+    )  # fmt: skip
+    where.add_argument(
+        "--restart-schedule", action=argparse.BooleanOptionalAction,
+        help="with --resume, let the learning rate start again and fall over the epochs that are "
+        "left; a cosine cannot get more --epochs without it (default: no)",
     )  # fmt: skip
     add_fields(where, TrainConfig, "results", _default, notes)
     where.add_argument(
-        "--tensorboard", action="store_true", default=None,
+        "--tensorboard", action=argparse.BooleanOptionalAction,
         help="also write TensorBoard logs to tensorboard/ in the run directory (default: no)",
     )  # fmt: skip
     where.add_argument(
-        "--no-report", action="store_true", default=None,
-        help="write no plot and no page at the end (default: write both)",
+        "--report", action=argparse.BooleanOptionalAction,
+        help="write a plot and a page at the end (default: yes)",
     )  # fmt: skip
     parser.set_defaults(run=run)
     return parser
@@ -118,8 +134,24 @@ def _default(name: str, otherwise: Any) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
+    file = arguments.config
+    if file is None:
+        return _run(arguments)
+    file.apply(arguments)
+    try:
+        return _run(arguments)
+    except ArgumentError as error:
+        name = "threads" if error.name == "count" else error.name
+        if name not in FIELDS and name != "threads":
+            raise
+        raise ValueError(f"{file.name_of(name)} {error.problem}") from error
+
+
+def _run(arguments: argparse.Namespace) -> int:
     began = time.perf_counter()
     use_threads(arguments)
+    if arguments.restart_schedule and not arguments.resume:
+        raise ValueError("--restart-schedule needs --resume")
     # The lock keeps others out of the run directory until the last file is written.
     with contextlib.ExitStack() as locks:
         if arguments.tensorboard:
@@ -128,20 +160,17 @@ def run(arguments: argparse.Namespace) -> int:
         out = trainer.run
         assert out is not None
         directory = Path(trainer.settings["data"])
-        introduce(None if trainer.settings["drawn"] else directory, trainer)
-        listeners: list[Any] = [Progress(trainer)]
-        if arguments.tensorboard:
-            events = out / runs.EVENT_DIRECTORY
-            listeners.append(TensorBoardLogger(events, first_step=trainer.step))
-        trainer.callbacks += listeners
         # They belong to the previous end of a run that is resumed.
         (out / runs.METRICS_FILE).unlink(missing_ok=True)
+        if arguments.tensorboard:
+            events = out / runs.EVENT_DIRECTORY
+            trainer.callbacks.append(TensorBoardLogger(events, first_step=trainer.step))
         try:
             _fit(trainer, out)
         finally:
-            for listener in listeners:
-                listener.close()
-        write_results(trainer, directory, began, page=not arguments.no_report)
+            for logger in trainer.callbacks:
+                logger.close()
+        write_results(trainer, directory, began, page=arguments.report is not False)
     return 0
 
 
@@ -149,7 +178,7 @@ def _fit(trainer: Trainer, out: Path) -> None:
     """Train; errors say how to resume."""
     resume = f"fastrnn train --resume {shlex.quote(str(out))}"
     try:
-        trainer.fit()
+        trainer.fit(verbose=True)
     except Interrupted as stop:
         stop.args = (f"{stop}; resume with: {resume}",)
         raise
@@ -164,7 +193,10 @@ def _begin(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Traine
     """Start a run: settings, data, and a model with its first weights."""
     for name in ("raw_features", "recipe"):
         if getattr(arguments, name) and arguments.data is None:
-            raise ValueError(f"{flag_of(name)} needs --data")
+            named = named_directory()
+            if named is None:
+                raise ValueError(f"{flag_of(name)} needs --data, or {DATA_VARIABLE}")
+            arguments.data = str(named)
     model, config = _choose(arguments)
     out = free_directory(arguments, model.cell)
     directory = Path(arguments.data) if arguments.data else out / runs.SCENE_DIRECTORY
@@ -185,6 +217,8 @@ def _begin(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Traine
         draw_scenes(directory, config.seed)
         trainer = _new_trainer(out, settings, config, directory)
     trainer.use_lock(lock)
+    if arguments.recipe:
+        say_facts({"recipe": describe_recipe(arguments.recipe, model, config)})
     return trainer
 
 
@@ -223,19 +257,32 @@ def _choose(arguments: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
     )
 
 
+def describe_recipe(recipe: str, model: ModelConfig, config: TrainConfig) -> str:
+    """Return the name of a recipe, and the settings that differ from it."""
+    changes = []
+    for chosen in (model, config):
+        for field in dataclasses.fields(chosen):
+            value = getattr(chosen, field.name)
+            planned = RECIPES[recipe].get(field.name, field.default)
+            if value != planned and field.name not in ("cell", "seed"):
+                changes.append(f"{flag_of(field.name)} {shown(value)} instead of {shown(planned)}")
+    return f"{recipe}, with {', '.join(changes)}" if changes else recipe
+
+
 def _resume(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Trainer:
     """Resume a run; refuse options that cannot change."""
     run = read_run(arguments.resume)
     lock = locks.enter_context(RunLock(run.directory))
     allowed = {
-        "resume", "command", "run", "data", "threads", "tensorboard", "no_report", "traceback",
-        *CHANGEABLE_ON_RESUME,
+        "resume", "command", "run", "data", "threads", "tensorboard", "report", "traceback",
+        "config", "restart_schedule", *CHANGEABLE_ON_RESUME,
     }  # fmt: skip
+    named = arguments.config.name_of if arguments.config else flag_of
     for name, value in vars(arguments).items():
         if name not in allowed and value is not None:
             was = run.settings.get(name)
             stays = "" if was is None else f"; the run has {shown(was)}"
-            raise ValueError(f"{flag_of(name)} cannot be given with --resume{stays}")
+            raise ValueError(f"{named(name)} cannot be given with --resume{stays}")
     changes = {
         name: v for name in CHANGEABLE_ON_RESUME if (v := getattr(arguments, name)) is not None
     }
@@ -243,12 +290,15 @@ def _resume(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Train
         # The run was stopped while its scenes were drawn.
         draw_scenes(run.directory / runs.SCENE_DIRECTORY, run.config.seed)
     data = run.read_data(arguments.data)
-    trainer = Trainer.resume(run.directory, data, **changes)
+    trainer = Trainer.resume(
+        run.directory, data, restart_schedule=bool(arguments.restart_schedule), **changes
+    )
     directory = arguments.data or run.data_directory
     if directory is not None:
         trainer.settings["data"] = str(Path(directory).resolve())
     trainer.settings.setdefault("drawn", False)
     trainer.use_lock(lock)
     done = trainer.step / trainer.steps_per_epoch
-    print(f"resumed  {run.directory} after {done:.4g} of {trainer.config.all_epochs} epochs")
+    epochs = f"{done:.4g} of {trainer.config.all_epochs} epochs"
+    say_facts({"resumed": f"{run.directory} after {epochs}"})
     return trainer

@@ -19,6 +19,16 @@ from typing import Any, BinaryIO
 
 from ..files import is_text, one_line, open_file, unique_keys
 
+__all__ = [
+    "AnnotatedImage",
+    "Annotations",
+    "Columns",
+    "FORMATS",
+    "SPLIT_NAMES",
+    "read_annotations",
+    "read_names",
+]
+
 FORMATS = ("json", "jsonl", "csv", "tsv", "flickr")
 """What `read_annotations` reads: COCO's and Karpathy's files are ``json``."""
 SPLIT_NAMES = {
@@ -104,6 +114,21 @@ class Annotations:
         number: str | None = None,
     ) -> None:
         """Add captions to an image, which is made when it is new.
+
+        Parameters
+        ----------
+        where : str
+            The file and the place in it, for messages.
+        name : str or int
+            The name of the image.
+        captions : sequence of str, optional
+            Its captions: text, or sequences of words.
+        split : {'train', 'val', 'test'}, optional
+            The split that the image belongs to.
+        url : str, optional
+            Its address.
+        number : str, optional
+            COCO's number of the image.
 
         Raises
         ------
@@ -206,6 +231,16 @@ def read_annotations(
 
 def read_names(path: str | os.PathLike[str]) -> list[str]:
     """Read a list of images: a name or path on each line.
+
+    Parameters
+    ----------
+    path : path
+        The text file. Empty lines are left out.
+
+    Returns
+    -------
+    list of str
+        The names, in the order of the lines.
 
     Raises
     ------

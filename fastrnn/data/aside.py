@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import filelock
 
-from ..files import move_directory
+from ..files import make_directory, move_directory
 from .layout import CAPTIONS_FILE
 
 _Own = TypeVar("_Own", bound="AsideDirectory")
@@ -25,7 +25,7 @@ class AsideDirectory:
     Parameters
     ----------
     out : path
-        The directory to make.
+        The directory to make, with the directories above it.
     command : str
         What makes it, for the names of hidden files.
     force : bool, optional
@@ -49,10 +49,10 @@ class AsideDirectory:
     def __init__(
         self, out: str | os.PathLike[str], command: str = "prepare", *, force: bool = False
     ) -> None:
-        self.out = Path(out)
+        self.out: Path = Path(out)
         # The name of a path such as "." is known only then.
         place = self.out.resolve()
-        self.aside = place.parent / f".{place.name}.{command}"
+        self.aside: Path = place.parent / f".{place.name}.{command}"
         self.keep = False
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"{self.out}: is a file; expected a directory to be made")
@@ -63,12 +63,14 @@ class AsideDirectory:
                 )
             if not (self.out / CAPTIONS_FILE).is_file():
                 raise ValueError(f"{self.out}: is not a data set; --force replaces only data sets")
-        if not place.parent.is_dir():
-            raise ValueError(f"{place.parent}: no such directory; expected one for {place.name}")
+        above = next(path for path in place.parents if path.exists())
+        if not above.is_dir():
+            raise ValueError(f"{above}: is a file; expected a directory for {self.out}")
         self._lock = filelock.FileLock(place.parent / f".{place.name}.{command}.lock", timeout=0)
         self._finished = False
 
     def __enter__(self: _Own) -> _Own:
+        make_directory(Path(self._lock.lock_file).parent)
         try:
             self._lock.acquire()
         except filelock.Timeout:

@@ -19,6 +19,8 @@ from ..files import one_line, open_file, read_npz
 from .annotations import read_names
 from .layout import dataset_shapes, read_blocks
 
+__all__ = ["FeatureFiles", "NameIndex"]
+
 _BLOCK = 1 << 24
 """Bytes of features that are read at once."""
 
@@ -41,7 +43,7 @@ class NameIndex:
     """
 
     def __init__(self, names: Iterable[str], what: str) -> None:
-        self.names = list(names)
+        self.names: list[str] = list(names)
         self._what = what
         self._exact: dict[str, int] = {}
         self._looser: dict[str, list[int]] = {}
@@ -58,7 +60,18 @@ class NameIndex:
         return self._exact.get(name)
 
     def find(self, *names: str | None) -> int | None:
-        """Return the row of the first of some names that is there; None if none is.
+        """Return the row of the first of some names that is there.
+
+        Parameters
+        ----------
+        *names : str or None
+            Names or paths of the same thing; None stands for none. The last part of a path is
+            enough, with or without its ending.
+
+        Returns
+        -------
+        int or None
+            The row; None if none of the names is there.
 
         Raises
         ------
@@ -121,12 +134,12 @@ class FeatureFiles:
     def __init__(
         self, paths: Sequence[str | os.PathLike[str]], names: Sequence[str] | None = None
     ) -> None:
-        self.paths = [Path(path) for path in paths]
+        self.paths: list[Path] = [Path(path) for path in paths]
         if not self.paths:
             raise ValueError("paths is empty; expected at least one file")
         self._parts: list[Any] = [_open_part(path) for path in self.paths]
-        self.count = sum(part.count for part in self._parts)
-        self.width = self._parts[0].width
+        self.count: int = sum(part.count for part in self._parts)
+        self.width: int = self._parts[0].width
         for part in self._parts:
             if part.width != self.width:
                 raise ValueError(
@@ -149,7 +162,14 @@ class FeatureFiles:
         return f"{first} and {len(others)} more" if others else first
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the rows in blocks: the number of the first, and a float32 array.
+        """Yield the rows in blocks.
+
+        Yields
+        ------
+        first : int
+            The number of the first row of the block.
+        block : float32 ndarray (rows, D)
+            The rows.
 
         Raises
         ------

@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
+from ..checks import ArgumentError
 from ..files import one_line, parse_json, read_text, write_json
 from .aside import AsideDirectory
 from .layout import (
@@ -32,9 +33,21 @@ from .layout import (
     read_captioning_directory,
 )
 
+__all__ = [
+    "Download",
+    "FetchError",
+    "MAX_FILES",
+    "MAX_SIZE",
+    "Progress",
+    "fetch_directory",
+    "unpack",
+    "verify_directory",
+]
+
 MAX_SIZE = 16 << 30
 """Bytes that the unpacked files of an archive may have."""
 MAX_FILES = 10_000
+"""Files that an archive may have."""
 
 _CHUNK = 1 << 16
 _MARGIN = 64 << 20
@@ -44,6 +57,7 @@ _SLOWEST = 1 << 10
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 
 Progress = Callable[[int, "int | None"], Any]
+"""Called with the bytes that are there, and how many there will be, if that is known."""
 
 
 class FetchError(OSError):
@@ -147,18 +161,23 @@ class Download:
         except ValueError:
             usable = False
         if not usable or any(ord(sign) <= 32 or ord(sign) > 126 for sign in url):
-            raise ValueError(f"url is {url!r:.200}; expected an http or https address")
+            raise ArgumentError("url", f"is {url!r:.200}; expected an http or https address")
         if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-            raise ValueError(f"sha256 is {sha256!r:.80}; expected 64 hexadecimal digits")
+            raise ArgumentError("sha256", f"is {sha256!r:.80}; expected 64 hexadecimal digits")
         self.url, self.path = url, Path(path)
         self._sha256 = sha256.lower() if sha256 else None
         self._timeout, self._tries, self._pause = timeout, tries, pause
         self._progress = progress or (lambda done, total: None)
-        self.part = self.path.with_name(f"{self.path.name}.part")
+        self.part: Path = self.path.with_name(f"{self.path.name}.part")
         self._note = self.path.with_name(f"{self.path.name}.part.json")
 
     def run(self) -> Path:
-        """Fetch the file, or what is missing of it; return its path.
+        """Fetch the file, or what is missing of it.
+
+        Returns
+        -------
+        Path
+            The whole file.
 
         Raises
         ------
@@ -503,9 +522,9 @@ def fetch_directory(
     """
     begin = progress or (lambda what: lambda done, total: None)
     with AsideDirectory(out, "fetch", force=force) as place:
-        place.keep = True
         archive = place.aside / "archive.zip"
         download = Download(url, archive, sha256=sha256, progress=begin("download"), **options)
+        place.keep = True
         _remember(place.aside / "url.json", url, archive)
         download.run()
         unpacked = place.aside / "unpacked"
@@ -549,6 +568,11 @@ def _find_directory(unpacked: Path, url: str) -> Path:
 
 def verify_directory(directory: str | os.PathLike[str]) -> dict[str, int]:
     """Read a data directory as training does, and check that features before PCA fit it.
+
+    Parameters
+    ----------
+    directory : path
+        The data directory.
 
     Returns
     -------

@@ -20,12 +20,32 @@ from ..files import is_text, read_json, read_text, write_json, write_text
 from ..words import SPECIAL_WORDS
 from .h5 import H5Reader, write_h5
 
+__all__ = [
+    "CAPTIONS_FILE",
+    "COURSE_URL",
+    "SPLITS",
+    "VOCABULARY_FILE",
+    "dataset_shapes",
+    "encode_captions",
+    "features_file",
+    "read_blocks",
+    "read_captioning_directory",
+    "read_vocabulary",
+    "urls_file",
+    "write_captioning_directory",
+]
+
 SPLITS = ("train", "val")
 """Every data set has these splits; some have a split "test", too."""
 CAPTIONS_FILE = "coco2014_captions.h5"
+"""The captions of a data directory, and which image each belongs to."""
 VOCABULARY_FILE = "coco2014_vocab.json"
+"""The words of a data directory."""
 COURSE_URL = "http://cs231n.stanford.edu/coco_captioning.zip"
 """The archive of CS231n's captioning assignment: COCO 2014 with features of VGG-16."""
+
+DATA_VARIABLE = "FASTRNN_DATA"
+"""The environment variable that names a data directory, where none is given."""
 
 _MAX_UNBACKED = 1 << 24
 """Bytes that the lines of a file may always use in memory, even if the file is small."""
@@ -41,7 +61,55 @@ def urls_file(split: str) -> str:
     return f"{split}2014_urls.txt"
 
 
+def named_directory() -> Path | None:
+    """Return the data directory that the environment variable ``FASTRNN_DATA`` names.
+
+    Returns
+    -------
+    Path or None
+        None if the variable is not set, or empty.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such directory.
+    """
+    place = os.environ.get(DATA_VARIABLE)
+    if not place:
+        return None
+    if not Path(place).is_dir():
+        raise FileNotFoundError(f"{DATA_VARIABLE} is {place!r}; expected a data directory")
+    return Path(place)
+
+
 # -- Reading
+
+
+class CaptioningData(dict[str, Any]):
+    """A captioning data set: a dict that remembers where it was read from.
+
+    Its entries are described at `fastrnn.coco_utils.load_coco_data`. A copy by ``copy`` remembers
+    the same; ``dict(data)`` and ``{**data}`` are plain dicts.
+
+    Attributes
+    ----------
+    directory : Path or None
+        The data directory, as an absolute path; None if the data were not read from one.
+    raw_features : bool
+        Whether the features are those before PCA.
+    max_train : int or None
+        The number of training captions that `fastrnn.training.read_training_data` was asked for.
+    """
+
+    directory: Path | None = None
+    raw_features: bool = False
+    max_train: int | None = None
+
+    def copy(self) -> CaptioningData:
+        """Return a shallow copy that remembers the same."""
+        copied = CaptioningData(self)
+        copied.__dict__.update(self.__dict__)
+        return copied
 
 
 def read_captioning_directory(
@@ -49,7 +117,7 @@ def read_captioning_directory(
     max_train: int | None = None,
     pca_features: bool = True,
     splits: Sequence[str] = SPLITS,
-) -> dict[str, Any]:
+) -> CaptioningData:
     """Read a captioning data set from a directory.
 
     Parameters
@@ -67,13 +135,15 @@ def read_captioning_directory(
 
     Returns
     -------
-    dict
-        See `fastrnn.coco_utils.load_coco_data`.
+    CaptioningData
+        A dict, see `fastrnn.coco_utils.load_coco_data`, that remembers the directory.
 
     Raises
     ------
     FileNotFoundError
-        If a file is missing; the message has its path.
+        If the directory or a file is missing; the message has its path.
+    NotADirectoryError
+        If `base_dir` is a file.
     OSError
         If a file is truncated or is not an HDF5 file.
     ValueError
@@ -96,7 +166,7 @@ def read_captioning_directory(
     captions_path = path_of(CAPTIONS_FILE)
     with H5Reader() as h5:
         _check_file(captions_path)
-        data: dict[str, Any] = h5.read(captions_path)
+        data = CaptioningData(h5.read(captions_path))
         for split in splits:
             path = path_of(features_file(split, pca_features))
             _check_file(path)
@@ -118,17 +188,34 @@ def read_captioning_directory(
         rows = np.random.randint(data["train_captions"].shape[0], size=max_train)
         data["train_captions"] = data["train_captions"][rows]
         data["train_image_idxs"] = data["train_image_idxs"][rows]
+    data.directory = Path(base_dir).absolute()
+    data.raw_features = not pca_features
     return data
 
 
 def _check_file(path: str) -> None:
-    if not Path(path).is_file():
-        what = "no such data file" if Path(path).parent.is_dir() else "no such data directory"
-        raise FileNotFoundError(errno.ENOENT, what, path)
+    if Path(path).is_file():
+        return
+    directory = Path(path).parent
+    if not directory.exists():
+        raise FileNotFoundError(errno.ENOENT, "no such data directory", str(directory))
+    if not directory.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "not a data directory but a file", str(directory))
+    raise FileNotFoundError(errno.ENOENT, "no such data file", path)
 
 
 def dataset_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Return the shapes and dtypes of the datasets in the root group of an HDF5 file.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+
+    Returns
+    -------
+    dict of str to tuple
+        The shape and the dtype of each dataset.
 
     Raises
     ------
@@ -143,6 +230,18 @@ def dataset_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[tuple[int, .
 
 def read_blocks(path: str | os.PathLike[str], name: str) -> Iterator[np.ndarray]:
     """Yield a dataset of an HDF5 file in blocks of rows, about 4 MiB each.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    name : str
+        The dataset.
+
+    Yields
+    ------
+    ndarray
+        The next rows.
 
     Raises
     ------
@@ -199,6 +298,23 @@ def _check_captions(path: str, data: Mapping[str, Any], split: str) -> None:
 
 
 def read_vocabulary(path: str) -> dict[str, Any]:
+    """Read the words of a data directory.
+
+    Parameters
+    ----------
+    path : str
+        Its ``coco2014_vocab.json``.
+
+    Returns
+    -------
+    dict
+        ``idx_to_word``, a list, and ``word_to_idx``, a dict, which fit each other.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `read_captioning_directory` raises them.
+    """
     _check_file(path)
     vocab = read_json(path)
     if not isinstance(vocab, dict):

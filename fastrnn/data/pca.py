@@ -11,6 +11,8 @@ import numpy as np
 from ..files import one_line, open_file, read_npz, write_aside, write_npz
 from .h5 import H5Reader
 
+__all__ = ["PCA"]
+
 _FEATURES = "features"
 _PART_BYTES = 1 << 26
 """Size of what is read at a time, in float64."""
@@ -65,6 +67,10 @@ class _Features:
             step = max(_PART_BYTES // (8 * self.shape[1]), 1)
             for start in range(0, len(self._array), step):
                 yield np.asarray(self._array[start : start + step])
+
+
+class PCAFileError(ValueError):
+    """The file of a PCA is damaged, or is another one; the message begins with its path."""
 
 
 class PCA:
@@ -250,25 +256,38 @@ class PCA:
     def load(cls, path: str | os.PathLike[str]) -> PCA:
         """Read a file that `save` wrote.
 
+        Parameters
+        ----------
+        path : path
+            The npz file.
+
+        Returns
+        -------
+        PCA
+            Equal to the one that was saved.
+
         Raises
         ------
         FileNotFoundError
             If there is no such file.
-        ValueError
+        PCAFileError
             If it is damaged, or is not such a file.
         """
         path = os.fspath(path)
-        arrays = read_npz(path)
+        try:
+            arrays = read_npz(path)
+        except ValueError as error:
+            raise PCAFileError(str(error)) from None
         try:
             mean, components = arrays["mean"], arrays["components"]
         except KeyError as error:
-            raise ValueError(f"{path}: {error} is missing; expected a file of PCA.save") from None
+            raise PCAFileError(f"{path}: {error} is missing; expected a file of PCA.save") from None
         if components.ndim != 2 or not components.size or mean.shape != components.shape[1:]:
-            raise ValueError(
+            raise PCAFileError(
                 f"{path}: components has shape {components.shape} and mean {mean.shape}; expected "
                 "(K, D) and (D,), not empty"
             )
         for name, array in (("mean", mean), ("components", components)):
             if array.dtype.kind != "f":
-                raise ValueError(f"{path}: {name} has dtype {array.dtype}; expected floats")
+                raise PCAFileError(f"{path}: {name} has dtype {array.dtype}; expected floats")
         return cls(mean, components)

@@ -40,11 +40,30 @@ from .layout import (
 from .pca import PCA
 from .references import references_file
 
+__all__ = [
+    "DirectoryWriter",
+    "EXTRACTION_FILE",
+    "Encoded",
+    "EncodedSplit",
+    "PREPARED_FILE",
+    "SPLITS",
+    "Sources",
+    "SplitOptions",
+    "TOKENIZERS",
+    "WordOptions",
+    "choose_splits",
+    "encode",
+    "listed_splits",
+    "prepare_directory",
+    "rows_of",
+]
+
 EXTRACTION_FILE = "extraction.h5"
 """Features of photographs while they are computed, before the directory is in its place."""
 PREPARED_FILE = "prepared.json"
 """What a data directory was made from, and its statistics."""
 SPLITS = ("train", "val", "test")
+"""The parts of a data set."""
 TOKENIZERS: dict[str, Callable[[str], list[str]]] = {"coco": caption_tokens, "blank": str.split}
 """Ways to split a caption: as COCO's evaluation does, or at blanks."""
 
@@ -288,6 +307,7 @@ def encode(splits: Mapping[str, Sequence[AnnotatedImage]], options: WordOptions)
     splits : mapping of str to sequence of AnnotatedImage
         The images of each split. Captions without a word are removed from them, in place.
     options : WordOptions
+        How captions are split into words, and which words are kept.
 
     Returns
     -------
@@ -394,7 +414,7 @@ def _vocabulary(kinds: list[str], counts: np.ndarray, options: WordOptions) -> l
 
 
 class DirectoryWriter(AsideDirectory):
-    """Writes the files of a data directory; see `AsideDirectory`."""
+    """Writes the files of a data directory; aside until they are complete."""
 
     def clear(self) -> None:
         """Remove what an earlier try left, except features that were computed."""
@@ -494,6 +514,7 @@ def rows_of(
     Parameters
     ----------
     images : sequence of AnnotatedImage
+        The images.
     index : NameIndex
         Of the photographs or the rows.
 
@@ -615,8 +636,11 @@ def prepare_directory(
         The directory. It is there when it is whole; photographs whose features were computed
         before an interruption are not computed again.
     sources : Sources
+        The captions, and the photographs or features.
     words : WordOptions
+        How captions are split into words, and which words are kept.
     splits : SplitOptions
+        How images are divided, where nothing else says it.
     components : int or PCA, optional
         Reduce the features to so many principal components of the training images, or by a PCA
         that was fitted before. By default they stay as they are.

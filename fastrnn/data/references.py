@@ -10,6 +10,8 @@ from typing import Any
 
 from ..files import is_text, read_json
 
+__all__ = ["read_references", "references_file"]
+
 
 def references_file(split: str) -> str:
     """Return the name of the optional file with the references of a split in a data directory."""

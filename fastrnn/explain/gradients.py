@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..classifiers.rnn import CaptioningRNN
-from ..rnn_layers import (
-    lstm_backward,
-    lstm_forward,
-    rnn_backward,
-    rnn_forward,
-    word_embedding_forward,
-)
+from ..forcing import forced_states
 from ..words import START
 
 if TYPE_CHECKING:
@@ -41,8 +35,8 @@ def word_gradients(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Differentiate the words of a caption with respect to the image features.
 
-    The recurrent network runs by `fastrnn.rnn_layers`, forward and backward through time, with one
-    row for each image and word: the row of word t ends at step t.
+    The recurrent network runs by `fastrnn.forcing.forced_states`, forward and backward through
+    time, with one row for each image and word: the row of word t ends at step t.
 
     Parameters
     ----------
@@ -106,26 +100,19 @@ def word_gradients(
     if not N * K:
         return values, gradients
     # Steps after the last one that counts are not run.
-    inputs = np.concatenate([[model.word_to_idx[START]], read])[: at.max() + 1]
-    vectors, _ = word_embedding_forward(inputs[None], p["W_embed"])
-    forward, backward = (
-        (lstm_forward, lstm_backward) if model.cell_type == "lstm" else (rnn_forward, rnn_backward)
-    )
+    inputs = read[: at.max()]
     images = max(1, _ROWS // K)
     for first in range(0, N, images):
         some = features[first : first + images].astype(dtype, copy=False)
         rows, lengths = np.arange(len(some) * K), np.tile(at + 1, len(some))
-        h0 = np.repeat(some @ p["W_proj"] + p["b_proj"], K, axis=0)
-        x = np.broadcast_to(vectors, (len(rows), *vectors.shape[1:]))
-        h, cache = forward(x, h0, p["Wx"], p["Wh"], p["b"], lengths=lengths)
+        h, backward = forced_states(model, some, inputs, copies=K, lengths=lengths)
         scores = h[rows, lengths - 1] @ p["W_vocab"] + p["b_vocab"]
         found, dscores = _measure(scores, np.tile(targets[at], len(some)), measure, never)
         dh = np.zeros_like(h)
         dh[rows, lengths - 1] = dscores @ p["W_vocab"].T
-        dh0 = backward(dh, cache)[1]
         last = first + len(some)
         values[first:last] = found.reshape(-1, K)
-        gradients[first:last] = (dh0 @ p["W_proj"].T).reshape(-1, K, D)
+        gradients[first:last] = backward(dh).reshape(-1, K, D)
     return values, gradients
 
 

@@ -100,6 +100,7 @@ def fool(
     Returns
     -------
     Fooling
+        The image, and what the model says about it before and after.
 
     Raises
     ------
@@ -307,6 +308,7 @@ def visualise(
     Returns
     -------
     Visualisation
+        The image, and what the model says about it.
 
     Raises
     ------
@@ -432,6 +434,7 @@ def classifier_of(network: Network) -> torch.nn.Module:
     Returns
     -------
     torch.nn.Module
+        The network in evaluation mode.
 
     Raises
     ------

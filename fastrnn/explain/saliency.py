@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from ..captioner import Captioner
 
 METHODS = ("plain", "smooth", "integrated")
-_LEAST_CHANGE = 1.0
-"""Smaller changes, in nats, have the same tolerance as this one."""
-_SPLITS = 8
-"""Intervals of the path that are divided at a time."""
+"""Ways to compute a saliency map; see `saliency`."""
+_FIRST = 3
+"""Intervals of the path at first."""
+_SPLITS = 6
+"""Intervals of the path that are divided at a time, at most."""
 _COPIES = 8
 """Copies with noise whose gradients are in memory at a time."""
 
@@ -53,6 +54,10 @@ class Saliency:
         For 'integrated', the log-probability of each word minus that on the baseline.
     errors : float64 ndarray (T,) or None
         For 'integrated', the sum of each map minus `changes`.
+    resolution : float64 ndarray (T,) or None
+        For 'integrated', what rounding to float32 leaves open of `changes`, in nats: twice the
+        difference between two implementations of the network. Where the tolerance is less, this
+        is the bound of the error.
     method : str
         The method.
     passes : int
@@ -67,6 +72,7 @@ class Saliency:
     log_probs: np.ndarray = field(default_factory=lambda: np.empty(0))
     changes: np.ndarray | None = None
     errors: np.ndarray | None = None
+    resolution: np.ndarray | None = None
     method: str = "plain"
     passes: int = 1
 
@@ -82,7 +88,7 @@ def saliency(
     noise: float = 0.1,
     seed: int = 0,
     tolerance: float = 0.01,
-    max_passes: int = 256,
+    max_passes: int = 1024,
 ) -> Saliency:
     """Show which pixels made the model say each word of a caption.
 
@@ -114,10 +120,11 @@ def saliency(
         Seed of the noise. Default 0.
     tolerance : float, optional
         Largest error of the sum of a map of 'integrated', as a share of the change of the word's
-        log-probability; for changes of less than one nat, in nats. Intervals of the path are
-        divided until it is reached. Default 0.01: 1 % of the change, or of the word's probability.
+        log-probability. Intervals of the path are divided until it is reached. Where it would be
+        less than `Saliency.resolution`, that is the largest error instead. Default 0.01: 1 %.
     max_passes : int, optional
-        Largest number of images on which gradients are computed for 'integrated'. Default 256.
+        Largest number of images on which gradients are computed for 'integrated', at least 3.
+        Default 1024. A word whose probability hardly changes needs the most.
 
     Returns
     -------
@@ -138,7 +145,7 @@ def saliency(
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; expected {', '.join(METHODS)}")
-    for name, value, least in (("samples", samples, 1), ("max_passes", max_passes, 1)):
+    for name, value, least in (("samples", samples, 1), ("max_passes", max_passes, 3)):
         if value < least:
             raise ValueError(f"{name} is {value}; expected at least {least}")
     if not (math.isfinite(noise) and noise >= 0):
@@ -194,9 +201,9 @@ def _integrated(
 ) -> dict[str, Any]:  # fmt: skip
     """Integrate gradients along the line from gray to an image, until their sum is right.
 
-    Each interval of the line has one gradient, at its middle. The true change of the
-    log-probability over an interval is known from its ends, so the intervals with the largest
-    errors can be divided: into three, so that the gradient in the middle serves again.
+    Each interval of the line has three gradients, and a rule that is exact for cubic polynomials.
+    The true change of the log-probability over an interval is known from its ends, so the
+    intervals with the largest errors can be divided: into three, so that the gradients serve again.
     """
     difference = x  # from gray, which is 0 for the network
 
@@ -207,46 +214,55 @@ def _integrated(
         found = pixel_values(captioner, at(places), ids, steps=chosen)
         return list(found.astype(np.float64))
 
-    def maps_at(places: Sequence[float], chosen: Sequence[int] = steps) -> list[np.ndarray]:
-        gradients = pixel_gradients(captioner, at(places), ids, steps=chosen)[1]
-        return list(np.einsum("nkcij,cij->nkij", gradients, difference))
+    def maps_at(
+        places: Sequence[float], chosen: Sequence[int] = steps
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        values, gradients = pixel_gradients(captioner, at(places), ids, steps=chosen)
+        maps = list(np.einsum("nkcij,cij->nkij", gradients, difference))
+        return maps, values.astype(np.float64)
 
-    edges = np.linspace(0, 1, min(_SPLITS, max_passes) + 1).tolist()
+    edges = np.linspace(0, 1, min(_FIRST, max_passes // 3) + 1).tolist()
     ends = values_at(edges)
-    middles = maps_at([(a + b) / 2 for a, b in pairwise(edges)])
+    places = [a + (b - a) * share for a, b in pairwise(edges) for share in _PLACES]
+    maps, values = maps_at(places)
     parts = [
-        _Part(edges[i], edges[i + 1], ends[i], ends[i + 1], middles[i])
-        for i in range(len(middles))
-    ]  # fmt: skip
-    passes = len(parts)
+        _Part(edges[i], edges[i + 1], ends[i], ends[i + 1], maps[3 * i : 3 * i + 3])
+        for i in range(len(edges) - 1)
+    ]
+    passes = len(places)
     changes = ends[-1] - ends[0]
-    allowed = tolerance * np.maximum(np.abs(changes), _LEAST_CHANGE)
-    maps = np.empty((len(steps), *x.shape[1:]), np.float32)
+    # The gradients come from another implementation of the network than the values at the ends.
+    # Of the same image, they differ by what float32 leaves open: twice that for two ends.
+    rounding = np.abs(values - values_at(places)).max(axis=0)
+    spacing = np.finfo(np.float32).eps * np.abs([ends[0], ends[-1]]).max(axis=0)
+    resolution = 2 * np.maximum(rounding, spacing)
+    allowed = np.maximum(tolerance * np.abs(changes), resolution)
+    sums = np.empty((len(steps), *x.shape[1:]), np.float32)
     left = np.arange(len(steps))  # the words whose sums are not right yet
     while True:
         errors = np.sum([part.error for part in parts], axis=0)
-        last = passes + 2 > max_passes
+        last = passes + 6 > max_passes
         done = np.full(len(left), True) if last else np.abs(errors) <= allowed[left]
-        for k in np.flatnonzero(done):
-            maps[left[k]] = np.sum([part.map[k] * part.width for part in parts], axis=0)
+        for k in np.flatnonzero(done).tolist():
+            sums[left[k]] = np.sum([part.integral(k) for part in parts], axis=0)
         left = left[~done]
         if not len(left):
             break
         for part in parts:
             part.keep(~done)
-        count = min(_SPLITS, len(parts), (max_passes - passes) // 2)
-        parts.sort(key=lambda part: float((np.abs(part.error) / allowed[left]).max()))
-        parts, divided = parts[:-count], parts[-count:]
+        parts, divided = _split_off(parts, allowed[left], (max_passes - passes) // 6)
         inner = [part.start + part.width * k / 3 for part in divided for k in (1, 2)]
-        outer = [part.start + part.width * k / 6 for part in divided for k in (1, 5)]
+        outer = [
+            part.start + part.width * (k + share) / 3
+            for part in divided for k in range(3) for share in (_PLACES[0], _PLACES[2])
+        ]  # fmt: skip
         chosen = [steps[k] for k in left]
-        values, middles = values_at(inner, chosen), maps_at(outer, chosen)
+        between, (maps, _) = values_at(inner, chosen), maps_at(outer, chosen)
         for i, part in enumerate(divided):
-            two = slice(2 * i, 2 * i + 2)
-            parts += part.divide(inner[two], values[two], middles[two])
-        passes += 2 * count
-    errors = maps.sum(axis=(1, 2), dtype=np.float64) - changes
-    if (np.abs(errors) > 1.01 * allowed).any():  # float32 rounds the sum of a map
+            parts += part.divide(inner[2 * i :][:2], between[2 * i :][:2], maps[6 * i :][:6])
+        passes += len(outer)
+    errors = sums.sum(axis=(1, 2), dtype=np.float64) - changes
+    if (np.abs(errors) > 1.01 * allowed + spacing).any():  # float32 rounds the sum of a map
         worst = int(np.argmax(np.abs(errors) / allowed))
         warnings.warn(
             f"integrated gradients of word {steps[worst] + 1} sum to "
@@ -256,38 +272,68 @@ def _integrated(
             stacklevel=4,
         )
     return {
-        "maps": maps, "log_probs": ends[-1], "changes": changes, "errors": errors,
-        "passes": passes,
+        "maps": sums, "log_probs": ends[-1], "changes": changes, "errors": errors,
+        "resolution": resolution, "passes": passes,
     }  # fmt: skip
+
+
+_PLACES, _WEIGHTS = (1 / 6, 1 / 2, 5 / 6), (3 / 8, 1 / 4, 3 / 8)
+"""Where the gradients of an interval are, and their weights: Maclaurin's open rule."""
 
 
 @dataclass(eq=False)
 class _Part:
-    """An interval of the line: its ends, the values there, and the map in its middle."""
+    """An interval of the line: its ends, the values there, and the maps at `_PLACES`."""
 
     start: float
     end: float
     first: np.ndarray
     last: np.ndarray
-    map: np.ndarray
+    maps: Sequence[np.ndarray]
 
     def __post_init__(self) -> None:
         self.width = self.end - self.start
-        total = self.map.sum(axis=(1, 2), dtype=np.float64)
-        self.error: np.ndarray = total * self.width - (self.last - self.first)
+        totals = [each.sum(axis=(1, 2), dtype=np.float64) for each in self.maps]
+        self.error: np.ndarray = self.width * np.dot(_WEIGHTS, totals) - (self.last - self.first)
+
+    def integral(self, k: int) -> np.ndarray:
+        """Return the map of a word over the interval."""
+        first, second, third = (w * each[k] for w, each in zip(_WEIGHTS, self.maps, strict=True))
+        return self.width * (first + second + third)
 
     def keep(self, words: np.ndarray) -> None:
         """Forget the other words."""
-        self.first, self.last, self.map = self.first[words], self.last[words], self.map[words]
-        self.error = self.error[words]
+        if words.all():
+            return
+        self.first, self.last, self.error = self.first[words], self.last[words], self.error[words]
+        self.maps = [each[words] for each in self.maps]
 
     def divide(
         self, inner: Sequence[float], values: Sequence[np.ndarray], maps: Sequence[np.ndarray]
     ) -> list[_Part]:
         edges = [self.start, *inner, self.end]
         ends = [self.first, *values, self.last]
-        middles = [maps[0], self.map, maps[1]]
-        return [_Part(edges[i], edges[i + 1], ends[i], ends[i + 1], middles[i]) for i in range(3)]
+        return [
+            _Part(
+                edges[i], edges[i + 1], ends[i], ends[i + 1],
+                (maps[2 * i], self.maps[i], maps[2 * i + 1]),
+            )
+            for i in range(3)
+        ]  # fmt: skip
+
+
+def _split_off(
+    parts: list[_Part], allowed: np.ndarray, most: int
+) -> tuple[list[_Part], list[_Part]]:
+    """Return the other intervals, and those with the largest errors, which are to be divided.
+
+    They are the fewest without which the errors would be half of those that are allowed.
+    """
+    shares = np.array([(np.abs(part.error) / allowed).max() for part in parts])
+    order = np.argsort(-shares)
+    rest = shares.sum() - np.cumsum(shares[order])
+    count = min(1 + int(np.count_nonzero(rest > 0.5)), _SPLITS, most, len(parts))
+    return [parts[i] for i in order[count:]], [parts[i] for i in order[:count]]
 
 
 # -- Images and captions

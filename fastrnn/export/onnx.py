@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import __version__
 from ..classifiers.rnn import CaptioningRNN
-from ..files import write_aside
+from ..files import make_directory, write_all_aside
 from .parameters import checked_params, metadata_of, raise_missing
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ to the next states, and their constants."""
 
 
 def save_onnx(directory: str | os.PathLike[str], model: CaptioningRNN) -> None:
-    """Write the graphs of `to_onnx` to ``project.onnx`` and ``step.onnx``, each atomically.
+    """Write the graphs of `to_onnx` to ``project.onnx`` and ``step.onnx``, atomically.
 
     Parameters
     ----------
@@ -170,9 +170,11 @@ def save_onnx(directory: str | os.PathLike[str], model: CaptioningRNN) -> None:
     ImportError, TypeError, ValueError
         See `to_onnx`.
     OSError
-        If a file cannot be written; an existing file is then unchanged.
+        If a file cannot be written; existing files are then unchanged.
     """
     contents = {name: proto.SerializeToString() for name, proto in to_onnx(model).items()}
-    Path(directory).mkdir(parents=True, exist_ok=True)
-    for name, file_name in ONNX_FILES.items():
-        write_aside(Path(directory) / file_name, methodcaller("write", contents[name]))
+    make_directory(directory)
+    write_all_aside({
+        Path(directory) / file: methodcaller("write", contents[name])
+        for name, file in ONNX_FILES.items()
+    })  # fmt: skip

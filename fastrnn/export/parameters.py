@@ -11,6 +11,7 @@ import numpy as np
 from .. import checks
 from .._core.runtime import CELL_GATES
 from ..classifiers.rnn import CaptioningRNN
+from ..extras import install_command
 
 
 def checked_params(model: CaptioningRNN, cells: Collection[str]) -> dict[str, np.ndarray]:
@@ -36,6 +37,4 @@ def metadata_of(model: CaptioningRNN) -> dict[str, str]:
 
 def raise_missing(what: str, package: str, extra: str) -> NoReturn:
     """Raise an ImportError that says how to install a package."""
-    raise ImportError(
-        f'{what} needs the package {package}: pip install "fastrnn[{extra}]"'
-    ) from None
+    raise ImportError(f"{what} needs the package {package}: {install_command(extra)}") from None

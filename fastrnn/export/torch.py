@@ -158,11 +158,14 @@ def torch_module(model: CaptioningRNN) -> torch.nn.Module:
     --------
     Compute the loss of ``model.loss(features, captions)``:
 
-    >>> module = torch_module(model)  # doctest: +SKIP
-    >>> scores = module(features, captions[:, :-1])  # doctest: +SKIP
-    >>> loss = torch.nn.functional.cross_entropy(  # doctest: +SKIP
-    ...     scores.flatten(0, 1), captions[:, 1:].flatten(), reduction="sum",
-    ...     ignore_index=model.word_to_idx["<NULL>"]) / len(features)
+    .. code-block:: python
+
+        module = torch_module(model)
+        scores = module(features, captions[:, :-1])
+        loss = torch.nn.functional.cross_entropy(
+            scores.flatten(0, 1), captions[:, 1:].flatten(), reduction="sum",
+            ignore_index=model.word_to_idx["<NULL>"],
+        ) / len(features)
     """
     state = to_torch(model)
     import torch
@@ -371,7 +374,7 @@ def save_safetensors(path: str | os.PathLike[str], model: CaptioningRNN) -> None
     try:
         from safetensors.numpy import save
     except ImportError:
-        raise_missing("a safetensors file", "safetensors", "torch")
+        raise_missing("a safetensors file", "safetensors", "safetensors")
     # Hugging Face's libraries require the entry "format"; "pt" means PyTorch.
     content = save(_state_arrays(model), metadata={"format": "pt", **metadata_of(model)})
     write_aside(path, methodcaller("write", content))

@@ -9,8 +9,18 @@ projection of the image features is float32, too: features may be large and diff
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+
+__all__ = [
+    "affine_backward",
+    "affine_forward",
+    "multiply",
+    "round_to_bfloat16",
+    "sequence_backward",
+    "sequence_forward",
+]
 
 
 def round_to_bfloat16(x: np.ndarray) -> np.ndarray:
@@ -55,28 +65,68 @@ def multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return round_to_bfloat16(a) @ round_to_bfloat16(b)
 
 
-def affine_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, tuple]:
-    """Affine layer ``x w + b`` over the last axis of `x`, like the layer in float32."""
+def affine_forward(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray
+) -> tuple[np.ndarray, tuple[Any, ...]]:
+    """Affine layer ``x w + b`` over the last axis of `x`.
+
+    Parameters
+    ----------
+    x : float32 ndarray, shape (..., D)
+        Inputs.
+    w : float32 ndarray, shape (D, M)
+        Weights.
+    b : float32 ndarray, shape (M,)
+        Biases.
+
+    Returns
+    -------
+    out : float32 ndarray, shape (..., M)
+        Outputs.
+    cache : tuple
+        ``(x, w, b)``, for `affine_backward`.
+    """
     out = multiply(x.reshape(-1, len(w)), w).reshape(*x.shape[:-1], w.shape[1]) + b
     return out, (x, w, b)
 
 
 def affine_backward(dout: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gradients dx, dw, db of `affine_forward`. db is a sum of `dout` that is not rounded."""
+    """Gradients of `affine_forward`.
+
+    Parameters
+    ----------
+    dout : float32 ndarray, shape (..., M)
+        Gradient of the loss with respect to the output.
+    cache : tuple
+        Cache returned by `affine_forward`.
+
+    Returns
+    -------
+    dx : float32 ndarray, shape (..., D)
+        Gradient of the inputs.
+    dw : float32 ndarray, shape (D, M)
+        Gradient of the weights.
+    db : float32 ndarray, shape (M,)
+        Gradient of the biases: the sum of `dout`, which is not rounded.
+    """
     x, w, _ = cache
     rows, drows = x.reshape(-1, len(w)), dout.reshape(-1, w.shape[1])
     return multiply(drows, w.T).reshape(x.shape), multiply(rows.T, drows), drows.sum(axis=0)
 
 
 def sequence_forward(
-    gates: Callable, inputs: np.ndarray, h0: np.ndarray, Wh: np.ndarray, lengths: np.ndarray
-) -> tuple[np.ndarray, tuple]:
+    gates: Callable[..., Any],
+    inputs: np.ndarray,
+    h0: np.ndarray,
+    Wh: np.ndarray,
+    lengths: np.ndarray,
+) -> tuple[np.ndarray, tuple[Any, ...]]:
     """Run a recurrent cell over whole sequences, from a zero cell state.
 
     Parameters
     ----------
     gates : function
-        What follows the products of a step: ``h, c, kept = gates(a, prev_c)``.
+        What follows the products of a step (`fastrnn.reference.gates`).
     inputs : float32 ndarray, shape (N, T, G)
         Product of the input of each step with Wx, plus b.
     h0 : float32 ndarray, shape (N, H)
@@ -101,21 +151,21 @@ def sequence_forward(
         rows = np.flatnonzero(lengths > t)
         before = state[rows]
         a = inputs[rows, t] + multiply(before, Wh)
-        state[rows], cell[rows], kept = gates(a, cell[rows])
+        state[rows], cell[rows], kept = gates(a, before, cell[rows])
         h[rows, t] = state[rows]
         steps.append((rows, before, kept))
     return h, (steps, inputs.shape, Wh)
 
 
 def sequence_backward(
-    gates_backward: Callable, dh: np.ndarray, cache: tuple
+    gates_backward: Callable[..., Any], dh: np.ndarray, cache: tuple[Any, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `sequence_forward`.
 
     Parameters
     ----------
     gates_backward : function
-        Gradients of the gates: ``da, dprev_c = gates_backward(dh, dc, kept)``.
+        The gradients of the gates.
     dh : float32 ndarray, shape (N, T, H)
         Gradient of the loss with respect to each hidden state, not counting its effect through
         later steps.
@@ -140,8 +190,8 @@ def sequence_backward(
     dWh, db = np.zeros_like(Wh), np.zeros(G, dtype=np.float32)
     for t in reversed(range(T)):
         rows, before, kept = steps[t]
-        da, dcell[rows] = gates_backward(dh[rows, t] + dstate[rows], dcell[rows], kept)
-        dinputs[rows, t], dstate[rows] = da, multiply(da, Wh.T)
+        da, direct, dcell[rows] = gates_backward(dh[rows, t] + dstate[rows], dcell[rows], kept)
+        dinputs[rows, t], dstate[rows] = da, direct + multiply(da, Wh.T)
         dWh += multiply(before.T, da)
         db += da.sum(axis=0)
     return dinputs, dstate, dWh, db

@@ -17,9 +17,9 @@ class Cell(NamedTuple):
     backward: Callable
     """dx, dh0, dWx, dWh, db = backward(dh, cache)."""
     apply_gates: Callable
-    """What follows the products of a step: h, c, kept = apply_gates(a, prev_c)."""
+    """What follows the products of a step: h, c, kept = apply_gates(a, prev_h, prev_c)."""
     gates_backward: Callable
-    """Gradients of the gates: da, dprev_c = gates_backward(dh, dc, kept)."""
+    """Gradients of the gates: da, dprev_h, dprev_c = gates_backward(dh, dc, kept)."""
 
 
 CELLS = {

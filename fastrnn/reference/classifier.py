@@ -18,6 +18,8 @@ from .rnn_layers import (
     word_embedding_forward,
 )
 
+__all__ = ["CaptioningRNN"]
+
 
 class CaptioningRNN:
     """A recurrent network that generates image captions.
@@ -72,7 +74,7 @@ class CaptioningRNN:
         wordvec_dim: int = 128,
         hidden_dim: int = 128,
         cell_type: str = "rnn",
-        dtype=np.float32,
+        dtype: Any = np.float32,
     ) -> None:
         if cell_type not in CELLS:
             raise ValueError(f'Invalid cell_type "{cell_type}"')
@@ -80,10 +82,10 @@ class CaptioningRNN:
             raise KeyError(f"word_to_idx has no {NULL!r}; expected the word that pads captions")
 
         self.cell_type = cell_type
-        self.dtype = dtype
+        self.dtype: Any = dtype
         self.precision = "float32"
         self.word_to_idx = word_to_idx
-        self.idx_to_word = {index: word for word, index in word_to_idx.items()}
+        self.idx_to_word: dict[int, str] = {index: word for word, index in word_to_idx.items()}
         self._null = word_to_idx[NULL]
         self._start = word_to_idx.get(START)
         self._end = word_to_idx.get(END)
@@ -101,7 +103,9 @@ class CaptioningRNN:
             "W_vocab": randn(H, V) / np.sqrt(H),
             "b_vocab": np.zeros(V),
         }
-        self.params = {name: param.astype(dtype) for name, param in params.items()}
+        self.params: dict[str, np.ndarray] = {
+            name: param.astype(dtype) for name, param in params.items()
+        }
 
     def loss(
         self,

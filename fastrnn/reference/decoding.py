@@ -12,12 +12,31 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..checks import is_bfloat16
+from ..seeds import draw_seed
 from ..words import END, START
 from . import bfloat16, random
 from .cells import CELLS
 
+__all__ = [
+    "Hypothesis",
+    "Params",
+    "State",
+    "beam_search",
+    "draw",
+    "followers",
+    "initial_state",
+    "length_score",
+    "log_softmax",
+    "mix",
+    "repeated",
+    "sample",
+    "step",
+]
+
 Params = Mapping[str, np.ndarray]
+"""The parameters of a model by name."""
 State = tuple[np.ndarray, np.ndarray]
+"""The hidden state h and the cell state c, each (N, H)."""
 
 
 class Hypothesis(NamedTuple):
@@ -38,7 +57,7 @@ class Hypothesis(NamedTuple):
         return sum(self.word_log_probs)
 
 
-def multiply(a: np.ndarray, b: np.ndarray, precision: str) -> np.ndarray:
+def _multiply(a: np.ndarray, b: np.ndarray, precision: str) -> np.ndarray:
     """Return the product of two matrices."""
     return bfloat16.multiply(a, b) if is_bfloat16(precision, b.dtype) else a @ b
 
@@ -54,9 +73,9 @@ def step(
 ) -> tuple[np.ndarray, State]:
     """Feed in words (N,); return the scores of the next words (N, V) and the new state."""
     cell, x, (h, c) = CELLS[cell_type], params["W_embed"][words], state
-    a = multiply(x, params["Wx"], precision) + multiply(h, params["Wh"], precision) + params["b"]
-    h, c, _ = cell.apply_gates(a, c)
-    return multiply(h, params["W_vocab"], precision) + params["b_vocab"], (h, c)
+    a = _multiply(x, params["Wx"], precision) + _multiply(h, params["Wh"], precision) + params["b"]
+    h, c, _ = cell.apply_gates(a, h, c)
+    return _multiply(h, params["W_vocab"], precision) + params["b_vocab"], (h, c)
 
 
 def log_softmax(scores: np.ndarray) -> np.ndarray:
@@ -76,6 +95,17 @@ def followers(
     model: Any, hypothesis: Hypothesis, no_repeat_ngram: int, suppress: Iterable[str]
 ) -> tuple[np.ndarray, np.ndarray, State]:
     """Score every word as the next word of a hypothesis.
+
+    Parameters
+    ----------
+    model : CaptioningRNN
+        The NumPy or the compiled model.
+    hypothesis : Hypothesis
+        The caption so far.
+    no_repeat_ngram : int
+        Never repeat so many words in a row; 0 allows it.
+    suppress : iterable of str
+        Words that are never chosen.
 
     Returns
     -------
@@ -244,7 +274,7 @@ def sample(
             weights[order[top_k or len(order) :]] = 0
             sums = np.cumsum(weights[order])
             weights[order[np.argmax(sums >= top_p * sums[-1]) + 1 :]] = 0
-            word = draw(weights, random.uniform(seed, [row], [t], count)[0, number])
+            word = draw(weights, random.uniform(draw_seed(seed), [row], [t], count)[0, number])
             hypothesis = Hypothesis(
                 (*hypothesis.words, word),
                 (*hypothesis.word_log_probs, float(log_probs[word])),
@@ -289,8 +319,9 @@ def mix(
     probability : float
         Probability that an input is drawn.
     seed : int
-        64-bit seed of an RNG stream. For each row and time step, `random.uniform` gives two
-        numbers: the first decides whether a word is drawn, the second which one.
+        64-bit seed of an RNG stream. For each row and time step,
+        `fastrnn.reference.random.uniform` gives two numbers: the first decides whether a word is
+        drawn, the second which one.
     null : int
         Id of ``<NULL>``.
     cell_type : {'rnn', 'lstm'}

@@ -10,12 +10,26 @@ NumPy's promotion rules, and integers are treated as float64.
 Shapes: N is the batch size, D the input size, M the output size, C the number of classes.
 """
 
+from typing import Any
+
 import numpy as np
 
 from .. import checks as _checks
 
+__all__ = [
+    "np",
+    "affine_backward",
+    "affine_forward",
+    "relu_backward",
+    "relu_forward",
+    "softmax_loss",
+    "svm_loss",
+]
 
-def affine_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, tuple]:
+
+def affine_forward(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray
+) -> tuple[np.ndarray, tuple[Any, ...]]:
     """Affine (fully connected) layer: ``out = x w + b``.
 
     Parameters
@@ -46,7 +60,9 @@ def affine_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndar
     return rows @ w + b, (x, w, b)
 
 
-def affine_backward(dout: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def affine_backward(
+    dout: np.ndarray, cache: tuple[Any, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `affine_forward`: ``dx = dout w'``, ``dw = x' dout``, ``db = sum_n dout``.
 
     Parameters

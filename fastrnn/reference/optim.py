@@ -6,12 +6,28 @@ moments, step count); missing keys are set to their defaults. The arithmetic and
 dtype of `w`.
 """
 
+from typing import Any
+
 import numpy as np
 
 from .. import checks as _checks
 
+__all__ = [
+    "np",
+    "adam",
+    "adamw",
+    "average",
+    "clip_by_norm",
+    "clip_by_value",
+    "rmsprop",
+    "sgd",
+    "sgd_momentum",
+]
 
-def sgd(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.ndarray, dict]:
+
+def sgd(
+    w: np.ndarray, dw: np.ndarray, config: dict[str, Any] | None = None
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Stochastic gradient descent: ``w -= learning_rate * dw``.
 
     Parameters
@@ -46,8 +62,8 @@ def sgd(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.n
 
 
 def sgd_momentum(
-    w: np.ndarray, dw: np.ndarray, config: dict | None = None
-) -> tuple[np.ndarray, dict]:
+    w: np.ndarray, dw: np.ndarray, config: dict[str, Any] | None = None
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Gradient descent with momentum: ``v = mu v - learning_rate dw; w += v``.
 
     Parameters
@@ -91,7 +107,9 @@ def sgd_momentum(
     return w, config
 
 
-def rmsprop(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.ndarray, dict]:
+def rmsprop(
+    w: np.ndarray, dw: np.ndarray, config: dict[str, Any] | None = None
+) -> tuple[np.ndarray, dict[str, Any]]:
     """RMSProp: divide each step by the root of a running mean of squared gradients.
 
     ``cache = rho cache + (1 - rho) dw^2; w -= learning_rate dw / (sqrt(cache) + epsilon)``
@@ -138,7 +156,9 @@ def rmsprop(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[
     return w, config
 
 
-def adam(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.ndarray, dict]:
+def adam(
+    w: np.ndarray, dw: np.ndarray, config: dict[str, Any] | None = None
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Adam, with the bias correction folded into the step size.
 
     ``t += 1; m = beta1 m + (1 - beta1) dw; v = beta2 v + (1 - beta2) dw^2``
@@ -182,8 +202,8 @@ def adam(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.
 
 
 def _adam(
-    w: np.ndarray, dw: np.ndarray, config: dict | None, weight_decay: float
-) -> tuple[np.ndarray, dict]:
+    w: np.ndarray, dw: np.ndarray, config: dict[str, Any] | None, weight_decay: float
+) -> tuple[np.ndarray, dict[str, Any]]:
     w, dw = _checks.as_weights(w, dw)
     config = {} if config is None else config
     config.setdefault("learning_rate", 1e-3)
@@ -206,7 +226,9 @@ def _adam(
     return w, config
 
 
-def adamw(w: np.ndarray, dw: np.ndarray, config: dict | None = None) -> tuple[np.ndarray, dict]:
+def adamw(
+    w: np.ndarray, dw: np.ndarray, config: dict[str, Any] | None = None
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Adam with decoupled weight decay: ``w -= learning_rate weight_decay w``, then `adam`'s step.
 
     Parameters

@@ -16,18 +16,40 @@ float64 or ids are not integers, ValueError if a shape does not match, and Index
 outside ``[-V, V)``. The message names the argument. NaN and Inf propagate.
 """
 
+from typing import Any
+
 import numpy as np
 
 from .. import checks as _checks
 from . import bfloat16 as _bfloat16
 from . import gates as _gates
-from .gates import sigmoid  # noqa: F401
+from .gates import sigmoid
 from .layers import affine_backward, affine_forward
+
+__all__ = [
+    "np",
+    "affine_backward",
+    "affine_forward",
+    "lstm_backward",
+    "lstm_forward",
+    "lstm_step_backward",
+    "lstm_step_forward",
+    "rnn_backward",
+    "rnn_forward",
+    "rnn_step_backward",
+    "rnn_step_forward",
+    "sigmoid",
+    "temporal_affine_backward",
+    "temporal_affine_forward",
+    "temporal_softmax_loss",
+    "word_embedding_backward",
+    "word_embedding_forward",
+]
 
 
 def rnn_step_forward(
     x: np.ndarray, prev_h: np.ndarray, Wx: np.ndarray, Wh: np.ndarray, b: np.ndarray
-) -> tuple[np.ndarray, tuple]:
+) -> tuple[np.ndarray, tuple[Any, ...]]:
     """One time step of a vanilla RNN: ``next_h = tanh(x Wx + prev_h Wh + b)`` (Elman, 1990).
 
     Parameters
@@ -58,12 +80,12 @@ def rnn_step_forward(
         If the shapes do not match.
     """
     x, prev_h, Wx, Wh, b = _checks.cell_step_forward(1, x, (prev_h,), Wx, Wh, b)
-    next_h, _, kept = _gates.rnn_gates(x @ Wx + prev_h @ Wh + b, prev_h)
+    next_h, _, kept = _gates.rnn_gates(x @ Wx + prev_h @ Wh + b, prev_h, prev_h)
     return next_h, (x, prev_h, Wx, Wh, *kept)
 
 
 def rnn_step_backward(
-    dnext_h: np.ndarray, cache: tuple
+    dnext_h: np.ndarray, cache: tuple[Any, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `rnn_step_forward`.
 
@@ -99,7 +121,7 @@ def rnn_step_backward(
     N, H = next_h.shape
     _checks.match_shapes({"N": N, "H": H}, dnext_h=(dnext_h, "N H"))
 
-    da, _ = _gates.rnn_gates_backward(dnext_h, dnext_h, (next_h,))
+    da, _, _ = _gates.rnn_gates_backward(dnext_h, dnext_h, (next_h,))
     return da @ Wx.T, da @ Wh.T, x.T @ da, prev_h.T @ da, da.sum(axis=0)
 
 
@@ -112,7 +134,7 @@ def rnn_forward(
     *,
     lengths: np.ndarray | None = None,
     precision: str = "float32",
-) -> tuple[np.ndarray, tuple]:
+) -> tuple[np.ndarray, tuple[Any, ...]]:
     """Run a vanilla RNN over whole sequences: T steps of `rnn_step_forward`.
 
     Parameters
@@ -165,7 +187,7 @@ def rnn_forward(
 
 
 def rnn_backward(
-    dh: np.ndarray, cache: tuple
+    dh: np.ndarray, cache: tuple[Any, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `rnn_forward`: back-propagation through time (Werbos, 1990).
 
@@ -219,14 +241,19 @@ def rnn_backward(
     return dx, dstate, dWx, dWh, db
 
 
-def _rounded_forward(gates, x, h0, Wx, Wh, b, lengths) -> tuple[np.ndarray, tuple]:
+def _rounded_forward(
+    gates: Any, x: np.ndarray, h0: np.ndarray, Wx: np.ndarray, Wh: np.ndarray, b: np.ndarray,
+    lengths: np.ndarray,
+) -> tuple[np.ndarray, tuple[Any, ...]]:  # fmt: skip
     """Run a cell over whole sequences in bfloat16."""
     inputs, input_cache = _bfloat16.affine_forward(x, Wx, b)
     h, sequence_cache = _bfloat16.sequence_forward(gates, inputs, h0, Wh, lengths)
     return h, (input_cache, sequence_cache)
 
 
-def _rounded_backward(gates_backward, dh, cache) -> tuple[np.ndarray, ...]:
+def _rounded_backward(
+    gates_backward: Any, dh: np.ndarray, cache: tuple[Any, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `_rounded_forward`: dx, dh0, dWx, dWh, db."""
     input_cache, sequence_cache = cache
     (N, T, _), H = sequence_cache[1], len(sequence_cache[2])
@@ -238,7 +265,7 @@ def _rounded_backward(gates_backward, dh, cache) -> tuple[np.ndarray, ...]:
     return dx, dh0, dWx, dWh, db
 
 
-def word_embedding_forward(x: np.ndarray, W: np.ndarray) -> tuple[np.ndarray, tuple]:
+def word_embedding_forward(x: np.ndarray, W: np.ndarray) -> tuple[np.ndarray, tuple[Any, ...]]:
     """Look up the vector of each word: ``out[n, t] = W[x[n, t]]``.
 
     Parameters
@@ -268,7 +295,7 @@ def word_embedding_forward(x: np.ndarray, W: np.ndarray) -> tuple[np.ndarray, tu
     return W[x], (x, W)
 
 
-def word_embedding_backward(dout: np.ndarray, cache: tuple) -> np.ndarray:
+def word_embedding_backward(dout: np.ndarray, cache: tuple[Any, ...]) -> np.ndarray:
     """Gradient of `word_embedding_forward` with respect to the word vectors.
 
     Parameters
@@ -308,7 +335,7 @@ def lstm_step_forward(
     Wx: np.ndarray,
     Wh: np.ndarray,
     b: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, tuple]:
+) -> tuple[np.ndarray, np.ndarray, tuple[Any, ...]]:
     """One time step of an LSTM with forget gates and without peepholes.
 
     ``a = x Wx + prev_h Wh + b``, split into four blocks of H columns;
@@ -348,12 +375,12 @@ def lstm_step_forward(
         If the shapes do not match.
     """
     x, prev_h, prev_c, Wx, Wh, b = _checks.cell_step_forward(4, x, (prev_h, prev_c), Wx, Wh, b)
-    next_h, next_c, kept = _gates.lstm_gates(x @ Wx + prev_h @ Wh + b, prev_c)
+    next_h, next_c, kept = _gates.lstm_gates(x @ Wx + prev_h @ Wh + b, prev_h, prev_c)
     return next_h, next_c, (x, prev_h, Wx, Wh, *kept)
 
 
 def lstm_step_backward(
-    dnext_h: np.ndarray, dnext_c: np.ndarray, cache: tuple
+    dnext_h: np.ndarray, dnext_c: np.ndarray, cache: tuple[Any, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `lstm_step_forward`.
 
@@ -394,7 +421,7 @@ def lstm_step_backward(
     N, H = tanh_c.shape
     _checks.match_shapes({"N": N, "H": H}, dnext_h=(dnext_h, "N H"), dnext_c=(dnext_c, "N H"))
 
-    da, dprev_c = _gates.lstm_gates_backward(dnext_h, dnext_c, (*kept, tanh_c))
+    da, _, dprev_c = _gates.lstm_gates_backward(dnext_h, dnext_c, (*kept, tanh_c))
     return da @ Wx.T, da @ Wh.T, dprev_c, x.T @ da, prev_h.T @ da, da.sum(axis=0)
 
 
@@ -407,7 +434,7 @@ def lstm_forward(
     *,
     lengths: np.ndarray | None = None,
     precision: str = "float32",
-) -> tuple[np.ndarray, tuple]:
+) -> tuple[np.ndarray, tuple[Any, ...]]:
     """Run an LSTM over whole sequences: T steps of `lstm_step_forward`, from a zero cell state.
 
     Parameters
@@ -462,7 +489,7 @@ def lstm_forward(
 
 
 def lstm_backward(
-    dh: np.ndarray, cache: tuple
+    dh: np.ndarray, cache: tuple[Any, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `lstm_forward`: back-propagation through time.
 
@@ -518,7 +545,7 @@ def lstm_backward(
 
 def temporal_affine_forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray
-) -> tuple[np.ndarray, tuple]:
+) -> tuple[np.ndarray, tuple[Any, ...]]:
     """Apply the same affine layer at every time step: ``out[n, t] = x[n, t] w + b``.
 
     Parameters
@@ -552,7 +579,7 @@ def temporal_affine_forward(
 
 
 def temporal_affine_backward(
-    dout: np.ndarray, cache: tuple
+    dout: np.ndarray, cache: tuple[Any, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `temporal_affine_forward`.
 

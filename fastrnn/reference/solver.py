@@ -1,8 +1,13 @@
 """The course's training loop in plain NumPy: the reference for ``fastrnn.captioning_solver``."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import numpy as np
 
 from . import optim
+
+__all__ = ["CaptioningSolver"]
 
 
 class CaptioningSolver:
@@ -44,33 +49,35 @@ class CaptioningSolver:
         If `update_rule` is not in ``optim``, or an argument is unknown.
     """
 
-    def __init__(self, model, data: dict, **kwargs) -> None:
-        self.model = model
-        self.data = data
+    def __init__(self, model: Any, data: Mapping[str, Any], **kwargs: Any) -> None:
+        self.model: Any = model
+        self.data: Mapping[str, Any] = data
         update_rule = kwargs.pop("update_rule", "sgd")
-        self.optim_config = kwargs.pop("optim_config", {})
-        self.lr_decay = kwargs.pop("lr_decay", 1.0)
-        self.batch_size = kwargs.pop("batch_size", 100)
-        self.num_epochs = kwargs.pop("num_epochs", 10)
-        self.print_every = kwargs.pop("print_every", 10)
-        self.verbose = kwargs.pop("verbose", True)
+        self.optim_config: dict[str, Any] = kwargs.pop("optim_config", {})
+        self.lr_decay: float = kwargs.pop("lr_decay", 1.0)
+        self.batch_size: int = kwargs.pop("batch_size", 100)
+        self.num_epochs: int = kwargs.pop("num_epochs", 10)
+        self.print_every: int = kwargs.pop("print_every", 10)
+        self.verbose: bool = kwargs.pop("verbose", True)
         if kwargs:
             names = ", ".join(f'"{name}"' for name in kwargs)
             raise ValueError(f"Unrecognized arguments {names}")
         if not hasattr(optim, update_rule):
             raise ValueError(f'Invalid update_rule "{update_rule}"')
-        self.update_rule = getattr(optim, update_rule)
+        self.update_rule: Callable[..., tuple[Any, dict[str, Any]]] = getattr(optim, update_rule)
         self._reset()
 
     def _reset(self) -> None:
         """Reset the training state, but not the parameters of the model."""
-        self.epoch = 0
-        self.best_val_acc = 0
-        self.best_params: dict = {}
+        self.epoch: int = 0
+        self.best_val_acc: float = 0
+        self.best_params: dict[str, np.ndarray] = {}
         self.loss_history: list[float] = []
         self.train_acc_history: list[float] = []
         self.val_acc_history: list[float] = []
-        self.optim_configs = {name: dict(self.optim_config) for name in self.model.params}
+        self.optim_configs: dict[str, dict[str, Any]] = {
+            name: dict(self.optim_config) for name in self.model.params
+        }
 
     def _minibatch(self) -> tuple[np.ndarray, np.ndarray]:
         """Draw captions and their features with replacement, from the global ``np.random``."""
@@ -89,7 +96,9 @@ class CaptioningSolver:
                 param, grads[name], self.optim_configs[name]
             )
 
-    def check_accuracy(self, X, y, num_samples=None, batch_size: int = 100) -> float:
+    def check_accuracy(
+        self, X: Any, y: Any, num_samples: int | None = None, batch_size: int = 100
+    ) -> float:
         """Return 0.0: captions have no accuracy. Exists for compatibility with the course."""
         return 0.0
 

@@ -4,9 +4,9 @@
 `draw_loss` draws the plot.
 """
 
+from ..data.pictures import find_picture
 from ..runs import REPORT_FILE as PAGE_FILE
 from ..runs import read_history
-from .gallery import find_picture
 from .page import Report, watch_report, write_report
 from .plot import draw_loss
 

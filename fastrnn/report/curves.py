@@ -33,7 +33,7 @@ def curves_of(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     epochs = epoch_records(history)
     steps = step_records(history) or epochs
 
-    def line(name: str, points: list, dots: bool = True) -> dict[str, Any]:
+    def line(name: str, points: list[Any], dots: bool = True) -> dict[str, Any]:
         return {"name": name, "points": points, "dots": dots}
 
     loss = [

@@ -351,6 +351,8 @@ def write_pictures(directory: Path, about: Explanation) -> dict[str, Any]:
         if found.changes is not None and found.errors is not None:
             entry["change"] = float(found.changes[k])
             entry["sum"] = float(found.changes[k] + found.errors[k])
+        if found.resolution is not None:
+            entry["resolution"] = float(found.resolution[k])
         words.append(entry)
     said: dict[str, Any] = {
         "image": about.name, "caption": about.caption, "method": found.method,
@@ -411,14 +413,12 @@ def explanations_of_run(
         Why there are none, or nothing.
     """
     from ..captioner import Captioner
+    from ..data.pictures import find_picture, folder_of_images
     from ..evaluation import evenly_spread
     from ..explain import saliency
-    from ..vision.source import FeatureSource
-    from .gallery import find_picture
 
     try:
-        source = FeatureSource.read(directory)
-        images = None if source is None or source.images is None else Path(source.images)
+        images = folder_of_images(directory)
         places = [
             (str(url), path)
             for url in data["val_urls"]

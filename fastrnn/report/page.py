@@ -19,6 +19,7 @@ import numpy as np
 from .. import __version__
 from ..checkpoint import load_model
 from ..classifiers.rnn import CaptioningRNN
+from ..data.layout import named_directory
 from ..decoding import Decoded
 from ..files import write_text
 from ..runs import (
@@ -93,7 +94,7 @@ class Report:
                                    ("beam", beam, 1), ("explain", explain, 0)):  # fmt: skip
             if value < least:
                 raise ValueError(f"{name} is {value}; expected at least {least}")
-        self.run = Path(run)
+        self.run: Path = Path(run)
         self._settings: Run = read_run(run)
         self._directory = None if directory is None else Path(directory)
         self._data, self._model, self._greedy = data, model, greedy
@@ -142,7 +143,7 @@ class Report:
     def _read_gallery(self, has_model: bool) -> Gallery:
         if not has_model:
             return Gallery(["There is no model yet. Captions appear when the first one is saved."])
-        directory = self._directory or self._settings.data_directory
+        directory = self._directory or self._settings.data_directory or named_directory()
         if self._data is None:
             if directory is None:
                 return Gallery(["The settings of this run do not name a data directory, so there "
@@ -176,6 +177,7 @@ class Report:
         Returns
         -------
         str
+            One HTML file without external parts.
         """
         gallery = self._gallery
         title = self.run.resolve().name

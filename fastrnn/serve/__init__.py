@@ -11,6 +11,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from ..extras import install_command
+
 __all__ = ["serve"]
 
 
@@ -66,12 +68,13 @@ def serve(
         )
     try:
         import fastapi  # noqa: F401
+        import httptools  # noqa: F401
         import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
         from threadpoolctl import threadpool_limits
     except ImportError as error:
         raise ImportError(
-            f'fastrnn serve needs {error.name}; pip install "fastrnn[serve]"'
+            f"fastrnn serve needs the package {error.name}: {install_command('serve')}"
         ) from None
     from .. import get_num_threads, set_num_threads
     from ..captioner import Captioner

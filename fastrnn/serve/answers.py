@@ -25,7 +25,7 @@ class Word(BaseModel):
 class Caption(BaseModel):
     """A caption of a picture."""
 
-    text: str
+    caption: str = Field(description="The words, separated by spaces.")
     log_prob: float = Field(description="The sum of the logarithms of the words' probabilities.")
     score: float = Field(description="What the captions are ranked by.")
     words: list[Word]

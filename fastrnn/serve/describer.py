@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import __version__
 from ..captioner import Captioner, ImageCaption
+from ..extras import install_command
 from ..vision.images import ImageError, open_image, prepare_image
 from .limits import Refused
 
@@ -191,7 +192,7 @@ class Describer:
         if count:
             others = self.captioner.alternatives(features, caption, count)
         return {
-            "text": caption.text,
+            "caption": caption.text,
             "log_prob": caption.log_prob,
             "score": caption.score,
             "words": [
@@ -252,7 +253,7 @@ def explain_by(captioner: Captioner) -> Explain | str:
             "gradients."
         )
     if importlib.util.find_spec("torch") is None:
-        return 'There are no saliency maps: they need PyTorch, pip install "fastrnn[vision]".'
+        return f"There are no saliency maps: they need PyTorch, {install_command('vision')}"
     from ..explain import saliency
 
     def explain(

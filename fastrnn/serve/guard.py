@@ -146,6 +146,8 @@ class Guard:
 
     async def _handle(self, scope: Any, receive: Receive, send: Send) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
+        if sum(name == b"host" for name, _ in scope["headers"]) > 1:
+            raise Refused(400, "the request names several hosts; expected one")
         self._check_source(scope["method"], headers)
         if scope["method"] in _SAFE:
             await self._app(scope, receive, send)

@@ -32,6 +32,8 @@ class Limits:
         Largest body of a request.
     held_bytes : int
         Bodies that are in memory at one time. Further ones are not read until there is room.
+    head_bytes : int
+        Largest head of a request, beside its first packet.
     head_seconds : float
         Time for the head of a request, and for taking an answer.
     idle_seconds : float
@@ -54,6 +56,7 @@ class Limits:
 
     upload_bytes: int = 25_000_000
     held_bytes: int = 256_000_000
+    head_bytes: int = 65_536
     head_seconds: float = 15.0
     idle_seconds: float = 10.0
     body_seconds: float = 60.0

@@ -134,7 +134,7 @@
 
   function card(caption, index) {
     const words = element("div", { class: "words", role: "group",
-      "aria-label": `Caption ${index + 1}: ${caption.text}` });
+      "aria-label": `Caption ${index + 1}: ${caption.caption}` });
     caption.words.forEach((word, step) => {
       const button = element("button", { type: "button", "aria-pressed": "false",
         class: word.word === "<END>" ? "word end" : "word",
@@ -234,7 +234,7 @@
       const asked = new AbortController();
       state.asked = asked;
       try {
-        const body = form({ caption: state.answer.captions[index].text, method, step });
+        const body = form({ caption: state.answer.captions[index].caption, method, step });
         const found = await ask("saliency", { method: "POST", body, signal: asked.signal });
         state.maps.set(key, found.maps[0]);
       } catch (error) {

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .limits import Limits
 
@@ -128,16 +128,21 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop after the open requests; at the second signal, at once."""
-        self.force_exit = self.caught is not None
+        self.force_exit: bool = self.caught is not None
         self.caught = self.caught or sig
         self.should_exit = True
 
 
-def _protocol(limits: Limits) -> type[H11Protocol]:
-    class Protocol(H11Protocol):
-        """HTTP with a limit on the time between connecting, or an answer, and a whole request."""
+def _protocol(limits: Limits) -> type[HttpToolsProtocol]:
+    class Protocol(HttpToolsProtocol):
+        """HTTP with limits on the head of a request: its size, and the time that it takes.
+
+        The time begins with the connection, or with the answer before.
+        """
 
         _late: asyncio.TimerHandle | None = None
+        _in_head = False
+        _head = 0  # bytes of the head that came after its first packet
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -147,6 +152,22 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
             super().connection_lost(exc)
             if self._late is not None:
                 self._late.cancel()
+
+        def data_received(self, data: bytes) -> None:
+            # The parser would keep a head in memory however long it becomes.
+            self._head = self._head + len(data) if self._in_head else 0
+            if self._head > limits.head_bytes:
+                self.send_400_response("The head of the request is too large.")
+            elif not self.transport.is_closing():
+                super().data_received(data)
+
+        def on_message_begin(self) -> None:
+            self._in_head = True
+            super().on_message_begin()
+
+        def on_headers_complete(self) -> None:
+            self._in_head = False
+            super().on_headers_complete()
 
         def on_response_complete(self) -> None:
             self._expect_request()

@@ -18,7 +18,9 @@ from .._core.runtime import CELL_GATES
 from ..checks import PRECISIONS, ArgumentError
 
 SCHEDULES = ("constant", "step", "exponential", "cosine")
+"""Ways in which the learning rate changes."""
 MONITORS = ("cider", "bleu_4", "loss")
+"""Validation metrics that can decide which epoch is the best."""
 CELLS = tuple(CELL_GATES)
 BIAS_STARTS = ("frequencies", "zero")
 
@@ -387,6 +389,15 @@ class TrainConfig:
         20, "steps between records of the history", group="results", at_least=1
     )
     seed: int = option(0, "seed of all random numbers", at_least=0, at_most=2**32 - 1)
+    restart_epoch: float = option(
+        0.0,
+        "number of epochs after which the schedule of the learning rate starts again; 0: never",
+        "This is a warm restart (Loshchilov and Hutter 2017): the learning rate, with its warm-up, "
+        "is as at the start, and the schedule runs over the epochs that are left. 'cosine' falls "
+        "to 0 before the restart, too. In the `reward_epochs` it is their rate that restarts. "
+        "`Trainer.resume` sets it if it is called with ``restart_schedule=True``.",
+        at_least=0,
+    )
     precision: str = option(
         "float32",
         "what the operands of matrix products are rounded to",
@@ -403,6 +414,12 @@ class TrainConfig:
                 f"is {self.lr_decay:g}; expected 1 with the schedule {self.schedule!r}, because "
                 "only 'step' and 'exponential' use it",
             )
+        if self.restart_epoch >= self.all_epochs:
+            raise ArgumentError(
+                "restart_epoch",
+                f"is {self.restart_epoch:g}; expected a number below {self.all_epochs}, the number "
+                "of epochs",
+            )
 
     @property
     def all_epochs(self) -> int:
@@ -411,13 +428,21 @@ class TrainConfig:
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step, counted from 0."""
-        progress = step / steps_per_epoch
-        if self.reward_epochs and progress >= self.epochs:
-            past = (progress - self.epochs) / self.reward_epochs
-            return self.reward_rate * 0.5 * (1 + math.cos(math.pi * past))
+        rewarding = bool(self.reward_epochs) and step >= self.epochs * steps_per_epoch
+        begin: float
+        end: float
+        begin, end = (self.epochs, self.all_epochs) if rewarding else (0, self.epochs)
+        restart, first = self.restart_epoch, 0
+        if begin < restart < end:
+            first = round(restart * steps_per_epoch)
+            begin, end = (restart, end) if step >= first else (begin, restart)
+        progress = step / steps_per_epoch - begin
+        if rewarding:
+            return self.reward_rate * 0.5 * (1 + math.cos(math.pi * (progress / (end - begin))))
+        step -= first if begin else 0
         rate = self.learning_rate
         if self.schedule == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * progress / self.epochs))
+            rate *= 0.5 * (1 + math.cos(math.pi * progress / (end - begin)))
         elif self.schedule == "exponential":
             rate *= self.lr_decay ** (progress / self.decay_every)
         elif self.schedule == "step":

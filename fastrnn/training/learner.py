@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 
@@ -40,13 +41,13 @@ class Learner:
     ) -> None:
         self._model, self._config = model, config
         self._scale = mean, deviation
-        self.network = copy.copy(model)
+        self.network: CaptioningRNN = copy.copy(model)
         self.network.params = {name: w.copy() for name, w in model.params.items()}
         unfold(self.network.params, *self._scale)
         self.average: dict[str, np.ndarray] | None = None
         if config.weight_average:
             self.average = {name: w.copy() for name, w in self.network.params.items()}
-        self.moments: dict[str, dict] = {name: {} for name in model.params}
+        self.moments: dict[str, dict[str, Any]] = {name: {} for name in model.params}
 
     def update(
         self, grads: dict[str, np.ndarray], rate: float, step: int, *, weight_decay: float
@@ -85,7 +86,7 @@ class Learner:
             np.copyto(self._model.params[name], w)
         fold(self._model.params, *self._scale)
 
-    def to_checkpoint(self, about: dict) -> Checkpoint:
+    def to_checkpoint(self, about: dict[str, Any]) -> Checkpoint:
         """Return a checkpoint that shares memory with the learner and with the model."""
         self.derive()
         moments = {

@@ -99,8 +99,12 @@ class TrainingSet:
         self.data = data
         self._word_to_idx, self._dtype = model.word_to_idx, model.dtype
         captions = data["train_captions"]
-        self.words = np.count_nonzero(captions[:, 1:] != model.word_to_idx[NULL], axis=1)
-        self.steps_per_epoch = -(-len(captions) // batch_size)
+        self.words: np.ndarray = np.count_nonzero(
+            captions[:, 1:] != model.word_to_idx[NULL], axis=1
+        )
+        self.steps_per_epoch: int = -(-len(captions) // batch_size)
+        self.mean: np.ndarray
+        self.deviation: float
         self.mean, self.deviation = feature_scale(data["train_features"])
 
     def features(self, images: np.ndarray) -> np.ndarray:
@@ -138,9 +142,11 @@ class CaptionObjective(_Objective):
     Parameters
     ----------
     training : TrainingSet
+        The captions, and the standardised features of their images.
     network : CaptioningRNN
         The model in training; it reads standardised features.
     config : TrainConfig
+        The settings.
     workspace : CaptioningWorkspace
         Memory to use.
     """
@@ -231,7 +237,7 @@ class RewardObjective(_Objective):
         As for `CaptionObjective`.
     """
 
-    weight_decay = 0.0
+    weight_decay: float = 0.0
     minimises_loss = False
 
     @property

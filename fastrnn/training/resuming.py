@@ -27,13 +27,23 @@ def fingerprint(data: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
-def changed_config(run: Run, changes: Mapping[str, Any]) -> TrainConfig:
+def changed_config(
+    run: Run, changes: Mapping[str, Any], restart_epoch: float | None = None
+) -> TrainConfig:
     """Return the configuration of a run with changes.
+
+    Parameters
+    ----------
+    run : Run
+    changes : mapping
+        New values of fields.
+    restart_epoch : float, optional
+        The number of epochs that are done, if the schedule of the learning rate starts again.
 
     Raises
     ------
     ArgumentError
-        A change would make it another run.
+        A change would make it another run, or there is nothing to start again.
     """
     for name in changes:
         if name not in CHANGEABLE_ON_RESUME:
@@ -42,7 +52,19 @@ def changed_config(run: Run, changes: Mapping[str, Any]) -> TrainConfig:
                 f"cannot change when a run is resumed; it is {run.settings.get(name)!r}, and only "
                 f"{', '.join(CHANGEABLE_ON_RESUME)} may change",
             )
-    return dataclasses.replace(run.config, **changes)
+    config = dataclasses.replace(run.config, **changes)
+    if not restart_epoch:
+        return config
+    if restart_epoch >= config.all_epochs:
+        raise ArgumentError(
+            "restart_schedule",
+            f"needs more epochs: the run has done {restart_epoch:.4g} of {config.all_epochs}",
+        )
+    if config.schedule == "constant" and restart_epoch < config.epochs:
+        raise ArgumentError(
+            "restart_schedule", "is True; expected False, because the learning rate is constant"
+        )
+    return dataclasses.replace(config, restart_epoch=restart_epoch)
 
 
 def check_same_run(
@@ -61,7 +83,7 @@ def check_same_run(
     """
     now = dataclasses.asdict(config)
     for name, was in about["config"].items():
-        if name not in CHANGEABLE_ON_RESUME and now.get(name) != was:
+        if name not in (*CHANGEABLE_ON_RESUME, "restart_epoch") and now.get(name) != was:
             raise ValueError(
                 f"{name} is {now.get(name)!r} in {SETTINGS_FILE}, but {was!r} in the checkpoint; "
                 "the settings of a run must not change"
@@ -85,7 +107,8 @@ def check_lengths(
     Raises
     ------
     ArgumentError
-        `epochs` changes after the first of the reward epochs.
+        `epochs` changes after the first of the reward epochs; or a learning rate that falls to 0
+        would rise, because there are more epochs, and the schedule does not start again.
 
     Warns
     -----
@@ -100,15 +123,27 @@ def check_lengths(
             f"is {longer}; expected {was}, because the run is in its reward epochs already; "
             "reward_epochs may change",
         )
-    if rewarding and config.reward_epochs != before.reward_epochs:
-        _warn(
-            f"reward_epochs is {config.reward_epochs}, was {before.reward_epochs}: the learning "
-            "rate"
-        )
-    if step and longer != was and config.schedule == "cosine":
-        _warn(f"epochs is {longer}, was {was}: the learning rate")
-    elif step and longer != was and config.scheduled_sampling:
+    restarts = config.restart_epoch != before.restart_epoch
+    if rewarding:
+        _check_wave("reward_epochs", config.reward_epochs, before.reward_epochs, restarts)
+    elif step and config.schedule == "cosine":
+        _check_wave("epochs", longer, was, restarts)
+    if step and longer != was and config.scheduled_sampling:
         _warn(f"epochs is {longer}, was {was}: scheduled sampling")
+
+
+def _check_wave(name: str, longer: int, was: int, restarts: bool) -> None:
+    """Check the length of half a cosine wave that has begun."""
+    if restarts or longer == was:
+        return
+    if longer > was:
+        raise ArgumentError(
+            name,
+            f"is {longer}, was {was}: the learning rate, which falls to 0 along a cosine, would "
+            "jump up; restart_schedule=True (--restart-schedule) lets it start again and fall over "
+            "the epochs that are left",
+        )
+    _warn(f"{name} is {longer}, was {was}: the learning rate")
 
 
 def _warn(about: str) -> None:

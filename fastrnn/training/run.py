@@ -11,9 +11,17 @@ from typing import Any
 import numpy as np
 
 from .. import runs
+from ..checkpoint import load_model
 from ..classifiers.rnn import CaptioningRNN
-from ..data.layout import CAPTIONS_FILE, VOCABULARY_FILE, read_captioning_directory
+from ..data.layout import (
+    CAPTIONS_FILE,
+    SPLITS,
+    VOCABULARY_FILE,
+    CaptioningData,
+    read_captioning_directory,
+)
 from ..data.references import read_references, references_file
+from ..evaluation import find_references, measure
 from ..files import one_line
 from ..vision.source import check_source
 from ..words import END, NULL, START
@@ -49,14 +57,17 @@ class Run:
         directory : path, optional
             The data directory, if it has been moved.
 
+        Returns
+        -------
+        dict
+            As `fastrnn.coco_utils.load_coco_data` returns it.
+
         Raises
         ------
         ValueError
             The run has no data directory; or as `read_training_data`.
         """
-        place = directory or self.data_directory
-        if place is None:
-            raise ValueError(f"{self.directory}: has no data directory in its settings")
+        place = self._data_place(directory)
         max_train = self.settings.get("max_train")
         if max_train is not None and (type(max_train) is not int or max_train < 0):
             raise ValueError(
@@ -69,6 +80,63 @@ class Run:
             max_train=max_train,
             seed=self.config.seed,
         )
+
+    def evaluate(
+        self,
+        split: str = "val",
+        *,
+        data: str | os.PathLike[str] | None = None,
+        references: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Caption the images of a split with the best model and measure the captions.
+
+        This is what ``fastrnn evaluate`` does, with the same references: the split's
+        ``<split>_references.json`` in the data directory if there is one, or else its captions.
+
+        Parameters
+        ----------
+        split : {'val', 'train', 'test'}, optional
+        data : path, optional
+            The data directory, if it has been moved.
+        references : path, optional
+            A file of references, see `fastrnn.metrics.read_references`.
+        **options
+            Those of `fastrnn.evaluation.measure`, such as ``beam``, 3 by default.
+
+        Returns
+        -------
+        dict
+            BLEU, ROUGE-L, CIDEr, perplexity and others, see `fastrnn.evaluation.measure`.
+
+        Raises
+        ------
+        FileNotFoundError
+            The run has no model yet, or the data are not there.
+        ValueError
+            The run does not say where its data are; or as `fastrnn.evaluation.measure`.
+
+        Examples
+        --------
+        >>> from fastrnn.training import read_run
+        >>> read_run("runs/one").evaluate(beam=1)["cider"]  # doctest: +SKIP
+        0.4987
+        """
+        place = self._data_place(data)
+        model = load_model(self.directory)
+        found = read_captioning_directory(
+            place,
+            pca_features=not self.settings.get("raw_features"),
+            splits=tuple(dict.fromkeys((*SPLITS, split))),
+        )
+        known, _ = find_references(found, place, split, references)
+        return measure(model, found, split, references=known, **options)
+
+    def _data_place(self, directory: str | os.PathLike[str] | None) -> Path:
+        place = directory or self.data_directory
+        if place is None:
+            raise ValueError(f"{self.directory}: has no data directory in its settings")
+        return Path(place)
 
     def start_model(self, data: Mapping[str, Any]) -> CaptioningRNN:
         """Create the initial model of the run again, if it was created by `start_model`."""
@@ -96,6 +164,7 @@ def read_run(run: str | os.PathLike[str]) -> Run:
     Returns
     -------
     Run
+        The run.
 
     Raises
     ------
@@ -133,7 +202,7 @@ def read_training_data(
     raw_features: bool = False,
     max_train: int | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> CaptioningData:
     """Read a captioning data set for training.
 
     Parameters
@@ -150,7 +219,7 @@ def read_training_data(
 
     Returns
     -------
-    dict
+    CaptioningData
         As `fastrnn.coco_utils.load_coco_data` returns it. If there is a ``val_references.json`` in
         the directory, its captions are under ``val_references``: they are complete, and have no
         ``<UNK>``.
@@ -176,6 +245,7 @@ def read_training_data(
         rows = np.random.default_rng(seed).permutation(captions)[:max_train]
         for name in ("train_captions", "train_image_idxs"):
             data[name] = data[name][rows]
+    data.max_train = max_train
     references = directory / references_file("val")
     if references.is_file():
         images = len(data["val_features"])

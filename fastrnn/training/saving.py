@@ -38,7 +38,7 @@ class Saver:
     def __init__(self, run: Path | None) -> None:
         self.run = run
         self.saved_step = -1
-        self.newest_known = -1
+        self.newest_known: int = -1
         self._lock: RunLock | None = None
         self._writer: ThreadPoolExecutor | None = None
         self._saving: Future[None] | None = None

@@ -68,7 +68,7 @@ def start_model(
         As `fastrnn.coco_utils.load_coco_data` returns it.
     cell_type, wordvec_dim, hidden_dim, dtype
         As for `CaptioningRNN`.
-    seed : int
+    seed : int, optional
         The seed of the weights; the state of ``np.random`` does not change.
     bias_start : {'frequencies', 'zero'}
         The initial biases of the words' scores: the logarithms of the words' frequencies, so that
@@ -82,6 +82,7 @@ def start_model(
     Returns
     -------
     CaptioningRNN
+        The model; it reads the original features.
 
     Raises
     ------

@@ -18,13 +18,23 @@ from .. import checks, runs
 from .._core import runtime
 from ..checkpoint import Checkpoint, describe_mismatch, read_newest_checkpoint
 from ..classifiers.rnn import CaptioningRNN, CaptioningWorkspace
-from ..evaluation import loss_per_word
+from ..evaluation import loss_per_word, measure
 from ..runlock import RunLock
 from ..vision.source import carry_source
 from .config import TrainConfig
 from .learner import Learner
 from .objectives import CaptionObjective, Gradients, Objective, RewardObjective, TrainingSet
 from .plan import Plan
+from .progress import (
+    CAPTIONS,
+    REWARDS,
+    VALIDATION,
+    Pace,
+    Progress,
+    is_watched,
+    show_plan,
+    show_time,
+)
 from .resuming import changed_config, check_lengths, check_same_run, fingerprint
 from .run import read_run
 from .saving import Saver
@@ -33,6 +43,10 @@ from .validation import Monitor, Validation
 
 _OWN_PARTS = ("_learner", "_monitor", "_saver", "_sums")
 """Attributes that are copied when a trainer is copied, because they have a state."""
+_REFERENCES = "val_references"
+"""Entry of the data, and a setting of runs whose data lack it although their directory may not."""
+_TRIALS = 3
+"""Steps on trial, from which the time of a training is estimated."""
 OnStep = Callable[["Trainer", dict[str, Any]], None]
 OnValidation = Callable[["Trainer", dict[str, Any], list[str]], None]
 OnEpoch = Callable[["Trainer", dict[str, Any]], None]
@@ -70,6 +84,19 @@ class Sums:
         self.total, self.count = 0.0, 0
 
 
+def _settings_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where data were read from, as settings of a run; nothing if it is not known."""
+    directory = getattr(data, "directory", None)
+    if directory is None:
+        return {}
+    return {
+        "data": str(directory),
+        "raw_features": getattr(data, "raw_features", False),
+        "max_train": getattr(data, "max_train", None),
+        **({} if _REFERENCES in data else {_REFERENCES: False}),
+    }
+
+
 class Trainer:
     """Train a captioning model with Adam.
 
@@ -82,12 +109,14 @@ class Trainer:
         captions for each validation image, generated captions are compared with these instead of
         the validation captions. Without ``val_...`` there is no validation.
     config : TrainConfig, optional
+        The settings. By default, those of ``TrainConfig()``.
     run : path, optional
         The run directory for settings, history, checkpoints and the best model (``model.npz``). It
         is created if it does not exist. If it is None, nothing is written.
     settings : mapping, optional
-        Other settings to write to the run directory. Other commands read the data directory from
-        the entry ``data``.
+        Other settings to write to the run directory. Its entry ``data`` is the data directory,
+        which evaluation, reports and resuming read; by default it is where `data` were read from,
+        if they are what `fastrnn.coco_utils.load_coco_data` or `read_training_data` returned.
     on_step : callable, optional
         Called as ``on_step(trainer, record)`` after every step. The record has ``step``, ``epoch``,
         ``captions`` (seen so far), ``learning_rate`` and ``loss`` in nats per word. In reward
@@ -135,6 +164,26 @@ class Trainer:
     Training works on standardised features (mean 0, standard deviation 1), because Adam changes
     every weight by about the same amount, whatever the scale of its input. `model` reads the
     original features: the standardisation is part of its ``W_proj`` and ``b_proj``.
+
+    Examples
+    --------
+    Train on a few drawn scenes, and caption two others:
+
+    >>> import tempfile
+    >>> from fastrnn.coco_utils import read_captioning_directory
+    >>> from fastrnn.data.scenes.dataset import write_scenes
+    >>> from fastrnn.decoding import greedy
+    >>> from fastrnn.training import TrainConfig, Trainer, start_model
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_scenes(folder, num_train=100, num_val=20)
+    ...     data = read_captioning_directory(folder)
+    >>> model = start_model(data, hidden_dim=32, wordvec_dim=16)
+    >>> trainer = Trainer(model, data, TrainConfig(epochs=5, batch_size=50, learning_rate=0.01))
+    >>> history = trainer.fit()
+    >>> [record["epoch"] for record in history if "val_loss" in record]
+    [1, 2, 3, 4, 5]
+    >>> len(greedy(model, data["val_features"][:2]).captions(model.idx_to_word))
+    2
     """
 
     def __init__(
@@ -150,13 +199,16 @@ class Trainer:
         on_epoch: OnEpoch | None = None,
         callbacks: Iterable[Any] = (),
     ) -> None:
-        self.model, self.data = model, data
-        self.config = config or TrainConfig()
-        self.settings = dict(settings or {})
+        self.model: CaptioningRNN = model
+        self.data: Mapping[str, Any] = data
+        self.config: TrainConfig = config or TrainConfig()
+        self.settings: dict[str, Any] = {**_settings_of(data), **(settings or {})}
         self.history: list[dict[str, Any]] = []
-        self.step = 0
-        self.on_step, self.on_validation, self.on_epoch = on_step, on_validation, on_epoch
-        self.callbacks = [*callbacks]
+        self.step: int = 0
+        self.on_step: OnStep | None = on_step
+        self.on_validation: OnValidation | None = on_validation
+        self.on_epoch: OnEpoch | None = on_epoch
+        self.callbacks: list[Any] = [*callbacks]
 
         captions = data["train_captions"]
         if not len(captions):
@@ -173,7 +225,7 @@ class Trainer:
             )
         self._saver = Saver(None if run is None else Path(run).absolute())
         self._training = TrainingSet(data, model, self.config.batch_size)
-        self.steps_per_epoch = self._training.steps_per_epoch
+        self.steps_per_epoch: int = self._training.steps_per_epoch
         self._learner = Learner(model, self._training.mean, self._training.deviation, self.config)
         self._workspace = CaptioningWorkspace()
         shared = self._training, self._learner.network, self.config, self._workspace
@@ -188,14 +240,24 @@ class Trainer:
         self._resumed = False
         self._stopping = False
         self._checksums: dict[str, int] | None = None
+        self._progress: Progress | None = None  # while `fit` shows it
 
     # -- the loop
 
-    def fit(self) -> list[dict[str, Any]]:
+    def fit(self, verbose: bool | None = None) -> list[dict[str, Any]]:
         """Train until all epochs are done or patience has run out.
 
         After the first SIGINT or SIGTERM the step is finished, a checkpoint is written and
         `Interrupted` is raised; the second signal raises it at once.
+
+        Parameters
+        ----------
+        verbose : bool, optional
+            Whether to print the data, the model, the plan and about how long it takes, and then
+            to show the progress as ``fastrnn train`` does: by a bar in a terminal or a notebook,
+            and by a line after every epoch. The default is to do so where a person watches, in a
+            terminal or a notebook. The time is estimated from a few steps on trial, which change
+            nothing.
 
         Returns
         -------
@@ -218,6 +280,8 @@ class Trainer:
             try:
                 if self.run is not None:
                     self._open_run()
+                if is_watched() if verbose is None else verbose:
+                    self._progress = self._show()
                 while not (self.finished or self._stopping or signals.caught):
                     self._advance()
                 self._saver.settle()
@@ -227,9 +291,47 @@ class Trainer:
                 if signals.caught:
                     raise Interrupted(signals.caught, self.step, self.run)
             finally:
+                if self._progress is not None:
+                    self._progress.close()
+                    self._progress = None
                 self._learner.derive()
                 self._saver.settle()
         return self.history
+
+    def _show(self) -> Progress:
+        """Print the plan and about how long it takes; return what shows the progress."""
+        show_plan(self)
+        pace = self._try_out()
+        left = pace.left(self.config, self.steps_per_epoch, self.step)
+        if left:
+            show_time(left)
+        return Progress(self, pace)
+
+    def _try_out(self) -> Pace:
+        """Measure what is to come on a few steps and a validation, which change nothing."""
+        pace = Pace()
+        first, last = (
+            n * self.steps_per_epoch for n in (self.config.epochs, self.config.all_epochs)
+        )
+        starts = {CAPTIONS: self.step, REWARDS: max(self.step, first)}
+        for what, step in starts.items():
+            if step >= (first if what == CAPTIONS else last) or self.finished:
+                continue
+            objective = self._plan.objective(step)
+            batches = objective.batches(step // self.steps_per_epoch)[: _TRIALS + 1]
+            began = time.perf_counter()
+            for number, batch in enumerate(batches):
+                before = time.perf_counter()
+                objective.gradients(batch, step)
+                if number or len(batches) == 1:  # the first one prepares what others use
+                    pace.add(what, seconds_since(before))
+                if number and seconds_since(began) > 1:
+                    break
+        if not self.finished:
+            before = time.perf_counter()
+            self._measure()
+            pace.add(VALIDATION, seconds_since(before))
+        return pace
 
     def _advance(self) -> None:
         """Take a step, then validate and save if it is time for that."""
@@ -293,9 +395,7 @@ class Trainer:
         """Validate; add the epoch's record to the history, and return it."""
         self._learner.derive()
         began = time.perf_counter()
-        if self._validation is None:
-            self._validation = Validation(self.data, self.config)
-        metrics, generated = self._validation.measure(self.model, self._workspace)
+        metrics, generated = self._measure()
         seconds = seconds_since(began)
         self._tell("on_validation", metrics, generated)
         objective = self._plan.objective(self.step - 1)
@@ -315,12 +415,20 @@ class Trainer:
         }
         self.history.append(record)
         self._sums, self._seconds = Sums(), 0.0
+        assert self._validation is not None  # the validation above made it
         self._monitor.compare(record, self._validation, minimises_loss=objective.minimises_loss)
         return record
 
+    def _measure(self) -> tuple[dict[str, Any], list[str]]:
+        """Validate the model; return the metrics and the captions."""
+        if self._validation is None:
+            self._validation = Validation(self.data, self.config)
+        return self._validation.measure(self.model, self._workspace)
+
     def _tell(self, event: str, *about: Any) -> None:
         """Call the callbacks of an event."""
-        for callback in (getattr(self, event), *(getattr(c, event, None) for c in self.callbacks)):
+        objects = (*self.callbacks, self._progress)
+        for callback in (getattr(self, event), *(getattr(c, event, None) for c in objects)):
             if callback is not None:
                 callback(self, *about)
 
@@ -355,6 +463,31 @@ class Trainer:
             In nats per word; None if there are no captions.
         """
         return loss_per_word(self.model, self.data, limit=limit, workspace=self._workspace)
+
+    def evaluate(self, split: str = "val", **options: Any) -> dict[str, Any]:
+        """Caption the images of a split with `model` and measure the captions.
+
+        `model` has the newest weights. `Run.evaluate` measures the best model, as ``fastrnn
+        evaluate`` does.
+
+        Parameters
+        ----------
+        split : {'val', 'train'}, optional
+        **options
+            Those of `fastrnn.evaluation.measure`, such as ``beam``, 3 by default.
+
+        Returns
+        -------
+        dict
+            BLEU, ROUGE-L, CIDEr, perplexity and others, see `fastrnn.evaluation.measure`.
+
+        Examples
+        --------
+        >>> trainer.fit()  # doctest: +SKIP
+        >>> trainer.evaluate(beam=1)["cider"]  # doctest: +SKIP
+        0.4987
+        """
+        return measure(self.model, self.data, split, **options)
 
     # -- the run directory
 
@@ -399,7 +532,7 @@ class Trainer:
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy or a pickle; it prepares its validation data again."""
         own = {name: copy.copy(self.__dict__[name]) for name in _OWN_PARTS}
-        return {**self.__dict__, **own, "_validation": None}
+        return {**self.__dict__, **own, "_validation": None, "_progress": None}
 
     def _open_run(self) -> None:
         run, saver = self.run, self._saver
@@ -464,6 +597,7 @@ class Trainer:
         on_validation: OnValidation | None = None,
         on_epoch: OnEpoch | None = None,
         callbacks: Iterable[Any] = (),
+        restart_schedule: bool = False,
         **changes: Any,
     ) -> Trainer:
         """Resume a run from its newest complete checkpoint; results are the same to the bit.
@@ -477,6 +611,11 @@ class Trainer:
             in its settings.
         on_step, on_validation, on_epoch, callbacks
             As for `Trainer`.
+        restart_schedule : bool, optional
+            Start the schedule of the learning rate again, at its full rate, over the epochs that
+            are left (`TrainConfig.restart_epoch`). A cosine cannot get more epochs without it: it
+            falls to 0 over the number of epochs that the run was started with. Before the first
+            step it has no effect.
         **changes
             New values of ``epochs``, ``reward_epochs``, ``patience``, ``save_every`` or
             ``keep_last``.
@@ -486,25 +625,32 @@ class Trainer:
         Trainer
             Call its `fit`.
 
-        Warns
-        -----
-        UserWarning
-            A newer checkpoint is damaged, or a new number of epochs changes the schedule.
-
         Raises
         ------
         FileNotFoundError
             There is no such directory.
         ValueError
             It is not a run directory, every checkpoint is damaged, `data` are not the run's, or a
-            change would make it another run.
+            change would make it another run or let the learning rate rise again.
+
+        Warns
+        -----
+        UserWarning
+            A newer checkpoint is damaged.
         """
         found = read_run(run)
-        config = changed_config(found, changes)
+        changed_config(found, changes)  # an error, before anything large is read
         newest = max(runs.checkpoint_steps(run), default=-1)
         checkpoint, damaged = read_newest_checkpoint(run)
+        restart = checkpoint.about["epoch"] if checkpoint and restart_schedule else None
+        config = changed_config(found, changes, restart)
         if data is None:
             data = found.read_data()
+        directory = getattr(data, "directory", None)
+        known = found.settings.get(_REFERENCES)
+        if known is False and _REFERENCES in data:
+            # Validation compares with the same references as before.
+            data = {name: values for name, values in data.items() if name != _REFERENCES}
         if checkpoint is None and "bias_start" not in found.settings:
             raise ValueError(f"{run}: has no checkpoint to resume from; start a new run")
         model = found.start_model(data) if checkpoint is None else checkpoint.model
@@ -512,9 +658,11 @@ class Trainer:
             step = checkpoint.about["step"] if checkpoint else 0
             warnings.warn(f"{line}; resuming from step {step}", stacklevel=2)
         own = {field.name for field in dataclasses.fields(TrainConfig)}
+        settings = {name: v for name, v in found.settings.items() if name not in own}
+        if directory is not None:
+            settings["data"] = str(directory)  # they may have moved
         trainer = cls(
-            model, data, config,
-            settings={name: v for name, v in found.settings.items() if name not in own},
+            model, data, config, settings=settings,
             on_step=on_step, on_validation=on_validation, on_epoch=on_epoch, callbacks=callbacks,
         )  # fmt: skip
         trainer.run = found.directory.absolute()

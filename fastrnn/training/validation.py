@@ -91,7 +91,7 @@ class Monitor:
         self._metric = metric
         self._warned = False
         self.best: dict[str, Any] | None = None
-        self.epochs_without_gain = 0
+        self.epochs_without_gain: int = 0
 
     def compare(
         self, record: Mapping[str, Any], validation: Validation, *, minimises_loss: bool

@@ -1,3 +1,4 @@
+__all__ = ["PCA_FILE", "SOURCE_FILE"]
 """Photographs to features: safe reading, networks, and what a data directory knows of them."""
 
 SOURCE_FILE = "features.json"

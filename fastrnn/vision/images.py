@@ -17,6 +17,23 @@ import numpy as np
 
 from ..files import one_line, open_file
 
+__all__ = [
+    "IMAGE_FORMATS",
+    "IMAGE_SUFFIXES",
+    "ImageError",
+    "MAX_PIXELS",
+    "Preprocessing",
+    "check_pixels",
+    "find_images",
+    "image_name",
+    "normalise",
+    "open_image",
+    "prepare_file",
+    "prepare_image",
+    "read_picture",
+    "square_pixels",
+]
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -362,6 +379,16 @@ class Preprocessing:
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
         """Return what `as_dict` made a dictionary of.
 
+        Parameters
+        ----------
+        values : mapping
+            Every attribute with its value.
+
+        Returns
+        -------
+        Preprocessing
+            The preprocessing.
+
         Raises
         ------
         ValueError
@@ -429,6 +456,7 @@ def prepare_image(
     Returns
     -------
     float32 ndarray (3, S, S)
+        The input: `out`, if it was given.
     """
     size = preprocessing.size
     if out is None:
@@ -447,6 +475,15 @@ def prepare_file(
     """Read an image file and write the input of a network, float32 (3, S, S), to `out`.
 
     As `open_image` with the size of the input and `prepare_image`, without a copy of the image.
+
+    Parameters
+    ----------
+    path : path
+        The image file.
+    preprocessing : Preprocessing
+        What to do.
+    out : float32 ndarray (3, S, S)
+        Where to write the result.
 
     Raises
     ------

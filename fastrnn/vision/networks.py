@@ -10,13 +10,17 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..extras import install_command
 from ..files import checksum, one_line, open_file
 from . import efficientnet
 from .images import Preprocessing
+
+__all__ = ["DEFAULT_NETWORK", "ENGINES", "NETWORKS", "Network", "load_network"]
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +30,7 @@ NETWORKS = tuple(efficientnet.SIZES)
 ENGINES = ("onnxruntime", "torch")
 """The first is the default: it is two to three times as fast (bench/features.py)."""
 DEFAULT_NETWORK = NETWORKS[0]
+"""The network that `load_network` loads by default."""
 
 
 class Network:
@@ -66,15 +71,22 @@ class Network:
         threads: int,
         run: Callable[[np.ndarray], np.ndarray],
         chunk: int,
+        run_alone: Callable[[np.ndarray], np.ndarray] | None = None,
         classify: Callable[[np.ndarray], np.ndarray] | None = None,
         make_module: Callable[[], torch.nn.Module] | None = None,
         file: Path | None = None,
     ) -> None:
-        self.name, self.layer, self.width = name, layer, width
-        self.preprocessing, self.digest = preprocessing, digest
-        self.engine, self.threads, self.file = engine, threads, file
+        self.name: str = name
+        self.layer: str = layer
+        self.width: int = width
+        self.preprocessing: Preprocessing = preprocessing
+        self.digest: str = digest
+        self.engine: str = engine
+        self.threads: int = threads
+        self.file: Path | None = file
         self.chunk = chunk
         self._run, self._classify, self._make_module = run, classify, make_module
+        self._run_alone = run_alone or run
 
     def features(self, batch: np.ndarray) -> np.ndarray:
         """Compute the features of prepared images.
@@ -87,20 +99,21 @@ class Network:
         Returns
         -------
         float32 ndarray (N, D)
+            The features of each image.
 
         Raises
         ------
         ValueError
             If the shape or the dtype of `batch` is another one.
         """
-        return self._in_chunks(self._run, self._checked(batch))
+        return self._in_chunks(self._run, self._run_alone, self._checked(batch))
 
     def features_of_chunk(self, batch: np.ndarray) -> np.ndarray:
         """Compute the features of a few images in the calling thread.
 
         `concurrency` threads may call it at the same time. Otherwise as `features`.
         """
-        return self._run(self._checked(batch))
+        return self._run_alone(self._checked(batch))
 
     def classify(self, batch: np.ndarray) -> np.ndarray:
         """Compute the scores of the classes that the network was trained on.
@@ -123,7 +136,7 @@ class Network:
         """
         if self._classify is None:
             raise ValueError(f"{self.file or self.name}: has no scores of classes")
-        return self._in_chunks(self._classify, self._checked(batch))
+        return self._in_chunks(self._classify, self._classify, self._checked(batch))
 
     @cached_property
     def module(self) -> torch.nn.Module:
@@ -151,15 +164,20 @@ class Network:
         """The number of threads that may compute at a time; PyTorch's engine has its own."""
         return 1 if self.engine == "torch" else self.threads
 
-    def _in_chunks(self, run: Callable[[np.ndarray], np.ndarray], batch: np.ndarray) -> np.ndarray:
-        """Run the chunks of a batch, several at a time."""
+    def _in_chunks(
+        self,
+        run: Callable[[np.ndarray], np.ndarray],
+        run_alone: Callable[[np.ndarray], np.ndarray],
+        batch: np.ndarray,
+    ) -> np.ndarray:
+        """Run one chunk with all threads, or several at a time with a thread for each."""
         chunks = [batch[start : start + self.chunk] for start in range(0, len(batch), self.chunk)]
         if len(chunks) < 2:
             return run(batch)
         if self.concurrency == 1:
             return np.concatenate([run(chunk) for chunk in chunks])
         with ThreadPoolExecutor(self.concurrency) as pool:
-            return np.concatenate([*pool.map(run, chunks)])
+            return np.concatenate([*pool.map(run_alone, chunks)])
 
     def _checked(self, batch: np.ndarray) -> np.ndarray:
         size = self.preprocessing.size
@@ -206,6 +224,7 @@ def load_network(
     Returns
     -------
     Network
+        The network, ready to compute.
 
     Raises
     ------
@@ -237,18 +256,24 @@ def load_network(
         raise ValueError(f"preprocessing is given; expected None, as {name} has its own")
     state = efficientnet.read_weights(name)
     module = _Once(lambda: efficientnet.make_module(name, state))
+    run_alone = None
     if engine == "torch":
         run = _torch_runner(module(), threads)
     else:
-        run = _OnnxRunner(efficientnet.make_graph(name, state), threads, name).run
+        _import_onnxruntime(name)
+        graph = efficientnet.make_graph(name, state)
+        run = _on_demand(lambda: _OnnxRunner(graph, threads, name))
+        if threads > 1:
+            # A session that shares out every layer waits for its slowest thread at each.
+            run_alone = _on_demand(lambda: _OnnxRunner(graph, 1, name))
     size = sum(array.nbytes for array in state.values())
     weight, bias = state["_fc.weight"], state["_fc.bias"]
     return Network(
         name=name, layer=efficientnet.POOL, width=weight.shape[1],
         preprocessing=Preprocessing(size=efficientnet.SIZES[name]),
         digest=f"sha256:{checksum(state)}", engine=engine, threads=threads, run=run,
-        chunk=_chunk(size), classify=lambda batch: run(batch) @ weight.T + bias,
-        make_module=module,
+        run_alone=run_alone, chunk=_chunk(size), make_module=module,
+        classify=lambda batch: run(batch) @ weight.T + bias,
     )  # fmt: skip
 
 
@@ -265,11 +290,19 @@ class _Once:
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make, self._made = make, None
+        self._lock = Lock()
 
     def __call__(self) -> Any:
-        if self._made is None:
-            self._made = self._make()
+        with self._lock:
+            if self._made is None:
+                self._made = self._make()
         return self._made
+
+
+def _on_demand(make: Callable[[], _OnnxRunner]) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the `run` of a session that is made for the first batch."""
+    runner = _Once(make)
+    return lambda batch: runner().run(batch)
 
 
 def _torch_runner(module: Any, threads: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -290,16 +323,21 @@ def _torch_runner(module: Any, threads: int) -> Callable[[np.ndarray], np.ndarra
     return run
 
 
+def _import_onnxruntime(name: str) -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ImportError(
+            f"{name} needs the package onnxruntime: {install_command('vision')}"
+        ) from None
+    return onnxruntime
+
+
 class _OnnxRunner:
     """A session of onnxruntime."""
 
     def __init__(self, model: bytes | str, threads: int, name: str) -> None:
-        try:
-            import onnxruntime
-        except ImportError:
-            raise ImportError(
-                f'{name} needs the package onnxruntime: pip install "fastrnn[vision]"'
-            ) from None
+        onnxruntime = _import_onnxruntime(name)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -364,7 +402,7 @@ def _read_onnx(path: Path) -> tuple[Any, str]:
         import onnx
         from onnx import external_data_helper
     except ImportError:
-        raise ImportError(f'{path} needs the package onnx: pip install "fastrnn[vision]"') from None
+        raise ImportError(f"{path} needs the package onnx: {install_command('vision')}") from None
     with open_file(path) as file:
         content = file.read()
     digest = hashlib.sha256(content)

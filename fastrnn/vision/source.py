@@ -5,17 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..data.pca import PCA
+from ..data.pca import PCA, PCAFileError
 from ..files import checksum, read_json, write_json
 from . import PCA_FILE, SOURCE_FILE
-from .images import ImageError, Preprocessing, open_image, prepare_image
+from .images import Preprocessing
 from .networks import NETWORKS, Network, load_network
 
 _FORMAT = 1
@@ -117,6 +114,11 @@ class FeatureSource:
     def write(self, directory: str | os.PathLike[str]) -> None:
         """Write ``features.json``, and ``pca.npz`` if there is a PCA, to a directory.
 
+        Parameters
+        ----------
+        directory : path
+            The data directory or the run directory.
+
         Raises
         ------
         OSError
@@ -150,6 +152,11 @@ class FeatureSource:
     def read(cls, directory: str | os.PathLike[str]) -> FeatureSource | None:
         """Read what `write` wrote.
 
+        Parameters
+        ----------
+        directory : path
+            The data directory or the run directory.
+
         Returns
         -------
         FeatureSource or None
@@ -168,11 +175,10 @@ class FeatureSource:
         found = read_json(path)
         try:
             return cls._parse(found, path.parent)
+        except PCAFileError:
+            raise  # names its own file
         except ValueError as error:
-            # The message of a PCA begins with its own file.
-            message = str(error)
-            named = message.startswith(str(path.parent / PCA_FILE))
-            raise ValueError(message if named else f"{path}: {message}") from None
+            raise ValueError(f"{path}: {error}") from None
 
     @classmethod
     def _parse(cls, found: Any, directory: Path) -> FeatureSource:
@@ -220,9 +226,11 @@ class FeatureSource:
         path = directory / PCA_FILE
         pca = PCA.load(path)
         if pca_digest(pca) != about.get("digest"):
-            raise ValueError(f"{path}: is not the PCA that {SOURCE_FILE} describes; digests differ")
+            raise PCAFileError(
+                f"{path}: is not the PCA that {SOURCE_FILE} describes; digests differ"
+            )
         if pca.components.shape != (about.get("components"), width):
-            raise ValueError(
+            raise PCAFileError(
                 f"{path}: components has shape {pca.components.shape}; expected "
                 f"({about.get('components')}, {width}), as {SOURCE_FILE} has"
             )
@@ -230,6 +238,11 @@ class FeatureSource:
 
     def check(self, network: Network) -> None:
         """Refuse another network than the one that made the features.
+
+        Parameters
+        ----------
+        network : Network
+            The network.
 
         Raises
         ------
@@ -264,6 +277,11 @@ class FeatureSource:
         engine, threads
             As for `fastrnn.vision.networks.load_network`.
 
+        Returns
+        -------
+        Network
+            The network.
+
         Raises
         ------
         ValueError
@@ -284,48 +302,6 @@ class FeatureSource:
         else:
             found = load_network(self.network, engine=engine, threads=threads)
         self.check(found)
-        return found
-
-    def project(self, features: np.ndarray) -> np.ndarray:
-        """Apply the PCA, if there is one, to features (N, width); return float32 (N, columns)."""
-        if self.pca is None:
-            return np.asarray(features, np.float32)
-        return self.pca.transform(features)
-
-    def features(
-        self, network: Network, images: Sequence[Any], *, batch_size: int = 16
-    ) -> np.ndarray:
-        """Compute features of images as those of the data directory were computed.
-
-        Parameters
-        ----------
-        network : Network
-            The network, as `load_network` returns it.
-        images : sequence
-            Images in any form that `open_image` takes.
-        batch_size : int, optional
-            Number of images that are in memory at a time. Default 16.
-
-        Returns
-        -------
-        float32 ndarray (N, columns)
-
-        Raises
-        ------
-        ImageError, OSError
-            If an image cannot be read.
-        ValueError
-            If `network` is not the one that made the features.
-        """
-        self.check(network)
-        preprocessing = network.preprocessing
-        found = np.empty((len(images), self.columns), np.float32)
-        for start in range(0, len(images), batch_size):
-            batch = [
-                prepare_image(open_image(image, size=preprocessing.size), preprocessing)
-                for image in images[start : start + batch_size]
-            ]
-            found[start : start + len(batch)] = self.project(network.features(np.stack(batch)))
         return found
 
 
@@ -396,7 +372,6 @@ __all__ = [
     "PCA_FILE",
     "SOURCE_FILE",
     "FeatureSource",
-    "ImageError",
     "carry_source",
     "check_source",
     "pca_digest",

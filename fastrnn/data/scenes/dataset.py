@@ -17,6 +17,8 @@ from .draw import Scene, draw_scenes, make_scene
 from .features import describe_pictures
 from .language import describe, words_of_the_language
 
+__all__ = ["PCA_FILE", "SCENES_FILE", "SceneSet", "make_scenes", "read_scenes", "write_scenes"]
+
 SCENES_FILE = "{split}_scenes.json"
 """File of the scenes of a split, against which captions can be checked."""
 PCA_FILE = "pca.npz"

@@ -9,12 +9,16 @@ a scene may contain several of them. Positions are in pixels: x to the right, y 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 SHAPES = ("circle", "square", "triangle", "cross")
+"""What a shape can be."""
 COLORS = ("red", "yellow", "green", "blue")
+"""Its colors."""
 SIZES = ("small", "big")
+"""Its sizes."""
 SIDE = 48
 """Height and width of an image, in pixels."""
 
@@ -62,13 +66,23 @@ class Scene:
 
     shapes: tuple[Shape, ...]
 
-    def to_json(self) -> list[dict]:
+    def to_json(self) -> list[dict[str, Any]]:
         """Return the scene as a list of dictionaries, to be written as JSON."""
         return [asdict(shape) for shape in self.shapes]
 
     @classmethod
-    def from_json(cls, shapes: list[dict]) -> Scene:
+    def from_json(cls, shapes: list[dict[str, Any]]) -> Scene:
         """Return the scene of a list that `to_json` returned.
+
+        Parameters
+        ----------
+        shapes : list of dict
+            The attributes of each shape.
+
+        Returns
+        -------
+        Scene
+            The scene.
 
         Raises
         ------
@@ -95,6 +109,7 @@ def make_scene(rng: np.random.Generator) -> Scene:
     Returns
     -------
     Scene
+        The scene; `draw_scenes` draws it.
     """
     wanted = 1 + rng.choice(3, p=[0.25, 0.5, 0.25])
     palette = rng.permutation(COLORS).tolist()
