@@ -143,6 +143,7 @@ def test_solver_follows_the_model(data: dict) -> None:
 def test_commands(data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     options = ["--data", data_dir, "--out", out, "--precision", "bfloat16", "--no-report"]
+    options += ["--schedule", "constant"]
     assert run("train", *options, *SMALL) == 0
     assert read_settings(out)["precision"] == "bfloat16"
     assert load_model(out).precision == "bfloat16"

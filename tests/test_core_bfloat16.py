@@ -1,9 +1,4 @@
-"""Products in bfloat16 against `fastrnn.reference`, which rounds the operands in NumPy.
-
-Where a rounding error of float32 puts a state on the other side of a rounding boundary of bfloat16,
-one operand differs by 1/256. So errors are compared, as root mean squares, with what the rounding
-to bfloat16 itself changes.
-"""
+"""Products in bfloat16 against `fastrnn.reference`, which rounds the operands in NumPy."""
 
 from __future__ import annotations
 
@@ -15,9 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from equivalence import MODELS, SIZES, compiled, draw, draw_captions, draw_model, twin
+from equivalence import (
+    MODELS,
+    SIZES,
+    assert_rounded_alike,
+    check_rounded_model,
+    compiled,
+    draw,
+    draw_captions,
+    draw_model,
+    loss_and_gradients,
+    rms,
+    rounded_pair,
+    twin,
+)
 
-import fastrnn.reference
 from fastrnn import decoding, set_num_threads
 from fastrnn._core import runtime, scheduled
 from fastrnn.classifiers import rnn as classifier
@@ -33,20 +40,6 @@ LARGE = {"N": 60, "T": 4, "D": 130, "H": 300, "V": 5, "M": 5}  # threads share t
 def run_layer(find, cell, arguments, dh, **keywords):
     h, cache = find(f"{cell}_forward")(**arguments, **keywords)
     return [h, *find(f"{cell}_backward")(dh, cache)]
-
-
-def rms(a):
-    return float(np.sqrt(np.mean(np.square(a, dtype=np.float64)))) if np.size(a) else 0.0
-
-
-def assert_rounded_alike(got, expected, exact, share=0.3):
-    """Differences from the twin are smaller than those between the twin and float32."""
-    assert len(got) == len(expected) == len(exact)
-    for k, (a, b, c) in enumerate(zip(got, expected, exact, strict=True)):
-        assert a.dtype == b.dtype and a.shape == b.shape, k
-        assert np.isfinite(a).all(), k
-        changed, scale = rms(b - c), rms(c)
-        assert rms(a - b) <= max(share * changed, 3e-6 * scale), (k, rms(a - b), changed, scale)
 
 
 # ---- Rounding ------------------------------------------------------------------------------------
@@ -270,20 +263,6 @@ def test_gradients_are_those_of_the_function(cell):
 # ---- The captioner -------------------------------------------------------------------------------
 
 
-def model_pair(sizes, cell):
-    pair = []
-    for module in (classifier, fastrnn.reference):
-        model, features, rng = draw_model(module, sizes, cell, np.float32)
-        model.precision = "bfloat16"
-        pair.append(model)
-    return *pair, features, draw_captions(sizes, rng), rng
-
-
-def loss_and_gradients(model, features, captions, **keywords):
-    loss, grads = model.loss(features, captions, **keywords)
-    return [np.float32(loss), *(grads[name] for name in model.params)]
-
-
 REGULARISED = [
     None,
     Regularisation(embed_dropout=0.3, seed=3),
@@ -295,16 +274,8 @@ REGULARISED = [
 @pytest.mark.parametrize("sizes", MODELS, ids=lambda s: f"N{s['N']}")
 @pytest.mark.parametrize("regularisation", REGULARISED, ids=["plain", "embed", "vocab"])
 def test_captioner_against_the_twin(cell, sizes, regularisation):
-    model, other, features, captions, rng = model_pair(sizes, cell)
-    keywords = {"regularisation": regularisation, "weights": rng.standard_normal(len(features))}
-    got = loss_and_gradients(model, features, captions, **keywords)
-    expected = loss_and_gradients(other, features, captions, **keywords)
-    other.precision = "float32"
-    exact = loss_and_gradients(other, features, captions, **keywords)
-    assert_rounded_alike(got, expected, exact, share=0.4)
-    for a, b in zip(got, exact, strict=True):
-        assert rms(a - b) <= 0.03 * rms(b) + 1e-5
-    assert not np.array_equal(got[5], exact[5])
+    weights = np.random.default_rng(12).standard_normal(sizes["N"])
+    check_rounded_model(sizes, cell, regularisation=regularisation, weights=weights)
 
 
 @CELLS
@@ -312,7 +283,7 @@ def test_threads_and_workspaces_do_not_change_a_bit_of_the_captioner(cell):
     results = []
     for threads in (1, 2, 3, 7):
         set_num_threads(threads)
-        model, _, features, captions, _ = model_pair(MODELS[2], cell)
+        model, _, features, captions, _ = rounded_pair(MODELS[2], cell)
         workspace = CaptioningWorkspace()
         for _ in range(2):
             found = loss_and_gradients(model, features, captions, workspace=workspace)
@@ -328,7 +299,7 @@ def test_threads_and_workspaces_do_not_change_a_bit_of_the_captioner(cell):
 
 @CELLS
 def test_float32_before_and_after_is_the_same(cell):
-    model, _, features, captions, _ = model_pair(MODELS[1], cell)
+    model, _, features, captions, _ = rounded_pair(MODELS[1], cell)
     rounded = loss_and_gradients(model, features, captions)
     model.precision = "float32"
     exact = loss_and_gradients(model, features, captions)
@@ -343,7 +314,7 @@ def test_float32_before_and_after_is_the_same(cell):
 def test_decoding_against_the_twin(cell, count):
     """Captions, and their log-probabilities to rounding errors of bfloat16 at a boundary."""
     sizes = MODELS[2]
-    model, other, features, captions, _ = model_pair(sizes, cell)
+    model, other, features, captions, _ = rounded_pair(sizes, cell)
     features, captions = features[:count], captions[:count]
     T, null = 6, 0
     greedy, beams = model.sample(features, T), decoding.beam_search(model, features, 3, T)
@@ -369,7 +340,7 @@ def test_decoding_against_the_twin(cell, count):
 
 @CELLS
 def test_log_probs_of_one_caption_do_not_depend_on_the_others(cell):
-    model, _, features, captions, _ = model_pair(MODELS[2], cell)
+    model, _, features, captions, _ = rounded_pair(MODELS[2], cell)
     together = model.word_log_probs(features, captions)
     for n in (0, 50, 102):
         alone = model.word_log_probs(features[n : n + 1], captions[n : n + 1])
@@ -395,7 +366,7 @@ def test_model_of_float64_is_refused():
 
 
 def test_features_of_float64_are_converted():
-    model, _, features, captions, _ = model_pair(MODELS[1], "lstm")
+    model, _, features, captions, _ = rounded_pair(MODELS[1], "lstm")
     wide = features.astype(np.float64)
     assert model.loss(wide, captions)[0] == model.loss(features, captions)[0]
     np.testing.assert_array_equal(model.sample(wide, 4), model.sample(features, 4))
@@ -405,7 +376,7 @@ def test_features_of_float64_are_converted():
 
 def test_large_offset_of_the_features_does_no_harm():
     """The projection is not rounded: an offset that W_proj's bias takes back changes little."""
-    model, _, features, captions, _ = model_pair(MODELS[1], "lstm")
+    model, _, features, captions, _ = rounded_pair(MODELS[1], "lstm")
     before, _ = model.loss(features, captions)
     model.params["b_proj"] -= 1000 * model.params["W_proj"].sum(axis=0)
     after, _ = model.loss(features + np.float32(1000), captions)

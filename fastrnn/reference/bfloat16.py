@@ -8,6 +8,7 @@ projection of the image features is float32, too: features may be large and diff
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -86,8 +87,8 @@ def affine_forward(
     cache : tuple
         ``(x, w, b)``, for `affine_backward`.
     """
-    out = multiply(x.reshape(-1, len(w)), w).reshape(*x.shape[:-1], w.shape[1]) + b
-    return out, (x, w, b)
+    rows = x.reshape(math.prod(x.shape[:-1]), len(w))
+    return multiply(rows, w).reshape(*x.shape[:-1], w.shape[1]) + b, (x, w, b)
 
 
 def affine_backward(dout: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -110,7 +111,8 @@ def affine_backward(dout: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndar
         Gradient of the biases: the sum of `dout`, which is not rounded.
     """
     x, w, _ = cache
-    rows, drows = x.reshape(-1, len(w)), dout.reshape(-1, w.shape[1])
+    N = math.prod(x.shape[:-1])
+    rows, drows = x.reshape(N, len(w)), dout.reshape(N, w.shape[1])
     return multiply(drows, w.T).reshape(x.shape), multiply(rows.T, drows), drows.sum(axis=0)
 
 
