@@ -11,7 +11,7 @@ import numpy as np
 from ..files import one_line, open_file, read_npz, write_aside, write_npz
 from .h5 import H5Reader
 
-__all__ = ["PCA"]
+__all__ = ["PCA", "PCAFileError"]
 
 _FEATURES = "features"
 _PART_BYTES = 1 << 26
@@ -89,6 +89,10 @@ class PCA:
     def __init__(self, mean: np.ndarray, components: np.ndarray) -> None:
         self.mean = mean
         self.components = components
+
+    def __repr__(self) -> str:
+        size, width = self.components.shape
+        return f"{type(self).__name__}({width:,} to {size:,} features)"
 
     @classmethod
     def fit(cls, x: np.ndarray, size: int, floor: float = 0.01) -> PCA:
