@@ -1,7 +1,8 @@
 """Build of the compiled core; pyproject.toml has the rest of the package's metadata.
 
-``src_c/kernels.c`` is compiled once for each element type and instruction set, and one instruction
-set is chosen at import, so a wheel runs on other machines than the one that built it. OpenMP is
+``src_c/kernels.c`` is compiled once for each element type and instruction set, ``src_c/bfloat16.c``
+once for each instruction set. One set is chosen at import, so a wheel runs on other machines than
+the one that built it. OpenMP is
 used if the compiler supports it; ``FASTRNN_OPENMP=0`` builds without it. Apple's Clang needs
 Homebrew's libomp, or another one in ``LIBOMP_ROOT``.
 
@@ -35,6 +36,7 @@ X86_FLAGS = {
     "avx2": ["-mavx2", "-mfma"],
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"],
 }
+BF16_FLAGS = [*X86_FLAGS["avx512"], "-mavx512bf16"]
 SANITIZE = os.environ.get("FASTRNN_SANITIZE", "")
 DEBUG = os.environ.get("FASTRNN_DEBUG", "0") == "1" or bool(SANITIZE)
 MSVC = sys.platform == "win32" and "GCC" not in sys.version
@@ -100,6 +102,7 @@ class build_core(build_ext):
         strict += [*plain, *debug]
         openmp, openmp_libraries = self.openmp_flags()
         x86 = not MSVC and self.links(X86_PROBE, X86_FLAGS["avx512"], [])
+        bf16 = x86 and self.links(X86_PROBE, BF16_FLAGS, [])
 
         kernel_flags = list(strict)
         # Before registers are allotted, GCC for arm64 moves loads up in the loop of a tile, which
@@ -108,21 +111,27 @@ class build_core(build_ext):
             kernel_flags.append("-fno-schedule-insns")
 
         def compile_kernels(variant):
-            isa, flags, suffix, element = variant
+            source, name, macros, flags = variant
             return self.compiler.compile(
-                ["src_c/kernels.c"],
-                output_dir=str(Path(self.build_temp, f"{suffix}_{isa}")),
-                macros=[("FRN_VARIANT", f"_{suffix}_{isa}"), *element, *hooks],
+                [source],
+                output_dir=str(Path(self.build_temp, name.lstrip("_"))),
+                macros=[("FRN_VARIANT", name), *macros, *hooks],
                 include_dirs=["src_c"],
-                depends=["src_c/kernels.c", *HEADERS],
+                depends=[source, *HEADERS],
                 extra_postargs=[*kernel_flags, *flags],
             )
 
-        variants = [
-            (isa, flags, suffix, element)
-            for isa, flags in (X86_FLAGS.items() if x86 else [("baseline", [])])
-            for suffix, element in (("f32", []), ("f64", [("REAL_IS_DOUBLE", None)]))
-        ]
+        isas = X86_FLAGS if x86 else {"baseline": []}
+        double = [("REAL_IS_DOUBLE", None)]
+        variants = []
+        for isa, flags in isas.items():
+            variants += [
+                ("src_c/kernels.c", f"_f32_{isa}", [], flags),
+                ("src_c/kernels.c", f"_f64_{isa}", double, flags),
+                ("src_c/bfloat16.c", f"_{isa}", [], flags),
+            ]
+        if bf16:
+            variants.append(("src_c/bfloat16.c", "_avx512_bf16", [], BF16_FLAGS))
         with ThreadPoolExecutor(self.parallel) as pool:
             objects = [o for made in pool.map(compile_kernels, variants) for o in made]
         objects += self.compiler.compile(
@@ -131,6 +140,7 @@ class build_core(build_ext):
             macros=[
                 ("FRN_SWITCHES", SWITCHES),
                 *([("FRN_X86_VARIANTS", None)] if x86 else []),
+                *([("FRN_AVX512_BF16", None)] if bf16 else []),
                 *hooks,
             ],
             include_dirs=["src_c"],

@@ -10,6 +10,7 @@ itself is timed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -32,6 +33,7 @@ Job = tuple[Callable[[], Any], dict[str, Any]]
 
 def layer_arrays(shape: Shape, cell: str, dtype: str) -> SimpleNamespace:
     """Draw the arguments of a dense layer: x, h0, Wx, Wh, b and the gradient of its output."""
+    dtype = "float32" if dtype == "bfloat16" else dtype
     rng = np.random.default_rng(231)
     params = {name: w.astype(dtype) for name, w in first_params(shape, cell).items()}
     return SimpleNamespace(
@@ -70,11 +72,14 @@ class Fastrnn:
     def peak(self, dtype: str, threads: int, seconds: float) -> float:
         return machine.fma_peak(dtype, threads, seconds)
 
-    def _solver(self, shape: Shape, cell: str) -> tuple[Any, dict[str, Any]]:
+    def _solver(
+        self, shape: Shape, cell: str, precision: str = "float32"
+    ) -> tuple[Any, dict[str, Any]]:
         data, source = draw_pool(shape)
         np.random.seed(231)
         words = data["word_to_idx"]
         model = self.Model(words, shape.F, shape.D, shape.H, cell, dtype=np.float32)
+        model.precision = precision
         solver = self.Solver(
             model,
             data,
@@ -85,8 +90,8 @@ class Fastrnn:
         )
         return solver, {"captions": source}
 
-    def step(self, shape: Shape, cell: str) -> Job:
-        solver, facts = self._solver(shape, cell)
+    def step(self, shape: Shape, cell: str, precision: str = "float32") -> Job:
+        solver, facts = self._solver(shape, cell, precision)
 
         def step() -> float:
             solver._step()
@@ -99,8 +104,10 @@ class Fastrnn:
         forward = getattr(self.functions, f"{cell}_forward")
         backward = getattr(self.functions, f"{cell}_backward")
 
+        rounded = {"precision": "bfloat16"} if dtype == "bfloat16" else {}
+
         def both() -> None:
-            _, cache = forward(a.x, a.h0, a.Wx, a.Wh, a.b)
+            _, cache = forward(a.x, a.h0, a.Wx, a.Wh, a.b, **rounded)
             backward(a.dh, cache)
 
         return both, {}
@@ -114,9 +121,11 @@ class Fastrnn:
     def call(self, shape: Shape, function: str) -> Job:
         return calls.prepare(self.functions, function, shape, "float32"), {}
 
-    def sample(self, shape: Shape, images: int, steps: int, trained: int = 0) -> Job:
+    def sample(
+        self, shape: Shape, images: int, steps: int, trained: int = 0, precision: str = "float32"
+    ) -> Job:
         """Greedy decoding. If `trained` > 0, train that many steps first and stop at <END>."""
-        solver, facts = self._solver(shape, "lstm")
+        solver, facts = self._solver(shape, "lstm", precision)
         for _ in range(trained):
             solver._step()
         model, features = solver.model, solver.data["train_features"][:images].copy()
@@ -178,6 +187,7 @@ class Torch:
     """PyTorch: nn.LSTM or nn.RNN over padded batches, time-major, with the fused Adam.
 
     Vocabulary scores are computed only at steps whose target is not <NULL>, as in `TorchPacked`.
+    In bfloat16, the forward pass runs under autocast.
     """
 
     def __init__(self, threads: int) -> None:
@@ -188,6 +198,12 @@ class Torch:
 
     def facts(self) -> dict[str, Any]:
         return {"torch": self.torch.__version__, "threads": self.torch.get_num_threads()}
+
+    def _autocast(self, precision: str) -> Any:
+        """Return a context in which products are computed in a precision."""
+        if precision == "bfloat16":
+            return self.torch.autocast("cpu", self.torch.bfloat16)
+        return contextlib.nullcontext()
 
     def _cell(self, shape: Shape, cell: str, dtype: str = "float32") -> Any:
         kind = {"lstm": self.torch.nn.LSTM, "rnn": self.torch.nn.RNN}[cell]
@@ -234,7 +250,7 @@ class Torch:
         asked = words[1:] != NULL
         return h[asked], words[1:][asked]
 
-    def step(self, shape: Shape, cell: str) -> Job:
+    def step(self, shape: Shape, cell: str, precision: str = "float32") -> Job:
         torch = self.torch
         data, source = draw_pool(shape)
         model = self._captioner(shape, cell)
@@ -242,11 +258,13 @@ class Torch:
 
         def step() -> float:
             captions, features = draw_batch(data, shape.N)
-            h0 = model["proj"](torch.from_numpy(features))[None]
-            state = (h0, torch.zeros_like(h0)) if cell == "lstm" else h0
-            h, words = self._hidden(model, state, captions)
-            scores = model["vocab"](h)
-            loss = torch.nn.functional.cross_entropy(scores, words, reduction="sum") / shape.N
+            with self._autocast(precision):
+                h0 = model["proj"](torch.from_numpy(features))[None]
+                state = (h0, torch.zeros_like(h0)) if cell == "lstm" else h0
+                h, words = self._hidden(model, state, captions)
+                scores = model["vocab"](h)
+                total = torch.nn.functional.cross_entropy(scores, words, reduction="sum")
+            loss = total / shape.N
             adam.zero_grad(set_to_none=True)
             loss.backward()
             adam.step()
@@ -257,7 +275,8 @@ class Torch:
     def layer(self, shape: Shape, cell: str, dtype: str) -> Job:
         torch = self.torch
         a = layer_arrays(shape, cell, dtype)
-        layer = self._cell(shape, cell, dtype)
+        rounded = dtype == "bfloat16"
+        layer = self._cell(shape, cell, "float32" if rounded else dtype)
         x = torch.from_numpy(a.x).transpose(0, 1).contiguous().requires_grad_()
         h0 = torch.from_numpy(a.h0)[None].requires_grad_()
         c0 = torch.zeros_like(h0)
@@ -265,8 +284,9 @@ class Torch:
         wanted = [x, h0, *layer.parameters()]
 
         def both() -> None:
-            h, _ = layer(x, (h0, c0) if cell == "lstm" else h0)
-            torch.autograd.grad(h, wanted, dh)
+            with self._autocast("bfloat16" if rounded else "float32"):
+                h, _ = layer(x, (h0, c0) if cell == "lstm" else h0)
+            torch.autograd.grad(h, wanted, dh.to(h.dtype))
 
         return both, {}
 
@@ -277,7 +297,9 @@ class Torch:
         backward = self.torch.ops.aten.embedding_dense_backward
         return lambda: backward(d, x, shape.V, -1, False), {}
 
-    def sample(self, shape: Shape, images: int, steps: int, trained: int = 0) -> Job:
+    def sample(
+        self, shape: Shape, images: int, steps: int, trained: int = 0, precision: str = "float32"
+    ) -> Job:
         """Decode by a loop over nn.LSTMCell. It runs all steps, as rows cannot stop early."""
         torch = self.torch
         data, source = draw_pool(shape)
@@ -289,7 +311,7 @@ class Torch:
         features = torch.from_numpy(data["train_features"][:images].copy())
 
         def sample() -> None:
-            with torch.no_grad():
+            with torch.no_grad(), self._autocast(precision):
                 h = model["proj"](features)
                 c = torch.zeros_like(h)
                 words = torch.full((images,), START)
@@ -354,7 +376,9 @@ class Jax:
 
         return {"rnn": rnn, "lstm": lstm}[cell]
 
-    def step(self, shape: Shape, cell: str) -> Job:
+    def step(self, shape: Shape, cell: str, precision: str = "float32") -> Job:
+        if precision != "float32":
+            raise ValueError(f"precision is {precision!r}; expected 'float32'")
         jax, jnp = self.jax, self.jax.numpy
         data, source = draw_pool(shape)
         sequence = self._sequence(cell)

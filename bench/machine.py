@@ -103,8 +103,8 @@ def fma_peak(dtype: str, threads: int, seconds: float = 0.1, repeats: int = 5) -
 
     Parameters
     ----------
-    dtype : {'float32', 'float64'}
-        dtype of the registers.
+    dtype : {'float32', 'float64', 'bfloat16'}
+        dtype of the registers. With bfloat16, the sums are float32.
     threads : int
         Number of threads that run at the same time.
     seconds : float, optional
@@ -119,7 +119,7 @@ def fma_peak(dtype: str, threads: int, seconds: float = 0.1, repeats: int = 5) -
     """
     from fastrnn._core import runtime
 
-    size = {"float32": 4, "float64": 8}[dtype]
+    size = {"bfloat16": 2, "float32": 4, "float64": 8}[dtype]
     rounds = 100_000
     while True:
         start = time.perf_counter()

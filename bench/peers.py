@@ -25,7 +25,7 @@ import numpy as np
 from . import calls, machine, report, work
 from .contenders import CONTENDERS
 from .data import draw_batch, draw_pool
-from .shapes import LAYERS, SHAPES, STEPS, Shape
+from .shapes import LAYERS, ROUNDED_STEPS, SHAPES, STEPS, Shape
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = ("step", "layer", "embedding", "calls", "sample", "memory")
@@ -162,7 +162,7 @@ class Race:
         if "fastrnn" not in self.contenders:
             return
         seconds = min(0.1, self.plan.seconds)
-        for dtype in ("float32", "float64"):
+        for dtype in ("float32", "float64", "bfloat16"):
             best = self.peak.setdefault(dtype, {})
             for threads in sorted({1, self.threads}):
                 found = self.contenders["fastrnn"].ask(
@@ -242,21 +242,29 @@ def average_work(shape: Shape, cell: str, batches: int = 32) -> float:
     return statistics.fmean(work.step_work(captions, shape, cell) for captions in drawn)
 
 
-def run_steps(race: Race, steps: list[tuple[str, str]]) -> None:
-    """Measure whole training steps."""
+def run_steps(race: Race, steps: list[tuple[str, str]], precision: str = "float32") -> None:
+    """Measure whole training steps. In bfloat16, torch uses autocast."""
     names = ["fastrnn", "reference", "torch padded", "torch packed", "jax"]
+    if precision == "bfloat16":
+        names = ["fastrnn", "torch padded", "torch packed"]
     for name, cell in steps:
         shape = SHAPES[name]
-        arguments = {"shape": asdict(shape), "cell": cell}
-        label = f"{cell.upper()} {shape.sizes}"
+        arguments = {"shape": asdict(shape), "cell": cell, "precision": precision}
+        label = labelled(f"{cell.upper()} {shape.sizes}", precision)
         flop = average_work(shape, cell)
-        race.run(names, "step", label, "step", arguments, flop=flop)
+        race.run(names, "step", label, "step", arguments, flop=flop, dtype=precision)
+
+
+def labelled(label: str, precision: str) -> str:
+    """Return the label of a job in a precision."""
+    return label if precision == "float32" else f"{label} {precision}"
 
 
 def run_layers(race: Race, layers: list[tuple[str, str]]) -> None:
     """Measure dense LSTM layers, forward and backward."""
-    names = ["fastrnn", "reference", "torch padded", "jax"]
+    every = ["fastrnn", "reference", "torch padded", "jax"]
     for name, dtype in layers:
+        names = ["fastrnn", "torch padded"] if dtype == "bfloat16" else every
         shape = SHAPES[name]
         arguments = {"shape": asdict(shape), "cell": "lstm", "dtype": dtype}
         label = f"lstm {shape.sizes} {dtype}"
@@ -291,14 +299,18 @@ def run_calls(race: Race, shapes: list[Shape]) -> None:
 def run_samples(race: Race, shape: Shape, images: int = 1000, steps: int = 17) -> None:
     """Measure greedy decoding: many images, many images with stop_at_end, and a single image."""
     names = ["fastrnn", "torch padded"]
-    for count, trained in ((images, 0), (images, race.plan.trained), (1, 0)):
+    jobs = [((images, 0), "float32"), ((images, race.plan.trained), "float32"), ((1, 0), "float32")]
+    jobs += [((images, 0), "bfloat16"), ((1, 0), "bfloat16")]
+    for (count, trained), precision in jobs:
         arguments = {"shape": asdict(shape), "images": count, "steps": steps}
-        label = f"sample {count} x {steps}"
-        arguments["trained"] = trained
-        label += " stop_at_end" if trained else ""
+        arguments |= {"trained": trained, "precision": precision}
+        label = f"sample {count} x {steps}" + (" stop_at_end" if trained else "")
         # with stop_at_end, the work depends on the model
         flop = None if trained else work.sample_work(shape, "lstm", count, steps)
-        race.run(names, "sample", label, "sample", arguments, flop=flop)
+        race.run(
+            names, "sample", labelled(label, precision), "sample", arguments, flop=flop,
+            dtype=precision,
+        )  # fmt: skip
 
 
 def measure_memory(plan: Plan, threads: int) -> dict[str, Any]:
@@ -360,11 +372,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; return the exit status."""
     options = parse(arguments)
     plan = QUICK if options.quick else Plan()
-    steps, layers = list(STEPS), list(LAYERS)
+    steps, rounded, layers = list(STEPS), list(ROUNDED_STEPS), list(LAYERS)
     first, single = SHAPES["coco"], [SHAPES["cs231n"], SHAPES["coco"]]
     if options.shapes:
         steps = [(name, cell) for name in options.shapes for cell in ("lstm", "rnn")]
-        layers = [(name, dtype) for dtype in ("float32", "float64") for name in options.shapes]
+        rounded = steps
+        dtypes = ("float32", "float64", "bfloat16")
+        layers = [(name, dtype) for dtype in dtypes for name in options.shapes]
         first, single = SHAPES[options.shapes[0]], []
     race = Race(plan, options.threads)
     others = machine.Others()
@@ -374,6 +388,7 @@ def main(arguments: list[str] | None = None) -> int:
         race.measure_peak()
         if "step" in options.sections:
             run_steps(race, steps)
+            run_steps(race, rounded, "bfloat16")
         if "layer" in options.sections:
             race.measure_peak()
             run_layers(race, layers)

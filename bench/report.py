@@ -13,6 +13,7 @@ from typing import Any
 Rows = list[dict[str, Any]]
 BUSY = 0.1  # warn if other programs keep more processors busy than this
 ALIKE = 1e-5  # largest relative difference of losses with the same weights and minibatch
+ALIKE_ROUNDED = 1e-3  # the same in bfloat16: torch rounds more than the operands of products
 TORCH = ("torch padded", "torch packed")
 COLOURS = {
     "fastrnn": "#c8442c",
@@ -40,6 +41,13 @@ def ratio(rows: Rows, section: str, label: str, *others: str) -> float | None:
     theirs = [median(rows, section, label, other) for other in others]
     known = [time for time in theirs if time is not None]
     return min(known) / ours if ours is not None and known else None
+
+
+def gain(rows: Rows, section: str, label: str) -> float | None:
+    """Return the time of fastrnn in float32 divided by its time in bfloat16, or None."""
+    single = median(rows, section, label, "fastrnn")
+    rounded = median(rows, section, f"{label} bfloat16", "fastrnn")
+    return single / rounded if single is not None and rounded else None
 
 
 def share_of_peak(rows: Rows, label: str) -> float | None:
@@ -114,6 +122,16 @@ def _embedding(other: str, wanted: float) -> Goal:
     )
 
 
+def _gain(section: str, label: str, wanted: float) -> Goal:
+    what = "whole step " if section == "step" else ""
+    return Goal(
+        f"{what}{label} in bfloat16, against float32",
+        wanted,
+        "x",
+        lambda rows, memory: gain(rows, section, label),
+    )
+
+
 def _sample(label: str, wanted: float) -> Goal:
     return Goal(
         f"{label}, against a torch LSTMCell loop",
@@ -150,6 +168,11 @@ GOALS = (
     _peak("lstm 25/256/512 float32", 80),
     _peak("lstm 100/256/512 float64", 85),
     _peak("lstm 25/256/512 float64", 80),
+    _gain("step", "LSTM 100/256/512", 1.6),
+    _gain("step", "LSTM 256/256/512", 1.7),
+    _step("LSTM 100/256/512 bfloat16", 1.9, *TORCH),
+    _peak("lstm 100/256/512 bfloat16", 70),
+    _gain("sample", "sample 1000 x 17", 1.5),
     _embedding("add.at", 15),
     _embedding("sort+reduceat", 4),
     Goal(
@@ -250,7 +273,8 @@ def warnings(result: dict[str, Any]) -> list[str]:
         )
     for label, rows in by_label(result["rows"], "step"):
         losses = [row["loss"] for row in rows]
-        if max(losses) - min(losses) > ALIKE * max(losses):
+        alike = ALIKE_ROUNDED if label.endswith("bfloat16") else ALIKE
+        if max(losses) - min(losses) > alike * max(losses):
             each = ", ".join(f"{row['contender']} {row['loss']:.6g}" for row in rows)
             found.append(f"{label}: the first losses differ, so the work differs too: {each}.")
     return found

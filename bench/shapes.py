@@ -57,10 +57,21 @@ STEPS = (
     ("coco", "rnn"),
 )
 
-# Dense layers to compare with the other libraries: (shape, dtype).
+# The same with products in bfloat16.
+ROUNDED_STEPS = (
+    ("cs231n", "lstm"),
+    ("coco", "lstm"),
+    ("large", "lstm"),
+    ("coco", "rnn"),
+)
+
+# Dense layers to compare with the other libraries: (shape, dtype). With bfloat16, the arguments are
+# float32, and the products are bfloat16.
 LAYERS = (
     ("coco", "float32"),
     ("cs231n", "float32"),
     ("coco", "float64"),
     ("cs231n", "float64"),
+    ("coco", "bfloat16"),
+    ("cs231n", "bfloat16"),
 )

@@ -85,7 +85,9 @@ def _start() -> None:
     """Set the instruction set and the number of threads from the environment, at import."""
     cap = _os.environ.get("FASTRNN_MAX_ISA") or None
     if not _runtime.choose_isa(cap):
-        raise ImportError(f"FASTRNN_MAX_ISA is {cap!r}; expected baseline, avx2 or avx512")
+        raise ImportError(
+            f"FASTRNN_MAX_ISA is {cap!r}; expected baseline, avx2, avx512 or avx512_bf16"
+        )
     try:
         count = len(_os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows

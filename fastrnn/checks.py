@@ -39,6 +39,29 @@ class ArgumentError(ValueError):
         return f"{self.name} {self.problem}"
 
 
+PRECISIONS = ("float32", "bfloat16")
+"""The values of `precision`: what the operands of matrix products are rounded to."""
+
+
+def is_bfloat16(precision: str, dtype: np.dtype) -> bool:
+    """Return whether the operands of matrix products are rounded to bfloat16.
+
+    Raises
+    ------
+    ValueError
+        If `precision` is not one of `PRECISIONS`.
+    TypeError
+        If it is ``"bfloat16"`` and the arrays do not have the dtype float32.
+    """
+    if type(precision) is not str or precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    if precision == "float32":
+        return False
+    if dtype != np.float32:
+        raise TypeError(f"precision is 'bfloat16', but the dtype is {dtype}; expected float32")
+    return True
+
+
 def as_floats(**arrays: Any) -> list[np.ndarray]:
     """Convert arrays to their common dtype, by NumPy's promotion rules.
 

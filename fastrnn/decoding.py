@@ -411,8 +411,9 @@ def _common(
             raise ValueError(f"{word} has the id {word_to_idx[word]}; expected one in [0, {V})")
     return {
         "params": model.params,
-        "features": features,
+        "features": model.fit_features(features),
         "cell_type": model.cell_type,
+        "precision": model.precision,
         "start": word_to_idx[START],
         "end": word_to_idx[END],
         "null": word_to_idx[NULL],

@@ -144,6 +144,7 @@ def rnn_forward(
     b: np.ndarray,
     *,
     lengths: np.ndarray | None = None,
+    precision: str = "float32",
 ) -> tuple[np.ndarray, object]:
     """Run a vanilla RNN over whole sequences: T steps of `rnn_step_forward`.
 
@@ -161,6 +162,10 @@ def rnn_forward(
         Biases.
     lengths : ndarray of int, shape (N,), optional
         Number of steps in each row, 0..T. By default, every row has T steps.
+    precision : {'float32', 'bfloat16'}, optional
+        ``'bfloat16'`` rounds the operands of all matrix products to bfloat16, here and in the
+        gradients; sums and everything else stay float32. The arguments must be float32. It is
+        faster on processors with AVX512_BF16, and slower on others. By default, nothing is rounded.
 
     Returns
     -------
@@ -172,9 +177,10 @@ def rnn_forward(
     Raises
     ------
     TypeError
-        If the common dtype is neither float32 nor float64, or `lengths` are not integers.
+        If the common dtype is neither float32 nor float64, `lengths` are not integers, or
+        `precision` is ``'bfloat16'`` and the common dtype is float64.
     ValueError
-        If the shapes do not match, or a length is not in 0..T.
+        If the shapes do not match, a length is not in 0..T, or `precision` is unknown.
 
     Examples
     --------
@@ -188,7 +194,7 @@ def rnn_forward(
     [[0.2913 0.394  0.4281 0.4392 0.4428]
      [0.2913 0.394  0.     0.     0.    ]]
     """
-    return _sequence.rnn_forward(x, h0, Wx, Wh, b, lengths)
+    return _sequence.rnn_forward(x, h0, Wx, Wh, b, lengths, precision)
 
 
 def rnn_backward(
@@ -220,7 +226,8 @@ def rnn_backward(
     Raises
     ------
     TypeError
-        If the common dtype of `dh` and the cache is neither float32 nor float64.
+        If the common dtype of `dh` and the cache is neither float32 nor float64, or it is float64
+        after a forward pass in bfloat16.
     ValueError
         If `dh` does not have the shape of the hidden states.
     """
@@ -397,6 +404,7 @@ def lstm_forward(
     b: np.ndarray,
     *,
     lengths: np.ndarray | None = None,
+    precision: str = "float32",
 ) -> tuple[np.ndarray, object]:
     """Run an LSTM over whole sequences: T steps of `lstm_step_forward`, from a zero cell state.
 
@@ -414,6 +422,10 @@ def lstm_forward(
         Biases; blocks i, f, o, g.
     lengths : ndarray of int, shape (N,), optional
         Number of steps in each row, 0..T. By default, every row has T steps.
+    precision : {'float32', 'bfloat16'}, optional
+        ``'bfloat16'`` rounds the operands of all matrix products to bfloat16, here and in the
+        gradients; sums and everything else stay float32. The arguments must be float32. It is
+        faster on processors with AVX512_BF16, and slower on others. By default, nothing is rounded.
 
     Returns
     -------
@@ -425,9 +437,10 @@ def lstm_forward(
     Raises
     ------
     TypeError
-        If the common dtype is neither float32 nor float64, or `lengths` are not integers.
+        If the common dtype is neither float32 nor float64, `lengths` are not integers, or
+        `precision` is ``'bfloat16'`` and the common dtype is float64.
     ValueError
-        If the shapes do not match, or a length is not in 0..T.
+        If the shapes do not match, a length is not in 0..T, or `precision` is unknown.
 
     Examples
     --------
@@ -442,7 +455,7 @@ def lstm_forward(
     >>> dWx.shape, dWh.shape
     ((3, 16), (4, 16))
     """
-    return _sequence.lstm_forward(x, h0, Wx, Wh, b, lengths)
+    return _sequence.lstm_forward(x, h0, Wx, Wh, b, lengths, precision)
 
 
 def lstm_backward(
@@ -474,7 +487,8 @@ def lstm_backward(
     Raises
     ------
     TypeError
-        If the common dtype of `dh` and the cache is neither float32 nor float64.
+        If the common dtype of `dh` and the cache is neither float32 nor float64, or it is float64
+        after a forward pass in bfloat16.
     ValueError
         If `dh` does not have the shape of the hidden states.
     """

@@ -37,14 +37,19 @@ static frn_cell cells[] = {
 
 const frn_cell *frn_cell_at(size_t k) { return k < sizeof cells / sizeof *cells ? &cells[k] : NULL; }
 
-/* Each variant of kernels.c enters its kernels into the table and its row kernels into the cells. */
+/* Each variant of kernels.c enters its kernels into the table and its row kernels into the cells, each of bfloat16.c
+ * its kernels. */
 #define VARIANT(isa)                                                                                                   \
     void frn_install_f32_##isa(frn_variant *variant, frn_cell *cells);                                                 \
-    void frn_install_f64_##isa(frn_variant *variant, frn_cell *cells);
+    void frn_install_f64_##isa(frn_variant *variant, frn_cell *cells);                                                 \
+    void frn_install_bf16_##isa(frn_variant *variant);
 VARIANT(baseline)
 #if defined(FRN_X86_VARIANTS)
 VARIANT(avx2)
 VARIANT(avx512)
+#endif
+#if defined(FRN_AVX512_BF16)
+void frn_install_bf16_avx512_bf16(frn_variant *variant);
 #endif
 
 /* setup.py reads this from an existing build to see whether its switches have changed */
@@ -53,7 +58,7 @@ VARIANT(avx512)
 extern const char frn_built_as[];
 const char frn_built_as[] = "fastrnn built as " QUOTED(FRN_SWITCHES) ";";
 
-static frn_variant variant_f32, variant_f64;
+static frn_variant variant_f32, variant_f64, variant_bf16;
 
 #if defined(FRN_X86_VARIANTS)
 static int has_avx2(void) {
@@ -65,6 +70,9 @@ static int has_avx512(void) {
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
 }
 #endif
+#if defined(FRN_AVX512_BF16)
+static int has_avx512_bf16(void) { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
 
 static int always(void) { return 1; }
 
@@ -74,12 +82,17 @@ static const struct {
     int rank;
     int (*supported)(void);
     void (*install_f32)(frn_variant *, frn_cell *), (*install_f64)(frn_variant *, frn_cell *);
+    void (*install_bf16)(frn_variant *);
 } variants[] = {
-#if defined(FRN_X86_VARIANTS)
-    {"avx512", 2, has_avx512, frn_install_f32_avx512, frn_install_f64_avx512},
-    {"avx2", 1, has_avx2, frn_install_f32_avx2, frn_install_f64_avx2},
+#define INSTALL(isa) frn_install_f32_##isa, frn_install_f64_##isa
+#if defined(FRN_AVX512_BF16)
+    {"avx512_bf16", 3, has_avx512_bf16, INSTALL(avx512), frn_install_bf16_avx512_bf16},
 #endif
-    {"baseline", 0, always, frn_install_f32_baseline, frn_install_f64_baseline},
+#if defined(FRN_X86_VARIANTS)
+    {"avx512", 2, has_avx512, INSTALL(avx512), frn_install_bf16_avx512},
+    {"avx2", 1, has_avx2, INSTALL(avx2), frn_install_bf16_avx2},
+#endif
+    {"baseline", 0, always, INSTALL(baseline), frn_install_bf16_baseline},
 };
 
 #if defined(_WIN32)
@@ -105,7 +118,7 @@ static void in_child(void) {
 #endif
 
 const char *frn_choose_isa(const char *cap) {
-    static const char *const names[] = {"baseline", "avx2", "avx512"}; /* by rank, including those not in this build */
+    static const char *const names[] = {"baseline", "avx2", "avx512", "avx512_bf16"}; /* by rank, in any build */
     const int count = sizeof names / sizeof *names;
     int highest = count - 1;
     if (cap) {
@@ -124,12 +137,15 @@ const char *frn_choose_isa(const char *cap) {
             continue;
         variants[i].install_f32(&variant_f32, cells);
         variants[i].install_f64(&variant_f64, cells);
+        variants[i].install_bf16(&variant_bf16);
         return variants[i].name;
     }
     return NULL;
 }
 
-static const frn_variant *variant_of(size_t size) { return size == 4 ? &variant_f32 : &variant_f64; }
+static const frn_variant *variant_of(size_t size) {
+    return size == 2 ? &variant_bf16 : size == 4 ? &variant_f32 : &variant_f64;
+}
 ptrdiff_t frn_panel_width(size_t size) { return variant_of(size)->panel_width; }
 ptrdiff_t frn_tile_height(size_t size) { return variant_of(size)->tile_height; }
 double frn_fma_flops(size_t size, ptrdiff_t rounds) { return variant_of(size)->fma_flops(rounds); }

@@ -12,7 +12,8 @@
 #error "this platform is big-endian; expected 64-bit, little-endian"
 #endif
 
-/* The kernels of kernels.h as <name>_f32 and <name>_f64, for the instruction set that frn_choose_isa() chose. */
+/* The kernels of kernels.h as <name>_f32 and <name>_f64, and those of kernels_bf16.h as <name>_bf16, for the
+ * instruction set that frn_choose_isa() chose. */
 typedef struct {
 #define REAL float
 #define FRN_KERNEL(result, name, arguments) result(*name##_f32) arguments
@@ -24,6 +25,9 @@ typedef struct {
 #include "kernels.h"
 #undef FRN_KERNEL
 #undef REAL
+#define FRN_KERNEL(result, name, arguments) result(*name##_bf16) arguments
+#include "kernels_bf16.h"
+#undef FRN_KERNEL
 } frn_kernels;
 extern frn_kernels frn_table;
 
@@ -67,8 +71,8 @@ typedef struct {
 const frn_cell *frn_cell_at(size_t k);
 
 /* Choose the best instruction set that this processor supports and that does not exceed `cap`: "baseline", "avx2",
- * "avx512", or NULL for no cap. Returns the name of the chosen set, or NULL if `cap` is none of these names. Call it
- * once, before any kernel, from one thread. */
+ * "avx512", "avx512_bf16", or NULL for no cap. Returns the name of the chosen set, or NULL if `cap` is none of these
+ * names. Call it once, before any kernel, from one thread. */
 const char *frn_choose_isa(const char *cap);
 
 /* What depends on the instruction set besides the kernels. */
@@ -77,7 +81,7 @@ typedef struct {
     double (*fma_flops)(ptrdiff_t rounds);
 } frn_variant;
 
-/* Columns of a packed panel, and the most rows of a tile, for elements of `size` bytes (4 or 8). */
+/* Columns of a packed panel, and the most rows of a tile, for elements of `size` bytes: 4 or 8, or 2 for bfloat16. */
 ptrdiff_t frn_panel_width(size_t size);
 ptrdiff_t frn_tile_height(size_t size);
 

@@ -59,6 +59,7 @@ INLINE vec_int as_int(vec x) { return (vec_int)x; }
 INLINE vec as_real(vec_int x) { return (vec)x; }
 INLINE vec splat(REAL x) { return x - (vec){0}; }
 INLINE vec_int splat_int(lane_int x) { return x - (vec_int){0}; }
+INLINE vec_int shift_up(vec_int x, int bits) { return x << bits; }
 INLINE vec_int greater(vec a, vec b) { return a > b; }
 INLINE vec_int unequal(vec a, vec b) { return a != b; }
 INLINE vec load(const REAL *p) { return *(const vec_unaligned *)p; }
@@ -79,6 +80,7 @@ INLINE vec as_real(vec_int x) {
 }
 INLINE vec splat(REAL x) { return x; }
 INLINE vec_int splat_int(lane_int x) { return x; }
+INLINE vec_int shift_up(vec_int x, int bits) { return (vec_int)((uint64_t)x << bits); }
 INLINE vec_int greater(vec a, vec b) { return -(vec_int)(a > b); }
 INLINE vec_int unequal(vec a, vec b) { return -(vec_int)(a != b); }
 INLINE vec load(const REAL *p) { return *p; }

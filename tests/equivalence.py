@@ -266,6 +266,58 @@ def check_decoding(sizes: dict[str, int], cell_type: str, dtype) -> None:
     assert np.mean(same) == 1 if dtype is np.float64 else np.mean(same) > 0.9
 
 
+# ---- Products in bfloat16 ------------------------------------------------------------------------
+
+
+def rms(a: np.ndarray) -> float:
+    """Return the root mean square, 0 for an empty array."""
+    return float(np.sqrt(np.mean(np.square(a, dtype=np.float64)))) if np.size(a) else 0.0
+
+
+def assert_rounded_alike(got: list, expected: list, exact: list, share: float = 0.3) -> None:
+    """Assert that results in bfloat16 differ less from the twin's than those differ from float32's.
+
+    Where a rounding error of float32 puts a state on the other side of a rounding boundary of
+    bfloat16, one operand differs by 1/256. So errors are compared, as root mean squares, with what
+    the rounding to bfloat16 itself changes.
+    """
+    assert len(got) == len(expected) == len(exact)
+    for k, (a, b, c) in enumerate(zip(got, expected, exact, strict=True)):
+        assert a.dtype == b.dtype and a.shape == b.shape, f"result {k}"
+        assert np.isfinite(a).all(), f"result {k}"
+        error, changed, scale = rms(a - b), rms(b - c), rms(c)
+        assert error <= max(share * changed, 3e-6 * scale), f"result {k}: {error} of {changed}"
+
+
+def loss_and_gradients(model, features, captions, **keywords) -> list:
+    """Return the loss of a captioner as float32, and its gradients."""
+    loss, grads = model.loss(features, captions, **keywords)
+    return [np.float32(loss), *(grads[name] for name in model.params)]
+
+
+def rounded_pair(sizes: dict[str, int], cell_type: str) -> tuple:
+    """Draw a captioner in bfloat16, compiled and in NumPy, features, captions and the generator."""
+    pair = []
+    for module in (classifier, fastrnn.reference):
+        model, features, rng = draw_model(module, sizes, cell_type, np.float32)
+        model.precision = "bfloat16"
+        pair.append(model)
+    return *pair, features, draw_captions(sizes, rng), rng
+
+
+def check_rounded_model(sizes: dict[str, int], cell_type: str, **keywords) -> None:
+    """Compare the training step in bfloat16 with the twin."""
+    model, twin, features, captions, _ = rounded_pair(sizes, cell_type)
+    got = loss_and_gradients(model, features, captions, **keywords)
+    expected = loss_and_gradients(twin, features, captions, **keywords)
+    twin.precision = "float32"
+    exact = loss_and_gradients(twin, features, captions, **keywords)
+    assert_rounded_alike(got, expected, exact, share=0.4)
+    for a, b in zip(got, exact, strict=True):
+        assert rms(a - b) <= 0.03 * rms(b) + 1e-5
+    assert not np.array_equal(got[5], exact[5])
+
+
 # ---- Elementary functions ------------------------------------------------------------------------
 
 WIDER = {np.float32: np.float64, np.float64: np.longdouble}
@@ -381,6 +433,8 @@ def main() -> None:
             for cell_type in ("rnn", "lstm"):
                 check_model(sizes, cell_type, dtype)
                 check_decoding(sizes, cell_type, dtype)
+                if dtype is np.float32:
+                    check_rounded_model(sizes, cell_type)
         for name in FUNCTIONS:
             check_special_values(name, dtype)
             if wide_enough(dtype):

@@ -37,7 +37,7 @@ def test_info(capsys):
     lines = capsys.readouterr().out.splitlines()
     facts = dict(re.split(r"  +| (?=\S+$)", line, maxsplit=1) for line in lines)
     assert facts["fastrnn"] == fastrnn.__version__
-    assert facts["instruction set"] in ("baseline", "avx2", "avx512")
+    assert facts["instruction set"] in ("baseline", "avx2", "avx512", "avx512_bf16")
     assert facts["threads"].startswith(f"{fastrnn.get_num_threads()} (")
     assert facts["numpy"] == np.__version__
     assert facts["h5py"] == h5py.__version__

@@ -22,7 +22,7 @@ from equivalence import (
 from fastrnn._core import layers, runtime
 
 HERE = Path(__file__).resolve().parent
-ISAS = ["baseline", "avx2", "avx512"]  # in increasing order
+ISAS = ["baseline", "avx2", "avx512", "avx512_bf16"]  # in increasing order
 EVERY_FUNCTION = pytest.mark.parametrize("name", FUNCTIONS)
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 

@@ -428,7 +428,9 @@ def test_every_kernel_is_declared_to_cython():
         ("REAL*", "dx"), ("const REAL*", "x"), ("ptrdiff_t", "V"), ("ptrdiff_t", "target"),
         ("REAL", "weight"), ("double", "smoothing"),
     ])  # fmt: skip
-    pxd = module["generate"](kernels)
+    bf16_kernels = module["read_kernels"](module["BF16_HEADER"].read_text(encoding="utf-8"))
+    pxd = module["generate"](kernels, bf16_kernels)
+    assert "(*gemm_tiles_bf16)(float*, ptrdiff_t, const float*, ptrdiff_t, const float*" in pxd
     assert "double (*softmax_loss_f32)(float*, const float*, ptrdiff_t, ptrdiff_t, float," in pxd
     assert max(map(len, pxd.splitlines())) <= 120  # as in the other Cython files
     for bad in ("FRN_KERNEL(void, f, (REAL x[3]));", "FRN_KERNEL(void, f, (REAL (*x)(int)));"):

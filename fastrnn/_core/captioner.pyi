@@ -23,6 +23,7 @@ def loss(
     vocab_dropout: float = 0,
     vocab_seed: int = 0,
     label_smoothing: float = 0,
+    precision: str = "float32",
 ) -> tuple[float64, dict[str, ndarray]]: ...
 def word_log_probs(
     params: Mapping[str, ArrayLike],
@@ -31,4 +32,5 @@ def word_log_probs(
     null: int,
     cell_type: str,
     workspace: Workspace | None = None,
+    precision: str = "float32",
 ) -> ndarray: ...

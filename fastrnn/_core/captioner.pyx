@@ -18,14 +18,16 @@ from .arrays cimport data, dim, has_shape, ids_of, new, new_like, overlap, wrap_
 from .layers cimport sort_by_word
 from .model cimport BLOCK_ROWS, Model, read_model
 from .products cimport (
-    Operands, gathered, gathered_transposed, matrix, multiply, multiply_rows, pack_panels, pack_rows, panels_size,
-    take_operands, tiles_size, transposed,
+    Operands, depth_of, gathered, gathered_transposed, matrix, multiply, multiply_rows, multiply_strided, pack_panels,
+    pack_rows, panels_size, take_operands, tiles_size, transposed,
 )
 from .runtime cimport (
     Slices, Workspace, area, denormals_flush, denormals_restore, lock, random_key, seconds, share, slice_of,
     threads_for, unlock,
 )
-from .time_loop cimport Batch, batch_size, batch_sort, state_before, steps_backward, steps_forward
+from .time_loop cimport (
+    Batch, Scratch, batch_size, batch_sort, rounded_size, state_before, steps_backward, steps_forward,
+)
 
 from .. import checks
 from .model import PARAM_NAMES
@@ -113,6 +115,7 @@ cdef struct Step:
     void* dstate              # (N, ldh)
     void* dc                  # (N, ldh)
     Slices block_tiles
+    Scratch loop_scratch
     # packed weights, and packed operands of the other products
     void* Wh
     void* Wh_transposed
@@ -127,6 +130,7 @@ cdef void take_memory(Step* step, Workspace workspace, size_t size) noexcept:
     cdef ptrdiff_t N = step.N, D = step.model.D, W = step.model.W, H = step.model.H, G = step.model.G, V = step.model.V
     cdef ptrdiff_t ldw = step.model.ldw, ldh = step.model.ldh, ldg = step.model.ldg
     cdef ptrdiff_t tokens = step.max_tokens, words = step.max_words
+    cdef bint bfloat16 = step.model.bfloat16
     step.batch_memory = workspace.take(batch_size(N, step.T), index)
     step.index_of_word = <ptrdiff_t*> workspace.take(V, index)
     step.feature_at = <ptrdiff_t*> workspace.take(N, index)
@@ -156,19 +160,24 @@ cdef void take_memory(Step* step, Workspace workspace, size_t size) noexcept:
     step.dscores = workspace.take(area(tokens, step.model.ldv), size)
     step.dstate = workspace.take(area(N, ldh), size)
     step.dc = workspace.take(area(N, ldh), size)
-    step.block_tiles = workspace.take_slices(step.threads, tiles_size(BLOCK_ROWS, H, size), size)
+    # of h, and in bfloat16 also of dscores
+    step.block_tiles = workspace.take_slices(
+        step.threads, tiles_size(BLOCK_ROWS, depth_of(max(H, V) if bfloat16 else H, bfloat16), size), size)
+    step.loop_scratch.tiles.memory, step.loop_scratch.tiles.step = NULL, 0
+    step.loop_scratch.rounded = workspace.take(rounded_size(N, G), size) if bfloat16 else NULL
 
-    step.Wh = workspace.take(panels_size(H, G, size), size)
-    step.Wh_transposed = workspace.take(panels_size(G, H, size), size)
-    step.W_vocab = workspace.take(panels_size(H, V, size), size)
-    step.W_vocab_transposed = workspace.take(panels_size(V, H, size), size)
-    step.h0_operands = take_operands(workspace, N, H, D, size)
-    step.products_operands = take_operands(workspace, words, G, W, size)
+    step.Wh = workspace.take(panels_size(depth_of(H, bfloat16), G, size), size)
+    step.Wh_transposed = workspace.take(panels_size(depth_of(G, bfloat16), H, size), size)
+    step.W_vocab = workspace.take(panels_size(depth_of(H, bfloat16), V, size), size)
+    step.W_vocab_transposed = workspace.take(panels_size(depth_of(V, bfloat16), H, size), size)
+    # the projection of the features is float32: they may be large and differ little
+    step.h0_operands = take_operands(workspace, N, H, D, size, False)
+    step.products_operands = take_operands(workspace, words, G, W, size, bfloat16)
     # also the operands of dW_vocab
-    step.dWh_operands = take_operands(workspace, H, max(G, V), tokens, size)
-    step.dWx_operands = take_operands(workspace, W, G, words, size)
-    step.dvectors_operands = take_operands(workspace, words, W, G, size)
-    step.dW_proj_operands = take_operands(workspace, D, H, N, size)
+    step.dWh_operands = take_operands(workspace, H, max(G, V), tokens, size, bfloat16)
+    step.dWx_operands = take_operands(workspace, W, G, words, size, bfloat16)
+    step.dvectors_operands = take_operands(workspace, words, W, G, size, bfloat16)
+    step.dW_proj_operands = take_operands(workspace, D, H, N, size, False)
 
 
 cdef inline double charge(Step* step, int phase, double since) noexcept nogil:
@@ -255,24 +264,31 @@ cdef void vocabulary_block(const Step* step, const floating* b_vocab, floating* 
     cdef floating* dscores = <floating*> step.dscores
     cdef floating* dh = <floating*> step.dh
     cdef double weight
+    cdef bint bfloat16 = step.model.bfloat16
     cdef uint64_t mode = denormals_flush()
     if step.vocab_rate > 0:
         for i in range(first, last):
             drop(h_dropped + i * ldh, h + step.scored_at[i], H, step.vocab_seed, step.scored_place[i], step.T,
                  step.vocab_rate)
-        pack_rows(tiles, matrix(h_dropped + first * ldh, ldh), rows, H)
+        pack_rows(tiles, matrix(h_dropped + first * ldh, ldh), rows, H, bfloat16)
     else:
-        pack_rows(tiles, gathered(h, step.scored_at + first), rows, H)
+        pack_rows(tiles, gathered(h, step.scored_at + first), rows, H, bfloat16)
     multiply_rows(dscores + first * ldv, ldv, <const floating*> tiles, <const floating*> step.W_vocab, b_vocab, rows, V,
-                  H, False)
+                  depth_of(H, bfloat16), False, bfloat16)
     for i in range(first, last):
         weight = 1 if step.weights == NULL else step.weights[step.scored_place[i] // step.T]
         step.losses[i] = weight * kernels.softmax_loss(
             dscores + i * ldv, <const floating*> dscores + i * ldv, V, step.target[i], <floating> (weight / step.N),
             step.smoothing)
     if gradients:
-        kernels.gemm(dh + first * ldh, ldh, <const floating*> dscores + first * ldv, ldv, 1,
-                     <const floating*> step.W_vocab_transposed, <const floating*> NULL, rows, H, V, False)
+        if bfloat16:
+            pack_rows(tiles, matrix(dscores + first * ldv, ldv), rows, V, True)
+            multiply_rows(dh + first * ldh, ldh, <const floating*> tiles, <const floating*> step.W_vocab_transposed,
+                          <const floating*> NULL, rows, H, depth_of(V, True), False, True)
+        else:
+            multiply_strided(dh + first * ldh, ldh, <const floating*> dscores + first * ldv, ldv,
+                             <const floating*> step.W_vocab_transposed, <const floating*> NULL, rows, H, V, False,
+                             False)
         if step.vocab_rate > 0:
             for i in range(first, last):
                 drop(dh + i * ldh, <const floating*> dh + i * ldh, H, step.vocab_seed, step.scored_place[i], step.T,
@@ -287,9 +303,10 @@ cdef void vocabulary(Step* step, const floating* W_vocab, const floating* b_voca
     # the same number of blocks for each thread
     cdef ptrdiff_t blocks = (scored + BLOCK_ROWS * threads - 1) // (BLOCK_ROWS * threads) * threads
     cdef floating* nowhere = NULL
-    pack_panels(<floating*> step.W_vocab, 0, nowhere, matrix(W_vocab, V), H, V, threads)
+    pack_panels(<floating*> step.W_vocab, 0, nowhere, matrix(W_vocab, V), H, V, step.model.bfloat16, threads)
     if gradients:
-        pack_panels(<floating*> step.W_vocab_transposed, 0, nowhere, transposed(W_vocab, V), V, H, threads)
+        pack_panels(<floating*> step.W_vocab_transposed, 0, nowhere, transposed(W_vocab, V), V, H, step.model.bfloat16,
+                    threads)
     for q in prange(blocks, num_threads=threads, schedule="static", chunksize=1):
         if share(scored, q + 1, blocks, 1) > share(scored, q, blocks, 1):
             vocabulary_block(step, b_vocab, <floating*> slice_of(step.block_tiles, threadid()),
@@ -359,11 +376,10 @@ cdef double train_step(Step* step, Workspace workspace, floating** grads, double
     cdef const floating* embedding = params[0] if step.vectors == NULL else <const floating*> step.vectors
     cdef const floating* no_bias = NULL
     cdef floating* nowhere = NULL
-    cdef Slices no_scratch
-    no_scratch.memory, no_scratch.step = NULL, 0
     with nogil:
         since = seconds()
-        batch_sort(batch, step.batch_memory, step.lengths, N, step.T, H, step.model.cell, sizeof(floating))
+        batch_sort(batch, step.batch_memory, step.lengths, N, step.T, H, step.model.cell, sizeof(floating),
+                   step.model.bfloat16)
         prepare(step)
         if step.embed_rate > 0:
             drop_vectors(step, <floating*> step.vectors, step.model.ldw, params[0], step.word, W)
@@ -377,9 +393,9 @@ cdef double train_step(Step* step, Workspace workspace, floating** grads, double
                  step.products_operands, params[5], nowhere, step.words, G, W, threads)
         since = charge(step, INPUTS, since)
 
-        pack_panels(<floating*> step.Wh, 0, nowhere, matrix(params[4], G), H, G, threads)
+        pack_panels(<floating*> step.Wh, 0, nowhere, matrix(params[4], G), H, G, batch.bfloat16, threads)
         steps_forward(batch, gates, h, c, nowhere, NULL, <const floating*> step.products, step.product_at, 0, no_bias,
-                      <const floating*> step.Wh, no_scratch, loop_threads)
+                      <const floating*> step.Wh, step.loop_scratch, loop_threads)
         since = charge(step, FORWARD, since)
 
         vocabulary(step, params[6], params[7], log_probs == NULL)
@@ -392,12 +408,12 @@ cdef double train_step(Step* step, Workspace workspace, floating** grads, double
             return loss
         memset(dh + step.scored * ldh, 0, H * sizeof(floating))
 
-        pack_panels(<floating*> step.Wh_transposed, 0, nowhere, transposed(params[4], G), G, H, threads)
+        pack_panels(<floating*> step.Wh_transposed, 0, nowhere, transposed(params[4], G), G, H, batch.bfloat16, threads)
         memset(dstate, 0, N * ldh * sizeof(floating))
         memset(dc, 0, N * ldh * sizeof(floating))
         steps_backward(batch, gates, dstate, dc, nowhere, 0, 0, 0, <const floating*> dh, step.dh_at,
                        <const floating*> gates, <const floating*> h, <const floating*> c,
-                       <const floating*> step.Wh_transposed, no_bias, no_scratch, loop_threads)
+                       <const floating*> step.Wh_transposed, no_bias, step.loop_scratch, loop_threads)
         since = charge(step, BACKWARD, since)
 
         multiply(grads[4], G, gathered_transposed(h, step.h_prev_at), matrix(gates, ldg), step.dWh_operands, no_bias,
@@ -420,7 +436,7 @@ cdef double train_step(Step* step, Workspace workspace, floating** grads, double
 
 def loss(params, features, captions, null, cell_type, Workspace workspace=None, grads=None, weights=None, inputs=None,
          double embed_dropout=0, uint64_t embed_seed=0, double vocab_dropout=0, uint64_t vocab_seed=0,
-         double label_smoothing=0):
+         double label_smoothing=0, precision="float32"):
     """Return (loss, grads) of CaptioningRNN.loss.
 
     The step uses the memory of `workspace` and overwrites `grads`, the gradients of an earlier call for the same model;
@@ -428,14 +444,14 @@ def loss(params, features, captions, null, cell_type, Workspace workspace=None, 
     0 is skipped. `inputs` (N, T) are the input words, captions[:, :-1] by default.
     """
     return run_step(params, features, captions, null, cell_type, workspace, grads, weights, inputs, embed_dropout,
-                    embed_seed, vocab_dropout, vocab_seed, label_smoothing, None)
+                    embed_seed, vocab_dropout, vocab_seed, label_smoothing, precision, None)
 
 
-def word_log_probs(params, features, captions, null, cell_type, Workspace workspace=None):
+def word_log_probs(params, features, captions, null, cell_type, Workspace workspace=None, precision="float32"):
     """Return the log-probabilities of captions[:, 1:], float64 (N, T), with 0 for `null`."""
     captions = ids_of("captions", captions)
     found = np.zeros((captions.shape[0], captions.shape[1] - 1))
-    run_step(params, features, captions, null, cell_type, workspace, None, None, None, 0, 0, 0, 0, 0, found)
+    run_step(params, features, captions, null, cell_type, workspace, None, None, None, 0, 0, 0, 0, 0, precision, found)
     return found
 
 
@@ -464,7 +480,7 @@ cdef bint can_hold(tuple grads, tuple arrays):
 cdef tuple run_step(object params, object features, object captions, object null, object cell_type,
                     Workspace workspace, object grads, object weights, object inputs, double embed_dropout,
                     uint64_t embed_seed, double vocab_dropout, uint64_t vocab_seed, double label_smoothing,
-                    cnp.ndarray log_probs):
+                    object precision, cnp.ndarray log_probs):
     """Check the arguments and run a training step, or compute log_probs alone if it is not None."""
     # convert the other arguments before the parameters, see arrays.pyx
     cdef cnp.ndarray captions_ = ids_of("captions", captions), wrapped, lengths, masked, wrapped_inputs
@@ -472,7 +488,7 @@ cdef tuple run_step(object params, object features, object captions, object null
     cdef cnp.ndarray weights_ = None if weights is None else np.array(weights)
     cdef ptrdiff_t null_id = null
     cdef Step step
-    cdef tuple arrays = read_model(&step.model, params, features, cell_type), written = ()
+    cdef tuple arrays = read_model(&step.model, params, features, cell_type, precision), written = ()
     cdef cnp.ndarray array, features_ = arrays[0]
     cdef void* to[PARAMS]
     cdef void* source[PARAMS]

@@ -11,4 +11,5 @@ def decode(
     end: int | None,
     null: int,
     max_length: int,
+    precision: str = "float32",
 ) -> ndarray: ...

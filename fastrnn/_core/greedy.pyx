@@ -12,8 +12,11 @@ from libc.string cimport memcpy, memset
 from . cimport kernels
 from .arrays cimport data, dim
 from .cell cimport row_forward
-from .model cimport BLOCK_ROWS, FEW_ROWS, Model, PackedModel, pack_model, read_model, take_packed
-from .products cimport matrix, multiply_rows, multiply_unpacked, pack_rows, tiles_size
+from .model cimport (
+    BLOCK_ROWS, FEW_ROWS, FewRows, Model, PackedModel, multiply_few, pack_few_rows, pack_model, read_model,
+    take_few_rows, take_packed,
+)
+from .products cimport depth_of, matrix, multiply_rows, multiply_unpacked, pack_rows, tiles_size
 from .runtime cimport (
     Layout, Slices, Workspace, area, denormals_flush, denormals_restore, layout_of, share, slice_of, take, threads_for,
 )
@@ -52,7 +55,7 @@ cdef Block take_block(Layout* layout, const Greedy* greedy, ptrdiff_t rows, size
     block.gates = take(layout, area(rows, model.ldg), size)
     block.scores = take(layout, area(rows, model.ldv), size)
     block.word = <ptrdiff_t*> take(layout, rows, sizeof(ptrdiff_t))
-    block.tiles = take(layout, tiles_size(rows, model.H, size), size)
+    block.tiles = take(layout, tiles_size(rows, depth_of(model.H, model.bfloat16), size), size)
     block.row = <ptrdiff_t*> take(layout, rows, sizeof(ptrdiff_t))
     block.vectors = block.products = NULL
     block.product_of_word = NULL
@@ -90,8 +93,8 @@ cdef void decode_block(const Greedy* greedy, const PackedModel* packed, int32_t*
     cdef floating* scores = <floating*> block.scores
     cdef floating* tiles = <floating*> block.tiles
     cdef const floating* products = <const floating*> packed.products
-    cdef ptrdiff_t t, i, running, active = rows
-    cdef bint h_is_packed = False
+    cdef ptrdiff_t t, i, running, active = rows, depth = depth_of(H, model.bfloat16)
+    cdef bint h_is_packed = False, bfloat16 = model.bfloat16
     cdef uint64_t mode = denormals_flush()
     memcpy(h, h0, rows * ldh * size)
     memset(c, 0, rows * ldh * size)
@@ -102,15 +105,16 @@ cdef void decode_block(const Greedy* greedy, const PackedModel* packed, int32_t*
         if active == 0:
             break
         if not h_is_packed:
-            pack_rows(tiles, matrix(h, ldh), active, H)
+            pack_rows(tiles, matrix(h, ldh), active, H, bfloat16)
         multiply_rows(gates, ldg, <const floating*> tiles, <const floating*> packed.Wh, <const floating*> NULL, active,
-                      model.G, H, False)
+                      model.G, depth, False, bfloat16)
         for i in range(active):
             row_forward(model.cell, gates + i * ldg, h + i * ldh, c + i * ldh, <floating*> NULL,
                         products + block.word[i] * ldg, <const floating*> h + i * ldh, <const floating*> c + i * ldh, H)
-        pack_rows(tiles, matrix(h, ldh), active, H)
+        pack_rows(tiles, matrix(h, ldh), active, H, bfloat16)
         multiply_rows(scores, ldv, <const floating*> tiles, <const floating*> packed.W_vocab,
-                      <const floating*> model.b_vocab, active, model.V, H, False)
+                      <const floating*> model.b_vocab, active, model.V, depth, False,
+                      bfloat16)
         h_is_packed = True  # as long as no row leaves
         running = 0
         for i in range(active):
@@ -128,9 +132,9 @@ cdef void decode_block(const Greedy* greedy, const PackedModel* packed, int32_t*
     denormals_restore(mode)
 
 
-cdef void decode_few(const Greedy* greedy, const Block* block, int32_t* captions, const floating* features,
-                     int threads) noexcept nogil:
-    """Decode a few images with unpacked weights; threads divide their columns.
+cdef void decode_few(const Greedy* greedy, const Block* block, const FewRows* few, int32_t* captions,
+                     const floating* features, int threads) noexcept nogil:
+    """Decode a few images; threads divide the columns of the weights.
 
     The input product of a word is computed when the word first occurs.
     """
@@ -165,18 +169,18 @@ cdef void decode_few(const Greedy* greedy, const Block* block, int32_t* captions
                 memcpy(vectors + unknown * W, <const floating*> model.W_embed + word[i] * W, W * sizeof(floating))
                 unknown += 1
         if unknown > 0:
-            multiply_unpacked(products + known * ldg, ldg, <const floating*> vectors, W, <const floating*> model.Wx, G,
-                              <const floating*> model.b, unknown, G, W, threads)
+            multiply_few(few, products + known * ldg, ldg, <const floating*> vectors, W, model.Wx, few.Wx,
+                         <const floating*> model.b, unknown, G, W, threads)
             known += unknown
-        multiply_unpacked(gates, ldg, <const floating*> h, ldh, <const floating*> model.Wh, G, <const floating*> NULL,
-                          rows, G, H, threads)
+        multiply_few(few, gates, ldg, <const floating*> h, ldh, model.Wh, few.Wh, <const floating*> NULL, rows, G, H,
+                     threads)
         for i in range(rows):
             if word[i] >= 0:
                 row_forward(model.cell, gates + i * ldg, h + i * ldh, c + i * ldh, <floating*> NULL,
                             <const floating*> products + product_of_word[word[i]] * ldg, <const floating*> h + i * ldh,
                             <const floating*> c + i * ldh, H)
-        multiply_unpacked(scores, ldv, <const floating*> h, ldh, <const floating*> model.W_vocab, model.V,
-                          <const floating*> model.b_vocab, rows, model.V, H, threads)
+        multiply_few(few, scores, ldv, <const floating*> h, ldh, model.W_vocab, few.W_vocab,
+                     <const floating*> model.b_vocab, rows, model.V, H, threads)
         for i in range(rows):
             if word[i] < 0:
                 continue
@@ -197,6 +201,7 @@ cdef int run(const Greedy* greedy, int32_t* captions, cnp.ndarray features, cons
     cdef int threads = threads_for(2.0 * N * greedy.T * H * (model.G + model.V))
     cdef Workspace scratch = Workspace()
     cdef Block block
+    cdef FewRows few
     cdef PackedModel packed
     cdef Layout layout
     cdef Slices slices
@@ -204,8 +209,10 @@ cdef int run(const Greedy* greedy, int32_t* captions, cnp.ndarray features, cons
         for pass_ in range(2):
             scratch.begin(pass_)
             block = take_few(scratch, greedy, size)
+            few = take_few_rows(scratch, model, N, size)
         with nogil:
-            decode_few(greedy, &block, captions, features_data, threads)
+            pack_few_rows(&few, model, threads)
+            decode_few(greedy, &block, &few, captions, features_data, threads)
         return 0
     blocks = (N + BLOCK_ROWS * threads - 1) // (BLOCK_ROWS * threads) * threads
     rows = (N + blocks - 1) // blocks
@@ -226,14 +233,15 @@ cdef int run(const Greedy* greedy, int32_t* captions, cnp.ndarray features, cons
     return 0
 
 
-def decode(params, features, cell_type, ptrdiff_t start, end, ptrdiff_t null, ptrdiff_t max_length):
+def decode(params, features, cell_type, ptrdiff_t start, end, ptrdiff_t null, ptrdiff_t max_length,
+           precision="float32"):
     """Return greedy captions, int32 (N, max_length), padded with `null`.
 
     A caption stops at the id `end`, or never if `end` is None.
     """
     cdef ptrdiff_t end_id = -1 if end is None else end
     cdef Greedy greedy
-    cdef tuple arrays = read_model(&greedy.model, params, features, cell_type)
+    cdef tuple arrays = read_model(&greedy.model, params, features, cell_type, precision)
     cdef cnp.ndarray features_ = arrays[0], captions
     cdef ptrdiff_t V = greedy.model.V
     greedy.N, greedy.T, greedy.end = dim(features_, 0), max_length, end_id

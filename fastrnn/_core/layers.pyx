@@ -43,7 +43,7 @@ cdef int affine(floating* out, floating* x, floating* w, floating* b, ptrdiff_t 
     scratch = Workspace()
     for pass_ in range(2):
         scratch.begin(pass_)
-        packed = take_operands(scratch, M, N, K, sizeof(floating))
+        packed = take_operands(scratch, M, N, K, sizeof(floating), False)
     with nogil:
         multiply(out, N, matrix(x, K), matrix(w, N), packed, b, <floating*> NULL, M, N, K, threads)
     return 0
@@ -66,8 +66,8 @@ cdef int affine_gradients(floating* dx, floating* dw, floating* db, floating* do
         return 0
     for pass_ in range(2):
         scratch.begin(pass_)
-        dx_operands = take_operands(scratch, M, K, N, sizeof(floating))
-        dw_operands = take_operands(scratch, K, N, M, sizeof(floating))
+        dx_operands = take_operands(scratch, M, K, N, sizeof(floating), False)
+        dw_operands = take_operands(scratch, K, N, M, sizeof(floating), False)
     with nogil:
         multiply(dx, K, matrix(dout, N), transposed(w, N), dx_operands, no_bias, <floating*> NULL, M, K, N, threads)
         multiply(dw, N, transposed(x, K), matrix(dout, N), dw_operands, no_bias, db, K, N, M, threads)

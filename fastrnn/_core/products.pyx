@@ -2,6 +2,9 @@
 
 A large product packs both operands, the left one into tiles and the right one into panels (src_c/kernels.h). A product
 of few rows reads the right operand unpacked. The result does not depend on the number of threads.
+
+A product of packed operands may be in bfloat16, if its elements are float32: they are rounded while they are packed
+(src_c/kernels_bf16.h). Packed elements are pairs then, so sizes and offsets of packed operands count depth_of(K).
 """
 
 from cython cimport floating
@@ -34,39 +37,83 @@ cdef ptrdiff_t tile_height(ptrdiff_t M, size_t size) noexcept nogil:
     return (M + tiles - 1) // tiles if tiles > 0 else most
 
 
-cdef ptrdiff_t tiles_size(ptrdiff_t M, ptrdiff_t K, size_t size) noexcept nogil:
-    """Return the number of elements of A (M, K) packed into tiles. It does not decrease when M or K grow."""
+cdef ptrdiff_t tiles_size(ptrdiff_t M, ptrdiff_t depth, size_t size) noexcept nogil:
+    """Return the number of elements of A (M, K) packed into tiles. It does not decrease when M or depth grow."""
     cdef ptrdiff_t height = tile_height(M, size)
-    return area((M + height - 1) // height * height, K)
+    return area((M + height - 1) // height * height, depth)
 
 
-cdef ptrdiff_t panels_size(ptrdiff_t K, ptrdiff_t N, size_t size) noexcept nogil:
+cdef ptrdiff_t panels_size(ptrdiff_t depth, ptrdiff_t N, size_t size) noexcept nogil:
     """Return the number of elements of B (K, N) packed into panels."""
     cdef ptrdiff_t width = panel_width(size)
-    return area((N + width - 1) // width * width, K)
+    return area((N + width - 1) // width * width, depth)
 
 
-cdef Operands take_operands(Workspace workspace, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, size_t size) noexcept:
+cdef Operands take_operands(Workspace workspace, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, size_t size,
+                            bint bfloat16) noexcept:
     """Take memory for the packed operands of C (M, N) = A (M, K) B (K, N) from a workspace."""
     cdef Operands packed
-    packed.tiles = workspace.take(tiles_size(M, K, size), size)
-    packed.panels = workspace.take(panels_size(K, N, size), size)
+    cdef ptrdiff_t depth = depth_of(K, bfloat16)
+    packed.tiles = workspace.take(tiles_size(M, depth, size), size)
+    packed.panels = workspace.take(panels_size(depth, N, size), size)
+    packed.bfloat16 = bfloat16
     return packed
 
 
 # ---- In one thread ---------------------------------------------------------------------------------------------------
 
-cdef void pack_rows(floating* tiles, Matrix A, ptrdiff_t M, ptrdiff_t K) noexcept nogil:
+cdef void pack_tiles(floating* tiles, ptrdiff_t step, Matrix A, ptrdiff_t M, ptrdiff_t K, ptrdiff_t height,
+                     ptrdiff_t first, ptrdiff_t last, bint bfloat16) noexcept nogil:
+    """Pack tiles [first, last) of A (M, K), which have `height` rows and are `step` elements apart."""
+    if floating is float:
+        if bfloat16:
+            kernels.gemm_pack_rows_bf16(tiles, step, <const float*> A.data, A.row, A.rs, A.col, A.cs, M, K, height,
+                                        first, last)
+            return
+    kernels.gemm_pack_rows(tiles, step, <const floating*> A.data, A.row, A.rs, A.col, A.cs, M, K, height, first, last)
+
+
+cdef void pack_rows(floating* tiles, Matrix A, ptrdiff_t M, ptrdiff_t K, bint bfloat16) noexcept nogil:
     """Pack A (M, K) into tiles."""
     cdef ptrdiff_t height = tile_height(M, sizeof(floating))
-    kernels.gemm_pack_rows(tiles, height * K, <const floating*> A.data, A.row, A.rs, A.col, A.cs, M, K, height, 0,
-                           (M + height - 1) // height)
+    pack_tiles(tiles, height * depth_of(K, bfloat16), A, M, K, height, 0, (M + height - 1) // height, bfloat16)
 
 
 cdef void multiply_rows(floating* C, ptrdiff_t ldc, const floating* tiles, const floating* panels,
-                        const floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, bint accumulate) noexcept nogil:
+                        const floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t depth, bint accumulate,
+                        bint bfloat16) noexcept nogil:
     """C (M, N) = A B + bias, or C += A B, with A packed by pack_rows() and B by pack_panels()."""
-    kernels.gemm_tiles(C, ldc, tiles, tile_height(M, sizeof(floating)), panels, bias, M, N, K, accumulate)
+    multiply_tiles(C, ldc, tiles, tile_height(M, sizeof(floating)), panels, bias, M, N, depth, accumulate, bfloat16)
+
+
+cdef void multiply_tiles(floating* C, ptrdiff_t ldc, const floating* tiles, ptrdiff_t height, const floating* panels,
+                         const floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t depth, bint accumulate,
+                         bint bfloat16) noexcept nogil:
+    if floating is float:
+        if bfloat16:
+            kernels.gemm_tiles_bf16(C, ldc, tiles, height, panels, bias, M, N, depth, accumulate)
+            return
+    kernels.gemm_tiles(C, ldc, tiles, height, panels, bias, M, N, depth, accumulate)
+
+
+cdef void round_row(floating* pairs, const floating* x, ptrdiff_t n) noexcept nogil:
+    """Round a row of n elements to bfloat16, for multiply_strided(). Only for float32."""
+    if floating is float:
+        kernels.round_bf16(pairs, x, n)
+
+
+cdef void multiply_strided(floating* C, ptrdiff_t ldc, const floating* A, ptrdiff_t lda, const floating* panels,
+                           const floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t depth, bint accumulate,
+                           bint bfloat16) noexcept nogil:
+    """C (M, N) = A B + bias, or C += A B, with the rows of A `lda` elements apart and B packed by pack_panels().
+
+    In bfloat16, the rows of A are rows of pairs from round_row().
+    """
+    if floating is float:
+        if bfloat16:
+            kernels.gemm_bf16(C, ldc, A, lda, panels, bias, M, N, depth, accumulate)
+            return
+    kernels.gemm(C, ldc, A, lda, 1, panels, bias, M, N, depth, accumulate)
 
 
 cdef void multiply_columns(floating* C, ptrdiff_t ldc, const floating* A, ptrdiff_t lda, const floating* B,
@@ -90,37 +137,46 @@ cdef void multiply_columns(floating* C, ptrdiff_t ldc, const floating* A, ptrdif
 # ---- Divided among threads -------------------------------------------------------------------------------------------
 
 cdef void pack_panels(floating* panels, ptrdiff_t step, floating* colsum, Matrix B, ptrdiff_t K, ptrdiff_t N,
-                      int threads) noexcept nogil:
+                      bint bfloat16, int threads) noexcept nogil:
     """Pack B (K, N) into panels `step` elements apart, or one after the other if step is 0; see gemm_pack()."""
     cdef ptrdiff_t width = panel_width(sizeof(floating))
     cdef ptrdiff_t count = (N + width - 1) // width
     cdef ptrdiff_t q
     if step == 0:
-        step = width * K
+        step = width * depth_of(K, bfloat16)
     if threads == 1:
-        kernels.gemm_pack(panels, step, colsum, <const floating*> B.data, B.row, B.rs, B.cs, K, N, 0, count)
+        pack_some(panels, step, colsum, B, K, N, 0, count, bfloat16)
         return
     for q in prange(threads, num_threads=threads, schedule="static"):
-        kernels.gemm_pack(panels + share(count, q, threads, 1) * step, step, colsum, <const floating*> B.data, B.row,
-                          B.rs, B.cs, K, N, share(count, q, threads, 1), share(count, q + 1, threads, 1))
+        pack_some(panels + share(count, q, threads, 1) * step, step, colsum, B, K, N, share(count, q, threads, 1),
+                  share(count, q + 1, threads, 1), bfloat16)
 
 
-cdef void pack_tiles(floating* tiles, Matrix A, ptrdiff_t M, ptrdiff_t K, int threads) noexcept nogil:
+cdef void pack_some(floating* panels, ptrdiff_t step, floating* colsum, Matrix B, ptrdiff_t K, ptrdiff_t N,
+                    ptrdiff_t first, ptrdiff_t last, bint bfloat16) noexcept nogil:
+    """Pack panels [first, last) of B (K, N)."""
+    if floating is float:
+        if bfloat16:
+            kernels.gemm_pack_bf16(panels, step, colsum, <const float*> B.data, B.row, B.rs, B.cs, K, N, first, last)
+            return
+    kernels.gemm_pack(panels, step, colsum, <const floating*> B.data, B.row, B.rs, B.cs, K, N, first, last)
+
+
+cdef void pack_all_rows(floating* tiles, Matrix A, ptrdiff_t M, ptrdiff_t K, bint bfloat16, int threads) noexcept nogil:
     """Pack A (M, K) into tiles."""
     cdef ptrdiff_t height = tile_height(M, sizeof(floating))
-    cdef ptrdiff_t count = (M + height - 1) // height
+    cdef ptrdiff_t count = (M + height - 1) // height, step = height * depth_of(K, bfloat16)
     cdef ptrdiff_t q
     if threads == 1:
-        pack_rows(tiles, A, M, K)
+        pack_rows(tiles, A, M, K, bfloat16)
         return
     for q in prange(threads, num_threads=threads, schedule="static"):
-        kernels.gemm_pack_rows(tiles + share(count, q, threads, 1) * height * K, height * K, <const floating*> A.data,
-                               A.row, A.rs, A.col, A.cs, M, K, height, share(count, q, threads, 1),
-                               share(count, q + 1, threads, 1))
+        pack_tiles(tiles + share(count, q, threads, 1) * step, step, A, M, K, height, share(count, q, threads, 1),
+                   share(count, q + 1, threads, 1), bfloat16)
 
 
-cdef void multiply_packed(floating* C, ptrdiff_t ldc, const floating* tiles, const floating* panels,
-                          const floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int threads) noexcept nogil:
+cdef void multiply_packed(floating* C, ptrdiff_t ldc, Operands packed, const floating* bias, ptrdiff_t M, ptrdiff_t N,
+                          ptrdiff_t depth, int threads) noexcept nogil:
     cdef ptrdiff_t height = tile_height(M, sizeof(floating))
     cdef ptrdiff_t width = panel_width(sizeof(floating))
     cdef ptrdiff_t panel_count = (N + width - 1) // width
@@ -130,40 +186,41 @@ cdef void multiply_packed(floating* C, ptrdiff_t ldc, const floating* tiles, con
         return
     # Each task takes few enough rows for their tiles to stay in the second-level cache. Several tasks for each thread,
     # so that a thread that is held up does not hold up the others.
-    down = min(tile_count, 1 + M * K * <ptrdiff_t> sizeof(floating) // CACHED_BYTES)
+    down = min(tile_count, 1 + M * depth * <ptrdiff_t> sizeof(floating) // CACHED_BYTES)
     if threads > 1:
         across = min(panel_count, (6 * threads + down - 1) // down)
         down = min(tile_count, max(down, (6 * threads + across - 1) // across))
         for task in prange(across * down, num_threads=threads, schedule="dynamic"):
-            multiply_part(C, ldc, tiles, height, panels, bias, K,
+            multiply_part(C, ldc, packed, height, bias, depth,
                           share(N, task % across, across, width), share(N, task % across + 1, across, width),
                           share(M, task // across, down, height), share(M, task // across + 1, down, height))
     else:
         for task in range(down):
-            multiply_part(C, ldc, tiles, height, panels, bias, K, 0, N, share(M, task, down, height),
+            multiply_part(C, ldc, packed, height, bias, depth, 0, N, share(M, task, down, height),
                           share(M, task + 1, down, height))
 
 
-cdef void multiply_part(floating* C, ptrdiff_t ldc, const floating* tiles, ptrdiff_t height, const floating* panels,
-                        const floating* bias, ptrdiff_t K, ptrdiff_t n0, ptrdiff_t n1, ptrdiff_t m0,
-                        ptrdiff_t m1) noexcept nogil:
+cdef void multiply_part(floating* C, ptrdiff_t ldc, Operands packed, ptrdiff_t height, const floating* bias,
+                        ptrdiff_t depth, ptrdiff_t n0, ptrdiff_t n1, ptrdiff_t m0, ptrdiff_t m1) noexcept nogil:
     cdef uint64_t mode = denormals_flush()
-    kernels.gemm_tiles(C + m0 * ldc + n0, ldc, tiles + m0 * K, height, panels + n0 * K,
-                       bias + n0 if bias != NULL else <const floating*> NULL, m1 - m0, n1 - n0, K, False)
+    multiply_tiles(C + m0 * ldc + n0, ldc, <const floating*> packed.tiles + m0 * depth, height,
+                   <const floating*> packed.panels + n0 * depth,
+                   bias + n0 if bias != NULL else <const floating*> NULL, m1 - m0, n1 - n0, depth, False,
+                   packed.bfloat16)
     denormals_restore(mode)
 
 
 cdef void multiply_panels(floating* C, ptrdiff_t ldc, Matrix A, Operands packed, const floating* bias, ptrdiff_t M,
                           ptrdiff_t N, ptrdiff_t K, int threads) noexcept nogil:
     """C (M, N) = A (M, K) B + bias, with B packed in packed.panels already. bias may be NULL."""
-    pack_tiles(<floating*> packed.tiles, A, M, K, threads)
-    multiply_packed(C, ldc, <const floating*> packed.tiles, <const floating*> packed.panels, bias, M, N, K, threads)
+    pack_all_rows(<floating*> packed.tiles, A, M, K, packed.bfloat16, threads)
+    multiply_packed(C, ldc, packed, bias, M, N, depth_of(K, packed.bfloat16), threads)
 
 
 cdef void multiply(floating* C, ptrdiff_t ldc, Matrix A, Matrix B, Operands packed, const floating* bias,
                    floating* colsum, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int threads) noexcept nogil:
     """C (M, N) = A (M, K) B (K, N) + bias; colsum (N,) = the column sums of B. bias and colsum may be NULL."""
-    pack_panels(<floating*> packed.panels, 0, colsum, B, K, N, threads)
+    pack_panels(<floating*> packed.panels, 0, colsum, B, K, N, packed.bfloat16, threads)
     multiply_panels(C, ldc, A, packed, bias, M, N, K, threads)
 
 

@@ -11,4 +11,5 @@ def mix(
     seed: int,
     null: int,
     cell_type: str,
+    precision: str = "float32",
 ) -> ndarray: ...

@@ -14,7 +14,7 @@ from . cimport kernels
 from .arrays cimport data, dim, ids_of, new, wrap_ids
 from .cell cimport row_forward
 from .model cimport BLOCK_ROWS, Model, PackedModel, pack_model, read_model, take_packed
-from .products cimport gathered, multiply_rows, pack_rows, tiles_size
+from .products cimport depth_of, gathered, multiply_rows, pack_rows, tiles_size
 from .runtime cimport (
     Layout, Slices, Workspace, area, denormals_flush, denormals_restore, layout_of, random_key, share, slice_of, take,
     threads_for, uniform,
@@ -53,7 +53,7 @@ cdef Block take_block(Layout* layout, const Model* model, ptrdiff_t rows, size_t
     block.gates = take(layout, area(rows, model.ldg), size)
     block.scores = take(layout, area(rows, model.ldv), size)
     block.weights = take(layout, model.V, size)
-    block.tiles = take(layout, tiles_size(rows, max(model.H, model.W), size), size)
+    block.tiles = take(layout, tiles_size(rows, depth_of(max(model.H, model.W), model.bfloat16), size), size)
     block.row = <ptrdiff_t*> take(layout, rows, sizeof(ptrdiff_t))
     block.vector_at = <ptrdiff_t*> take(layout, rows, sizeof(ptrdiff_t))
     block.h_at = <ptrdiff_t*> take(layout, rows, sizeof(ptrdiff_t))
@@ -85,6 +85,7 @@ cdef void mix_block(const Mixer* mixer, const PackedModel* packed, int32_t* inpu
     cdef floating* c_row
     cdef ptrdiff_t t, n, i, active, sampled, word
     cdef double total
+    cdef bint bfloat16 = model.bfloat16
     cdef uint64_t mode = denormals_flush()
     memset(c, 0, (last - first) * ldh * sizeof(floating))
     for t in range(T):
@@ -97,12 +98,12 @@ cdef void mix_block(const Mixer* mixer, const PackedModel* packed, int32_t* inpu
                 active += 1
         if active == 0:
             break
-        pack_rows(tiles, gathered(model.W_embed, block.vector_at), active, W)
+        pack_rows(tiles, gathered(model.W_embed, block.vector_at), active, W, bfloat16)
         multiply_rows(gates, ldg, <const floating*> tiles, <const floating*> packed.Wx, <const floating*> model.b,
-                      active, G, W, False)
-        pack_rows(tiles, gathered(h, block.h_at), active, H)
+                      active, G, depth_of(W, bfloat16), False, bfloat16)
+        pack_rows(tiles, gathered(h, block.h_at), active, H, bfloat16)
         multiply_rows(gates, ldg, <const floating*> tiles, <const floating*> packed.Wh, <const floating*> NULL, active,
-                      G, H, True)
+                      G, depth_of(H, bfloat16), True, bfloat16)
         sampled = 0
         for i in range(active):
             n = block.row[i]
@@ -116,9 +117,10 @@ cdef void mix_block(const Mixer* mixer, const PackedModel* packed, int32_t* inpu
                 sampled += 1
         if sampled == 0:
             continue
-        pack_rows(tiles, gathered(h, block.h_at), sampled, H)
+        pack_rows(tiles, gathered(h, block.h_at), sampled, H, bfloat16)
         multiply_rows(scores, ldv, <const floating*> tiles, <const floating*> packed.W_vocab,
-                      <const floating*> model.b_vocab, sampled, V, H, False)
+                      <const floating*> model.b_vocab, sampled, V, depth_of(H, bfloat16),
+                      False, bfloat16)
         for i in range(sampled):
             n = block.sampled[i]
             total = kernels.word_weights(weights, <const floating*> scores + i * ldv, V, <floating> 1,
@@ -158,7 +160,7 @@ cdef int run(const Mixer* mixer, int32_t* inputs, const ptrdiff_t* steps, double
     return 0
 
 
-def mix(params, features, captions, double probability, uint64_t seed, null, cell_type):
+def mix(params, features, captions, double probability, uint64_t seed, null, cell_type, precision="float32"):
     """Return the input words of scheduled sampling, int32 (N, T), for captions (N, T + 1) of integers.
 
     The first input of a row is that of its caption. Each later input is, with the given probability, a word sampled
@@ -169,7 +171,7 @@ def mix(params, features, captions, double probability, uint64_t seed, null, cel
     cdef cnp.ndarray captions_ = ids_of("captions", captions), wrapped, steps_, inputs
     cdef ptrdiff_t null_id = null
     cdef Mixer mixer
-    cdef tuple arrays = read_model(&mixer.model, params, features, cell_type)
+    cdef tuple arrays = read_model(&mixer.model, params, features, cell_type, precision)
     cdef cnp.ndarray features_ = arrays[0]
     cdef ptrdiff_t n, t, last, N = dim(features_, 0), T, V = mixer.model.V, work = 0
     cdef const cnp.npy_intp* ids = <cnp.npy_intp*> data(captions_)

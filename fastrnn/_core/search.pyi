@@ -19,6 +19,7 @@ def beam_search(
     suppress: ArrayLike,
     scale: ndarray,
     reward: ndarray,
+    precision: str = "float32",
 ) -> tuple[ndarray, ndarray, ndarray, ndarray]: ...
 def sample(
     params: Mapping[str, ArrayLike],
@@ -35,4 +36,5 @@ def sample(
     seed: int,
     no_repeat_ngram: int,
     suppress: ArrayLike,
+    precision: str = "float32",
 ) -> tuple[ndarray, ndarray, ndarray, ndarray]: ...

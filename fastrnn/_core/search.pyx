@@ -18,8 +18,11 @@ from libc.string cimport memcpy, memset
 from . cimport kernels
 from .arrays cimport data, dim, ids_of, new, wrap_ids
 from .cell cimport row_forward
-from .model cimport BLOCK_ROWS, FEW_ROWS, Model, PackedModel, pack_model, read_model, take_packed
-from .products cimport gathered, matrix, multiply_rows, multiply_unpacked, pack_rows, tiles_size
+from .model cimport (
+    BLOCK_ROWS, FEW_ROWS, FewRows, Model, PackedModel, multiply_few, pack_few_rows, pack_model, read_model,
+    take_few_rows, take_packed,
+)
+from .products cimport depth_of, gathered, matrix, multiply_rows, multiply_unpacked, pack_rows, tiles_size
 from .runtime cimport (
     Layout, Slices, Workspace, area, denormals_flush, denormals_restore, flag_clear, flag_is_set, flag_set, frn_flag,
     interrupted, layout_of, random_key, seconds, share, slice_of, take, threads_for, uniform,
@@ -57,7 +60,8 @@ cdef struct Job:
     double* word_log_probs
     double* log_probs
     double* scores
-    bint few_rows             # use unpacked weights, and let `threads` divide their columns
+    bint few_rows             # use the weights in `few`, and let `threads` divide their columns
+    FewRows few
     int threads
     frn_flag* stopped         # set when a handler of a signal has raised an exception
 
@@ -160,7 +164,7 @@ cdef Block take_block(Layout* layout, const Job* job, ptrdiff_t slots, size_t si
     block.next_c = take(layout, area(rows, model.ldh), size)
     block.gates = take(layout, area(rows + 1, model.ldg), size)
     block.scores = take(layout, area(rows, model.ldv), size)
-    block.tiles = take(layout, tiles_size(rows, model.H, size), size)
+    block.tiles = take(layout, tiles_size(rows, depth_of(model.H, model.bfloat16), size), size)
     block.zeros = take(layout, model.H, size)
     block.weights = take(layout, model.V if job.samples else 0, size)
     block.vectors = take(layout, area(rows, max(model.H, model.W)) if job.few_rows else 0, size)
@@ -227,9 +231,8 @@ cdef void input_products(const Job* job, Block* block, floating* products) noexc
             memcpy(vectors + unknown * model.W, <const floating*> model.W_embed + word * model.W,
                    model.W * sizeof(floating))
             unknown += 1
-    multiply_unpacked(products + block.known_words * model.ldg, model.ldg, <const floating*> vectors, model.W,
-                      <const floating*> model.Wx, model.G, <const floating*> model.b, unknown, model.G, model.W,
-                      job.threads)
+    multiply_few(&job.few, products + block.known_words * model.ldg, model.ldg, <const floating*> vectors, model.W,
+                 model.Wx, job.few.Wx, <const floating*> model.b, unknown, model.G, model.W, job.threads)
     block.known_words += unknown
 
 
@@ -252,15 +255,16 @@ cdef void advance(const Job* job, Block* block, ptrdiff_t products, const floati
     cdef const floating* input
     cdef const floating* c_prev
     cdef ptrdiff_t i, place, word, parent, product
+    cdef bint bfloat16 = model.bfloat16
     if job.few_rows:
         for i in range(products):
             memcpy(vectors + i * H, h + block.h_at[i], H * size)
-        multiply_unpacked(gates, ldg, <const floating*> vectors, H, <const floating*> model.Wh, G, no_bias, products, G,
-                          H, job.threads)
+        multiply_few(&job.few, gates, ldg, <const floating*> vectors, H, model.Wh, job.few.Wh, no_bias, products, G, H,
+                     job.threads)
     else:
-        pack_rows(tiles, gathered(h, block.h_at), products, H)
-        multiply_rows(gates, ldg, <const floating*> tiles, <const floating*> job.packed.Wh, no_bias, products, G, H,
-                      False)
+        pack_rows(tiles, gathered(h, block.h_at), products, H, bfloat16)
+        multiply_rows(gates, ldg, <const floating*> tiles, <const floating*> job.packed.Wh, no_bias, products, G,
+                      depth_of(H, bfloat16), False, bfloat16)
     for i in range(rows):
         place = block.place_of[i]
         word, parent = block.beams.word[place], block.beams.parent[place]
@@ -277,12 +281,12 @@ cdef void advance(const Job* job, Block* block, ptrdiff_t products, const floati
     block.h, block.next_h = block.next_h, block.h
     block.c, block.next_c = block.next_c, block.c
     if job.few_rows:
-        multiply_unpacked(scores, model.ldv, <const floating*> next_h, ldh, <const floating*> model.W_vocab, V, b_vocab,
-                          rows, V, H, job.threads)
+        multiply_few(&job.few, scores, model.ldv, <const floating*> next_h, ldh, model.W_vocab, job.few.W_vocab,
+                     b_vocab, rows, V, H, job.threads)
     else:
-        pack_rows(tiles, matrix(next_h, ldh), rows, H)
+        pack_rows(tiles, matrix(next_h, ldh), rows, H, bfloat16)
         multiply_rows(scores, model.ldv, <const floating*> tiles, <const floating*> job.packed.W_vocab, b_vocab, rows,
-                      V, H, False)
+                      V, depth_of(H, bfloat16), False, bfloat16)
 
 
 cdef inline double log_add(double a, double b) noexcept nogil:
@@ -592,8 +596,10 @@ cdef int run_job(Job* job, cnp.ndarray features, const floating* features_data) 
             job.packed.h0 = scratch.take(area(N, model.ldh), size)
             job.packed.products = scratch.take(
                 area(min(model.V, 1 + searches * job.width * job.T), model.ldg), size)
+            job.few = take_few_rows(scratch, model, area(searches, job.width), size)
             slices = scratch.take_slices(1, layout.used, 1)
         with nogil:
+            pack_few_rows(&job.few, model, threads)
             multiply_unpacked(<floating*> job.packed.h0, model.ldh, features_data, model.D,
                               <const floating*> model.W_proj, H, <const floating*> model.b_proj, N, H, model.D, threads)
             # a single step of few rows pays for threads only if the weights are large
@@ -620,10 +626,10 @@ cdef int run_job(Job* job, cnp.ndarray features, const floating* features_data) 
 # ---- Over NumPy arrays -----------------------------------------------------------------------------------------------
 
 cdef tuple run(Job* job, object params, object features, object cell_type, ptrdiff_t start, ptrdiff_t end,
-               ptrdiff_t null, ptrdiff_t T, object suppress):
+               ptrdiff_t null, ptrdiff_t T, object suppress, object precision):
     """Complete a job and run it. Return ids, word_log_probs, log_probs and scores."""
     cdef cnp.ndarray given = ids_of("suppress", suppress), suppressed = new(cnp.NPY_INTP, 1, dim(given, 0))
-    cdef tuple arrays = read_model(&job.model, params, features, cell_type)
+    cdef tuple arrays = read_model(&job.model, params, features, cell_type, precision)
     cdef cnp.ndarray features_ = arrays[0], ids, word_log_probs, log_probs, scores
     cdef ptrdiff_t V = job.model.V
     cdef int failed
@@ -656,7 +662,7 @@ cdef tuple run(Job* job, object params, object features, object cell_type, ptrdi
 
 def beam_search(params, features, cell_type, start, end, null, ptrdiff_t max_length, ptrdiff_t width,
                 ptrdiff_t groups, ptrdiff_t n_best, double diversity, ptrdiff_t min_length, ptrdiff_t no_repeat_ngram,
-                suppress, cnp.ndarray scale, cnp.ndarray reward):
+                suppress, cnp.ndarray scale, cnp.ndarray reward, precision="float32"):
     """Beam search, as documented at fastrnn.decoding.beam_search.
 
     scale and reward, float64 (max_length + 1,), give the score of a caption by its length: log_prob * scale + reward.
@@ -667,12 +673,12 @@ def beam_search(params, features, cell_type, start, end, null, ptrdiff_t max_len
     job.per_image, job.width, job.groups, job.n_best = 1, width, groups, n_best
     job.diversity, job.min_length, job.no_repeat = diversity, min_length, no_repeat_ngram
     job.scale, job.reward = <double*> data(scale), <double*> data(reward)
-    return run(&job, params, features, cell_type, start, end, null, max_length, suppress)
+    return run(&job, params, features, cell_type, start, end, null, max_length, suppress, precision)
 
 
 def sample(params, features, cell_type, start, end, null, ptrdiff_t max_length, ptrdiff_t count,
            double inverse_temperature, ptrdiff_t top_k, double top_p, uint64_t seed, ptrdiff_t min_length,
-           ptrdiff_t no_repeat_ngram, suppress):
+           ptrdiff_t no_repeat_ngram, suppress, precision="float32"):
     """Sample `count` captions per image, as documented at fastrnn.decoding.sample.
 
     Return the same arrays as beam_search(), with the captions of an image one after the other.
@@ -685,4 +691,4 @@ def sample(params, features, cell_type, start, end, null, ptrdiff_t max_length, 
     job.inverse_temperature, job.top_k = inverse_temperature, top_k
     job.top_p, job.seed = top_p, seed
     job.scale, job.reward = <double*> data(scale), <double*> data(reward)
-    return run(&job, params, features, cell_type, start, end, null, max_length, suppress)
+    return run(&job, params, features, cell_type, start, end, null, max_length, suppress, precision)

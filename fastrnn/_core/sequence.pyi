@@ -10,6 +10,7 @@ def rnn_forward(
     Wh: ArrayLike,
     b: ArrayLike,
     lengths: ArrayLike | None = None,
+    precision: str = "float32",
 ) -> tuple[ndarray, ForwardCache]: ...
 def rnn_backward(
     dh: ArrayLike, cache: object
@@ -21,6 +22,7 @@ def lstm_forward(
     Wh: ArrayLike,
     b: ArrayLike,
     lengths: ArrayLike | None = None,
+    precision: str = "float32",
 ) -> tuple[ndarray, ForwardCache]: ...
 def lstm_backward(
     dh: ArrayLike, cache: object

@@ -12,14 +12,14 @@ from libc.string cimport memcpy, memset
 from .arrays cimport data, dim, floats, has_shape, new, new_like, raise_error
 from .cell cimport Cell, row_forward
 from .products cimport (
-    Operands, gathered_transposed, leading_dimension, matrix, multiply, multiply_columns, multiply_panels,
+    Operands, depth_of, gathered_transposed, leading_dimension, matrix, multiply, multiply_columns, multiply_panels,
     pack_panels, panels_size, take_operands, tiles_size, transposed,
 )
 from .runtime cimport (
-    TOO_LARGE, Slices, Workspace, area, denormals_flush, denormals_restore, find_cell, panel_width, share, threads_for,
+    TOO_LARGE, Workspace, area, denormals_flush, denormals_restore, find_cell, panel_width, share, threads_for,
 )
 from .time_loop cimport (
-    Batch, batch_size, batch_sort, state_before, steps_backward, steps_forward, take_backward, take_forward,
+    Batch, Scratch, batch_size, batch_sort, state_before, steps_backward, steps_forward, take_backward, take_forward,
 )
 
 from .. import checks
@@ -52,7 +52,7 @@ cdef class ForwardCache:
         raise TypeError("cache is a ForwardCache, which cannot be copied or pickled; expected the cache itself")
 
     cdef int allocate(self, const ptrdiff_t* lengths, ptrdiff_t N, ptrdiff_t T, ptrdiff_t D, ptrdiff_t H,
-                      const Cell* cell, int typenum) except -1:
+                      const Cell* cell, int typenum, bint bfloat16) except -1:
         """Allocate the memory for rows of these lengths, all T if lengths is NULL."""
         cdef int pass_
         cdef size_t size = 4 if typenum == cnp.NPY_FLOAT32 else 8
@@ -76,7 +76,7 @@ cdef class ForwardCache:
             self.h = self.memory.take(states, size)
             self.c = self.memory.take(states, size)
             self.gates = self.memory.take(activations, size)
-        batch_sort(&self.batch, batch_memory, lengths, N, T, H, cell, size)
+        batch_sort(&self.batch, batch_memory, lengths, N, T, H, cell, size, bfloat16)
         for t in range(T):
             for r in range(self.batch.active[t]):
                 self.position[self.batch.offset[t] + r] = self.batch.row[r] * T + t
@@ -110,7 +110,7 @@ cdef class ForwardCache:
         for t in range(batch.T):
             for r in range(batch.active[t]):
                 length[batch.row[r]] += 1
-        wide.allocate(length, self.N, self.T, self.D, self.H, batch.cell, cnp.NPY_FLOAT64)
+        wide.allocate(length, self.N, self.T, self.D, self.H, batch.cell, cnp.NPY_FLOAT64, False)
         wide.single_step = self.single_step
         wide.x, wide.Wx, wide.Wh = (np.require(array, dtype=np.float64, requirements="CA")
                                     for array in (self.x, self.Wx, self.Wh))
@@ -139,7 +139,8 @@ cdef int run_forward(ForwardCache s, floating* out, floating* c_out, const float
     cdef ptrdiff_t D = s.D, H = batch.H, G = batch.G, tokens = batch.tokens, N = batch.N, i, r
     cdef int threads = threads_for(2.0 * tokens * (D + H) * G)
     cdef int across = <int> max(<ptrdiff_t> 1, min(<ptrdiff_t> threads, batch.N))
-    cdef bint packing = batch.T > 1 or N > MODERATE_ROWS or tokens < area(N, batch.T)
+    cdef bint bfloat16 = batch.bfloat16
+    cdef bint packing = batch.T > 1 or N > MODERATE_ROWS or tokens < area(N, batch.T) or bfloat16
     cdef Workspace scratch = Workspace()
     cdef floating* gates = <floating*> s.gates
     cdef floating* h = <floating*> s.h
@@ -147,16 +148,15 @@ cdef int run_forward(ForwardCache s, floating* out, floating* c_out, const float
     cdef ptrdiff_t* x_at
     cdef ptrdiff_t* out_at
     cdef floating* weights = NULL
-    cdef Slices tiles
-    cdef ptrdiff_t step = (D + H) * panel_width(size)
-    tiles.memory, tiles.step = NULL, 0
+    cdef Scratch loop_scratch
+    cdef ptrdiff_t depth = depth_of(D, bfloat16) + depth_of(H, bfloat16), step = depth * panel_width(size)
     for pass_ in range(2):
         scratch.begin(pass_)
         x_at = <ptrdiff_t*> scratch.take(tokens, sizeof(ptrdiff_t))
         out_at = <ptrdiff_t*> scratch.take(tokens, sizeof(ptrdiff_t))
         if packing:
-            weights = <floating*> scratch.take(panels_size(D + H, G, size), size)
-            tiles = take_forward(scratch, batch, D, across, size)
+            weights = <floating*> scratch.take(panels_size(depth, G, size), size)
+            loop_scratch = take_forward(scratch, batch, D, across, size)
     with nogil:
         for r in range(N):
             memcpy(h + r * batch.ldh, h0 + batch.row[r] * H, H * size)
@@ -171,9 +171,10 @@ cdef int run_forward(ForwardCache s, floating* out, floating* c_out, const float
             x = b  # the input product of every token is the bias
         if packing:
             # the panels of Wx stacked on Wh
-            pack_panels(weights, step, <floating*> NULL, matrix(Wx, G), D, G, threads)
-            pack_panels(weights + D * panel_width(size), step, <floating*> NULL, matrix(Wh, G), H, G, threads)
-            steps_forward(batch, gates, h, c, out, out_at, x, x_at, D, b, weights, tiles, across)
+            pack_panels(weights, step, <floating*> NULL, matrix(Wx, G), D, G, bfloat16, threads)
+            pack_panels(weights + depth_of(D, bfloat16) * panel_width(size), step, <floating*> NULL, matrix(Wh, G), H,
+                        G, bfloat16, threads)
+            steps_forward(batch, gates, h, c, out, out_at, x, x_at, D, b, weights, loop_scratch, across)
         else:
             single_forward(batch, gates, h, c, out, x, D, Wx, Wh, b, threads)
         if c_out != NULL:
@@ -221,7 +222,7 @@ cdef int run_backward(ForwardCache s, floating* dx, floating* dh0, floating* dc0
     cdef ptrdiff_t places = area(s.N, s.T)
     cdef int threads = threads_for(4.0 * tokens * (D + H) * G)
     cdef int across = <int> max(<ptrdiff_t> 1, min(<ptrdiff_t> threads, batch.N))
-    cdef bint ragged = tokens < places
+    cdef bint ragged = tokens < places, bfloat16 = batch.bfloat16
     cdef Workspace scratch = Workspace()
     cdef ptrdiff_t i, r, t
     cdef ptrdiff_t* dh_at
@@ -233,7 +234,7 @@ cdef int run_backward(ForwardCache s, floating* dx, floating* dh0, floating* dc0
     cdef floating* Wh_panels
     cdef floating* Wx_panels
     cdef floating* dx_tokens = dx
-    cdef Slices tiles
+    cdef Scratch loop_scratch
     cdef Operands dWx_operands, dWh_operands
     cdef const floating* no_bias = NULL
     for pass_ in range(2):
@@ -244,12 +245,12 @@ cdef int run_backward(ForwardCache s, floating* dx, floating* dh0, floating* dc0
         da = <floating*> scratch.take(area(tokens, batch.ldg), size)
         dstate = <floating*> scratch.take(area(N, batch.ldh), size)
         dc = <floating*> scratch.take(area(N, batch.ldh), size)
-        Wh_panels = <floating*> scratch.take(panels_size(G, H, size), size)
-        Wx_panels = <floating*> scratch.take(panels_size(G, D, size), size)
-        tiles = take_backward(scratch, batch, across, size)
-        dWx_operands = take_operands(scratch, D, G, tokens, size)
-        dWh_operands.tiles = scratch.take(tiles_size(H, tokens, size), size)
-        dWh_operands.panels = dWx_operands.panels
+        Wh_panels = <floating*> scratch.take(panels_size(depth_of(G, bfloat16), H, size), size)
+        Wx_panels = <floating*> scratch.take(panels_size(depth_of(G, bfloat16), D, size), size)
+        loop_scratch = take_backward(scratch, batch, across, size)
+        dWx_operands = take_operands(scratch, D, G, tokens, size, bfloat16)
+        dWh_operands = dWx_operands
+        dWh_operands.tiles = scratch.take(tiles_size(H, depth_of(tokens, bfloat16), size), size)
         if ragged:
             dx_tokens = <floating*> scratch.take(area(tokens, D), size)
     with nogil:
@@ -264,10 +265,11 @@ cdef int run_backward(ForwardCache s, floating* dx, floating* dh0, floating* dc0
         if dc_last != NULL:
             for r in range(N):
                 memcpy(dc + r * batch.ldh, dc_last + batch.row[r] * H, H * size)
-        pack_panels(Wh_panels, 0, <floating*> NULL, transposed(Wh, G), G, H, threads)
-        pack_panels(Wx_panels, 0, <floating*> NULL, transposed(Wx, G), G, D, threads)
+        pack_panels(Wh_panels, 0, <floating*> NULL, transposed(Wh, G), G, H, bfloat16, threads)
+        pack_panels(Wx_panels, 0, <floating*> NULL, transposed(Wx, G), G, D, bfloat16, threads)
         steps_backward(batch, da, dstate, dc, dx_tokens, 0 if ragged else D, D if ragged else s.T * D, D, dh, dh_at,
-                       <floating*> s.gates, <floating*> s.h, <floating*> s.c, Wh_panels, Wx_panels, tiles, across)
+                       <floating*> s.gates, <floating*> s.h, <floating*> s.c, Wh_panels, Wx_panels, loop_scratch,
+                       across)
         for r in range(N):
             memcpy(dh0 + batch.row[r] * H, dstate + r * batch.ldh, H * size)
             if dc0 != NULL:
@@ -287,7 +289,7 @@ cdef int run_backward(ForwardCache s, floating* dx, floating* dh0, floating* dc0
 # ---- Passes over NumPy arrays ----------------------------------------------------------------------------------------
 
 cdef ForwardCache new_cache(const Cell* cell, cnp.ndarray x, cnp.ndarray h0, cnp.ndarray Wx, cnp.ndarray Wh,
-                            cnp.ndarray b, ptrdiff_t T, ptrdiff_t D, object lengths):
+                            cnp.ndarray b, ptrdiff_t T, ptrdiff_t D, object lengths, bint bfloat16):
     """Return a cache for a forward pass over (N, T, D), or None if the shapes do not match. lengths is a copy."""
     cdef ptrdiff_t N = dim(x, 0), H = dim(h0, 1), G = cell.gates * H
     cdef ForwardCache s
@@ -296,10 +298,10 @@ cdef ForwardCache new_cache(const Cell* cell, cnp.ndarray x, cnp.ndarray h0, cnp
         return None
     s = ForwardCache()
     if lengths is None:
-        s.allocate(NULL, N, T, D, H, cell, cnp.PyArray_TYPE(x))
+        s.allocate(NULL, N, T, D, H, cell, cnp.PyArray_TYPE(x), bfloat16)
     else:
         lengths = np.require(checks.as_lengths(lengths, N, T), requirements="CA")
-        s.allocate(<ptrdiff_t*> data(lengths), N, T, D, H, cell, cnp.PyArray_TYPE(x))
+        s.allocate(<ptrdiff_t*> data(lengths), N, T, D, H, cell, cnp.PyArray_TYPE(x), bfloat16)
     s.x, s.Wx, s.Wh = x, Wx, Wh
     s.single_step = cnp.PyArray_NDIM(x) == 2
     return s
@@ -361,18 +363,23 @@ cdef tuple promote(ForwardCache s, tuple names, tuple gradients):
     """Return the cache and the gradients in one dtype."""
     cdef tuple found = floats((*names, "cache"), (*gradients, s.Wh))
     s.check()
+    if s.batch.bfloat16 and cnp.PyArray_TYPE(<cnp.ndarray> found[0]) != s.typenum:
+        raise TypeError(f"{names[0]} and the cache have the dtype {found[0].dtype}; expected float32, because the "
+                        "precision is 'bfloat16'")
     gradients = found[:len(names)]
     return s if cnp.PyArray_TYPE(<cnp.ndarray> found[0]) == s.typenum else s.as_double(), gradients
 
 
-cdef tuple sequence_forward(const Cell* cell, object x, object h0, object Wx, object Wh, object b, object lengths):
+cdef tuple sequence_forward(const Cell* cell, object x, object h0, object Wx, object Wh, object b, object lengths,
+                            object precision):
     cdef cnp.ndarray x_, h0_, Wx_, Wh_, b_, out
     cdef ForwardCache s = None
     if lengths is not None:
         lengths = np.array(lengths)  # a copy, so that no other code can change the lengths after the check
     x_, h0_, Wx_, Wh_, b_ = floats(("x", "h0", "Wx", "Wh", "b"), (x, h0, Wx, Wh, b))
+    cdef bint bfloat16 = checks.is_bfloat16(precision, x_.dtype)
     if cnp.PyArray_NDIM(x_) == 3:
-        s = new_cache(cell, x_, h0_, Wx_, Wh_, b_, dim(x_, 1), dim(x_, 2), lengths)
+        s = new_cache(cell, x_, h0_, Wx_, Wh_, b_, dim(x_, 1), dim(x_, 2), lengths, bfloat16)
     if s is None:
         raise_error(checks.cell_forward, (cell.gates, x_, h0_, Wx_, Wh_, b_))
     out = new(s.typenum, 3, s.N, s.T, s.H)
@@ -390,16 +397,16 @@ cdef tuple sequence_backward(object dh, ForwardCache s):
     return dx, dh0, dWx, dWh, db
 
 
-def rnn_forward(x, h0, Wx, Wh, b, lengths=None):
-    return sequence_forward(RNN, x, h0, Wx, Wh, b, lengths)
+def rnn_forward(x, h0, Wx, Wh, b, lengths=None, precision="float32"):
+    return sequence_forward(RNN, x, h0, Wx, Wh, b, lengths, precision)
 
 
 def rnn_backward(dh, cache):
     return sequence_backward(dh, check_cache(cache, RNN, False))
 
 
-def lstm_forward(x, h0, Wx, Wh, b, lengths=None):
-    return sequence_forward(LSTM, x, h0, Wx, Wh, b, lengths)
+def lstm_forward(x, h0, Wx, Wh, b, lengths=None, precision="float32"):
+    return sequence_forward(LSTM, x, h0, Wx, Wh, b, lengths, precision)
 
 
 def lstm_backward(dh, cache):
@@ -411,7 +418,7 @@ def rnn_step_forward(x, prev_h, Wx, Wh, b):
     cdef ForwardCache s = None
     x_, h_, Wx_, Wh_, b_ = floats(("x", "prev_h", "Wx", "Wh", "b"), (x, prev_h, Wx, Wh, b))
     if cnp.PyArray_NDIM(x_) == 2:
-        s = new_cache(RNN, x_, h_, Wx_, Wh_, b_, 1, dim(x_, 1), None)
+        s = new_cache(RNN, x_, h_, Wx_, Wh_, b_, 1, dim(x_, 1), None, False)
     if s is None:
         raise_error(checks.cell_step_forward, (RNN.gates, x_, (h_,), Wx_, Wh_, b_))
     out = new(s.typenum, 2, s.N, s.H)
@@ -433,7 +440,7 @@ def lstm_step_forward(x, prev_h, prev_c, Wx, Wh, b):
     cdef ForwardCache s = None
     x_, h_, c_, Wx_, Wh_, b_ = floats(("x", "prev_h", "prev_c", "Wx", "Wh", "b"), (x, prev_h, prev_c, Wx, Wh, b))
     if cnp.PyArray_NDIM(x_) == 2:
-        s = new_cache(LSTM, x_, h_, Wx_, Wh_, b_, 1, dim(x_, 1), None)
+        s = new_cache(LSTM, x_, h_, Wx_, Wh_, b_, 1, dim(x_, 1), None, False)
     if s is None or not has_shape(c_, 2, s.N, s.H):
         raise_error(checks.cell_step_forward, (LSTM.gates, x_, (h_, c_), Wx_, Wh_, b_))
     out = new(s.typenum, 2, s.N, s.H)

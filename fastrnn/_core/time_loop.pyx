@@ -12,13 +12,13 @@ from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
-from . cimport kernels
 from .cell cimport Cell, row_backward, row_forward
 from .products cimport (
-    leading_dimension, matrix, multiply_rows, pack_rows, tile_height, tiles_size,
+    depth_of, gathered, leading_dimension, matrix, multiply_rows, multiply_strided, pack_rows, pack_tiles, round_row,
+    tile_height, tiles_size,
 )
 from .runtime cimport (
-    MAX_TILE_HEIGHT, Slices, Workspace, denormals_flush, denormals_restore, panel_width, share, slice_of,
+    MAX_TILE_HEIGHT, Workspace, area, denormals_flush, denormals_restore, panel_width, share, slice_of,
 )
 
 # See by_columns().
@@ -35,10 +35,10 @@ cdef ptrdiff_t batch_size(ptrdiff_t N, ptrdiff_t T) noexcept nogil:
 
 
 cdef void batch_sort(Batch* batch, void* memory, const ptrdiff_t* lengths, ptrdiff_t N, ptrdiff_t T, ptrdiff_t H,
-                     const Cell* cell, size_t size) noexcept nogil:
+                     const Cell* cell, size_t size, bint bfloat16) noexcept nogil:
     """Fill in a batch of rows with these lengths (all T if NULL) by counting sort, which is stable."""
     cdef ptrdiff_t n, t, r
-    batch.cell = cell
+    batch.cell, batch.bfloat16 = cell, bfloat16
     batch.N, batch.T, batch.H, batch.G = N, T, H, cell.gates * H
     batch.ldh = leading_dimension(H, size)
     batch.ldg = leading_dimension(batch.G, size)
@@ -89,44 +89,66 @@ cdef inline bint by_columns(const Batch* batch, int threads) noexcept nogil:
 
 # ---- Forward ---------------------------------------------------------------------------------------------------------
 
-cdef Slices take_forward(Workspace workspace, const Batch* batch, ptrdiff_t D, int threads, size_t size) noexcept:
+cdef inline ptrdiff_t depth_forward(const Batch* batch, ptrdiff_t D) noexcept nogil:
+    """Return the depth of rows [x, previous h]."""
+    return depth_of(D, batch.bfloat16) + depth_of(batch.H, batch.bfloat16)
+
+
+cdef inline ptrdiff_t ld_rounded(ptrdiff_t columns) noexcept nogil:
+    """Return the row stride for `columns` elements that are rounded to bfloat16."""
+    return leading_dimension(depth_of(columns, True), sizeof(float))
+
+
+cdef Scratch take_forward(Workspace workspace, const Batch* batch, ptrdiff_t D, int threads, size_t size) noexcept:
     """Take the scratch memory of steps_forward() with inputs of size D from a workspace."""
-    return workspace.take_slices(
-        threads, tiles_size(rows_of_thread(batch, 1 if by_columns(batch, threads) else threads), D + batch.H, size),
-        size)
+    cdef ptrdiff_t rows = rows_of_thread(batch, 1 if by_columns(batch, threads) else threads)
+    cdef Scratch scratch
+    scratch.tiles = workspace.take_slices(threads, tiles_size(rows, depth_forward(batch, D), size), size)
+    scratch.rounded = workspace.take(rounded_size(batch.N, batch.H), size) if batch.bfloat16 and D == 0 else NULL
+    return scratch
+
+
+cdef ptrdiff_t rounded_size(ptrdiff_t N, ptrdiff_t columns) noexcept nogil:
+    """Return the number of pairs in N rounded rows."""
+    return area(N, ld_rounded(columns))
 
 
 cdef void steps_forward(const Batch* batch, floating* gates, floating* h, floating* c, floating* out,
                         const ptrdiff_t* out_at, const floating* x, const ptrdiff_t* x_at, ptrdiff_t D,
-                        const floating* bias, const floating* weights, Slices scratch, int threads) noexcept nogil:
+                        const floating* bias, const floating* weights, Scratch scratch, int threads) noexcept nogil:
     """Run all steps.
 
     The input (D,) of a token is at x[x_at[token]], and `weights` are the panels of Wx stacked on Wh, (D + H, G). If D
     is 0, x[x_at[token]] is the product (G,) of the input with Wx plus bias, `weights` are the panels of Wh alone, and
-    scratch is not used. gates (tokens, G) receives the activations; h and c (N + tokens, H) start with the N initial
-    states; out[out_at[token]], unless out is NULL, receives a copy of h.
+    of scratch only the rounded rows of h are used, in bfloat16. gates (tokens, G) receives the activations; h and c
+    (N + tokens, H) start with the N initial states; out[out_at[token]], unless out is NULL, receives a copy of h.
     """
     cdef int k
-    cdef ptrdiff_t t
+    cdef ptrdiff_t t, r
+    cdef floating* rounded = <floating*> scratch.rounded if batch.bfloat16 and D == 0 else NULL
+    if rounded != NULL:
+        for r in range(batch.active[0] if batch.T > 0 else 0):
+            round_row(rounded + r * ld_rounded(batch.H), <const floating*> h + r * batch.ldh, batch.H)
     if threads == 1:
-        rows_forward(batch, gates, h, c, out, out_at, x, x_at, D, bias, weights, <floating*> scratch.memory, 0, 1)
+        rows_forward(batch, gates, h, c, out, out_at, x, x_at, D, bias, weights, <floating*> scratch.tiles.memory,
+                     rounded, 0, 1)
         return
     if by_columns(batch, threads):
         for t in range(batch.T):
             for k in prange(threads, num_threads=threads, schedule="static"):
-                columns_forward(batch, gates, h, x, x_at, D, bias, weights, <floating*> slice_of(scratch, k), t, k,
-                                threads)
+                columns_forward(batch, gates, h, x, x_at, D, bias, weights, <floating*> slice_of(scratch.tiles, k),
+                                rounded, t, k, threads)
             for k in prange(threads, num_threads=threads, schedule="static"):
-                gates_forward(batch, gates, h, c, out, out_at, x, x_at, D, t, k, threads)
+                gates_forward(batch, gates, h, c, out, out_at, x, x_at, D, rounded, t, k, threads)
         return
     for k in prange(threads, num_threads=threads, schedule="static"):
-        rows_forward(batch, gates, h, c, out, out_at, x, x_at, D, bias, weights, <floating*> slice_of(scratch, k), k,
-                     threads)
+        rows_forward(batch, gates, h, c, out, out_at, x, x_at, D, bias, weights,
+                     <floating*> slice_of(scratch.tiles, k), rounded, k, threads)
 
 
 cdef void columns_forward(const Batch* batch, floating* gates, const floating* h, const floating* x,
                           const ptrdiff_t* x_at, ptrdiff_t D, const floating* bias, const floating* weights,
-                          floating* tiles, ptrdiff_t t, int k, int threads) noexcept nogil:
+                          floating* tiles, const floating* rounded, ptrdiff_t t, int k, int threads) noexcept nogil:
     """Compute the k-th part of the columns of the products at step t."""
     cdef ptrdiff_t width = panel_width(sizeof(floating))
     cdef ptrdiff_t n0 = share(batch.G, k, threads, width), n1 = share(batch.G, k + 1, threads, width)
@@ -135,31 +157,32 @@ cdef void columns_forward(const Batch* batch, floating* gates, const floating* h
         return
     mode = denormals_flush()
     products_forward(batch, gates + n0, h, x, x_at, D, bias + n0 if bias != NULL else <const floating*> NULL,
-                     weights + n0 * (D + batch.H), n1 - n0, tiles, t, 0, 1)
+                     weights + n0 * depth_forward(batch, D), n1 - n0, tiles, rounded, t, 0, 1)
     denormals_restore(mode)
 
 
 cdef void rows_forward(const Batch* batch, floating* gates, floating* h, floating* c, floating* out,
                        const ptrdiff_t* out_at, const floating* x, const ptrdiff_t* x_at, ptrdiff_t D,
-                       const floating* bias, const floating* weights, floating* tiles, ptrdiff_t first,
-                       ptrdiff_t stride) noexcept nogil:
+                       const floating* bias, const floating* weights, floating* tiles, floating* rounded,
+                       ptrdiff_t first, ptrdiff_t stride) noexcept nogil:
     """Run all steps of rows first, first + stride, ..."""
     cdef ptrdiff_t t
     cdef uint64_t mode = denormals_flush()
     for t in range(batch.T):
         if batch.active[t] <= first:
             break
-        products_forward(batch, gates, <const floating*> h, x, x_at, D, bias, weights, batch.G, tiles, t, first, stride)
-        gates_forward(batch, gates, h, c, out, out_at, x, x_at, D, t, first, stride)
+        products_forward(batch, gates, <const floating*> h, x, x_at, D, bias, weights, batch.G, tiles,
+                         <const floating*> rounded, t, first, stride)
+        gates_forward(batch, gates, h, c, out, out_at, x, x_at, D, rounded, t, first, stride)
     denormals_restore(mode)
 
 
 cdef void products_forward(const Batch* batch, floating* gates, const floating* h, const floating* x,
                            const ptrdiff_t* x_at, ptrdiff_t D, const floating* bias, const floating* weights,
-                           ptrdiff_t columns, floating* tiles, ptrdiff_t t, ptrdiff_t first,
+                           ptrdiff_t columns, floating* tiles, const floating* rounded, ptrdiff_t t, ptrdiff_t first,
                            ptrdiff_t stride) noexcept nogil:
     """Compute the products at step t of rows first, first + stride, ... with the `columns` columns of the weights."""
-    cdef ptrdiff_t ldg = batch.ldg, ldh = batch.ldh, H = batch.H, K = D + batch.H
+    cdef ptrdiff_t ldg = batch.ldg, ldh = batch.ldh, H = batch.H, depth = depth_forward(batch, D)
     cdef ptrdiff_t rows = (batch.active[t] - first + stride - 1) // stride
     cdef ptrdiff_t height = tile_height(rows, sizeof(floating))
     cdef ptrdiff_t count = (rows + height - 1) // height
@@ -167,20 +190,24 @@ cdef void products_forward(const Batch* batch, floating* gates, const floating* 
     cdef const floating* state = h + state_before(batch, t, first) * ldh
     cdef floating* to = gates + (batch.offset[t] + first) * ldg
     if D == 0:
-        kernels.gemm(to, stride * ldg, state, stride * ldh, 1, weights, <const floating*> NULL, rows, columns, H, False)
+        if rounded != NULL:
+            state, ldh = rounded + first * ld_rounded(H), ld_rounded(H)
+        multiply_strided(to, stride * ldg, state, stride * ldh, weights, <const floating*> NULL, rows, columns, depth,
+                         False, batch.bfloat16)
         return
     # each row of a tile is [x, previous h]
     for q in range(count):
-        pack_inputs(tiles + q * height * K, x, x_at + batch.offset[t] + first, stride, q * height,
-                    min(height, rows - q * height), height, D)
-    kernels.gemm_pack_rows(tiles + height * D, height * K, state, NULL, stride * ldh, NULL, 1, rows, H, height, 0,
-                           count)
-    multiply_rows(to, stride * ldg, <const floating*> tiles, weights, bias, rows, columns, K, False)
+        pack_inputs(tiles + q * height * depth, x, x_at + batch.offset[t] + first, stride, q * height,
+                    min(height, rows - q * height), height, D, batch.bfloat16)
+    pack_tiles(tiles + height * depth_of(D, batch.bfloat16), height * depth, matrix(state, stride * ldh), rows, H,
+               height, 0, count, batch.bfloat16)
+    multiply_rows(to, stride * ldg, <const floating*> tiles, weights, bias, rows, columns, depth, False,
+                  batch.bfloat16)
 
 
 cdef void gates_forward(const Batch* batch, floating* gates, floating* h, floating* c, floating* out,
-                        const ptrdiff_t* out_at, const floating* x, const ptrdiff_t* x_at, ptrdiff_t D, ptrdiff_t t,
-                        ptrdiff_t first, ptrdiff_t stride) noexcept nogil:
+                        const ptrdiff_t* out_at, const floating* x, const ptrdiff_t* x_at, ptrdiff_t D,
+                        floating* rounded, ptrdiff_t t, ptrdiff_t first, ptrdiff_t stride) noexcept nogil:
     """Apply the gates at step t to rows first, first + stride, ..."""
     cdef ptrdiff_t ldg = batch.ldg, ldh = batch.ldh, r = first, token, previous
     cdef floating* h_out = NULL
@@ -195,31 +222,42 @@ cdef void gates_forward(const Batch* batch, floating* gates, floating* h, floati
             input = x + x_at[token]
         row_forward(batch.cell, gates + token * ldg, h + (batch.N + token) * ldh, c + (batch.N + token) * ldh, h_out,
                     input, <const floating*> h + previous, <const floating*> c + previous, batch.H)
+        if rounded != NULL:
+            round_row(rounded + r * ld_rounded(batch.H), <const floating*> h + (batch.N + token) * ldh, batch.H)
         r += stride
     denormals_restore(mode)
 
 
 cdef void pack_inputs(floating* tile, const floating* x, const ptrdiff_t* x_at, ptrdiff_t stride, ptrdiff_t first,
-                      ptrdiff_t rows, ptrdiff_t height, ptrdiff_t D) noexcept nogil:
+                      ptrdiff_t rows, ptrdiff_t height, ptrdiff_t D, bint bfloat16) noexcept nogil:
     """Pack the inputs of every stride-th token into one tile."""
     cdef ptrdiff_t[MAX_TILE_HEIGHT] row
     cdef ptrdiff_t i
     for i in range(rows):
         row[i] = x_at[(first + i) * stride]
-    kernels.gemm_pack_rows(tile, 0, x, row, 0, NULL, 1, rows, D, height, 0, 1)
+    pack_tiles(tile, 0, gathered(x, row), rows, D, height, 0, 1, bfloat16)
 
 
 # ---- Backward --------------------------------------------------------------------------------------------------------
 
-cdef Slices take_backward(Workspace workspace, const Batch* batch, int threads, size_t size) noexcept:
-    """Take the scratch memory of steps_backward() with dx from a workspace; without dx it needs none."""
-    return workspace.take_slices(threads, tiles_size(rows_of_thread(batch, threads), batch.G, size), size)
+cdef Scratch take_backward(Workspace workspace, const Batch* batch, int threads, size_t size) noexcept:
+    """Take the scratch memory of steps_backward() with dx from a workspace.
+
+    In bfloat16, these are rounded rows of da. Otherwise without dx it needs none.
+    """
+    cdef Scratch scratch
+    scratch.tiles.memory, scratch.tiles.step, scratch.rounded = NULL, 0, NULL
+    if batch.bfloat16:
+        scratch.rounded = workspace.take(rounded_size(batch.N, batch.G), size)
+    else:
+        scratch.tiles = workspace.take_slices(threads, tiles_size(rows_of_thread(batch, threads), batch.G, size), size)
+    return scratch
 
 
 cdef void steps_backward(const Batch* batch, floating* da, floating* dstate, floating* dc, floating* dx,
                          ptrdiff_t dx_step, ptrdiff_t dx_row, ptrdiff_t D, const floating* dh, const ptrdiff_t* dh_at,
                          const floating* gates, const floating* h, const floating* c, const floating* Wh_transposed,
-                         const floating* Wx_transposed, Slices scratch, int threads) noexcept nogil:
+                         const floating* Wx_transposed, Scratch scratch, int threads) noexcept nogil:
     """Run all steps backward.
 
     da (tokens, G) receives the gradient of the pre-activations, and may be gates. dstate and dc (N, H) start with the
@@ -231,20 +269,22 @@ cdef void steps_backward(const Batch* batch, floating* da, floating* dstate, flo
     """
     cdef int k
     cdef ptrdiff_t t
+    cdef floating* rounded = <floating*> scratch.rounded if batch.bfloat16 else NULL
     if threads == 1:
         rows_backward(batch, da, dstate, dc, dx, dx_step, dx_row, D, dh, dh_at, gates, h, c, Wh_transposed,
-                      Wx_transposed, <floating*> scratch.memory, 0, 1)
+                      Wx_transposed, <floating*> scratch.tiles.memory, rounded, 0, 1)
         return
     if by_columns(batch, threads):
         for t in range(batch.T - 1, -1, -1):
             for k in prange(threads, num_threads=threads, schedule="static"):
-                gates_backward(batch, da, dstate, dc, dh, dh_at, gates, h, c, t, k, threads)
+                gates_backward(batch, da, dstate, dc, dh, dh_at, gates, h, c, rounded, t, k, threads)
             for k in prange(threads, num_threads=threads, schedule="static"):
-                columns_backward(batch, da, dstate, dx, dx_step, dx_row, D, Wh_transposed, Wx_transposed, t, k, threads)
+                columns_backward(batch, da, dstate, dx, dx_step, dx_row, D, Wh_transposed, Wx_transposed,
+                                 <const floating*> rounded, t, k, threads)
         return
     for k in prange(threads, num_threads=threads, schedule="static"):
         rows_backward(batch, da, dstate, dc, dx, dx_step, dx_row, D, dh, dh_at, gates, h, c, Wh_transposed,
-                      Wx_transposed, <floating*> slice_of(scratch, k), k, threads)
+                      Wx_transposed, <floating*> slice_of(scratch.tiles, k), rounded, k, threads)
 
 
 cdef inline floating* dx_of(const Batch* batch, floating* dx, ptrdiff_t dx_step, ptrdiff_t dx_row, ptrdiff_t t,
@@ -255,55 +295,65 @@ cdef inline floating* dx_of(const Batch* batch, floating* dx, ptrdiff_t dx_step,
 
 cdef void columns_backward(const Batch* batch, const floating* da, floating* dstate, floating* dx, ptrdiff_t dx_step,
                            ptrdiff_t dx_row, ptrdiff_t D, const floating* Wh_transposed, const floating* Wx_transposed,
-                           ptrdiff_t t, int k, int threads) noexcept nogil:
+                           const floating* rounded, ptrdiff_t t, int k, int threads) noexcept nogil:
     """Compute the k-th part of the columns of dstate and of dx at step t."""
-    cdef ptrdiff_t width = panel_width(sizeof(floating)), H = batch.H, G = batch.G, ldg = batch.ldg
+    cdef ptrdiff_t width = panel_width(sizeof(floating)), H = batch.H
+    cdef ptrdiff_t depth = depth_of(batch.G, batch.bfloat16), lda = batch.ldg
     cdef ptrdiff_t n0 = share(H, k, threads, width), n1 = share(H, k + 1, threads, width)
     cdef const floating* no_bias = NULL
+    cdef const floating* da_step = da + batch.offset[t] * batch.ldg
     cdef uint64_t mode = denormals_flush()
+    if rounded != NULL:
+        da_step, lda = rounded, ld_rounded(batch.G)
     if n1 > n0:
-        kernels.gemm(dstate + n0, batch.ldh, da + batch.offset[t] * ldg, ldg, 1, Wh_transposed + n0 * G, no_bias,
-                     batch.active[t], n1 - n0, G, batch.cell.direct)
+        multiply_strided(dstate + n0, batch.ldh, da_step, lda, Wh_transposed + n0 * depth, no_bias, batch.active[t],
+                         n1 - n0, depth, batch.cell.direct, batch.bfloat16)
     n0, n1 = share(D, k, threads, width), share(D, k + 1, threads, width)
     if dx != NULL and n1 > n0:
-        kernels.gemm(dx_of(batch, dx, dx_step, dx_row, t, 0) + n0, dx_row, da + batch.offset[t] * ldg, ldg, 1,
-                     Wx_transposed + n0 * G, no_bias, batch.active[t], n1 - n0, G, False)
+        multiply_strided(dx_of(batch, dx, dx_step, dx_row, t, 0) + n0, dx_row, da_step, lda, Wx_transposed + n0 * depth,
+                         no_bias, batch.active[t], n1 - n0, depth, False, batch.bfloat16)
     denormals_restore(mode)
 
 
 cdef void rows_backward(const Batch* batch, floating* da, floating* dstate, floating* dc, floating* dx,
                         ptrdiff_t dx_step, ptrdiff_t dx_row, ptrdiff_t D, const floating* dh, const ptrdiff_t* dh_at,
                         const floating* gates, const floating* h, const floating* c, const floating* Wh_transposed,
-                        const floating* Wx_transposed, floating* tiles, ptrdiff_t first,
+                        const floating* Wx_transposed, floating* tiles, floating* rounded, ptrdiff_t first,
                         ptrdiff_t stride) noexcept nogil:
     """Run all steps of rows first, first + stride, ... backward."""
     cdef ptrdiff_t t, rows
-    cdef ptrdiff_t ldg = batch.ldg, ldh = batch.ldh, H = batch.H, G = batch.G
+    cdef ptrdiff_t ldh = batch.ldh, H = batch.H, G = batch.G, lda = batch.ldg
+    cdef ptrdiff_t depth = depth_of(G, batch.bfloat16)
     cdef const floating* no_bias = NULL
-    cdef floating* da_step
+    cdef const floating* da_step
     cdef uint64_t mode = denormals_flush()
     for t in range(batch.T - 1, -1, -1):
         if batch.active[t] <= first:
             continue
         rows = (batch.active[t] - first + stride - 1) // stride
-        gates_backward(batch, da, dstate, dc, dh, dh_at, gates, h, c, t, first, stride)
-        da_step = da + (batch.offset[t] + first) * ldg
-        if dx == NULL:
-            kernels.gemm(dstate + first * ldh, stride * ldh, <const floating*> da_step, stride * ldg, 1, Wh_transposed,
-                         no_bias, rows, H, G, batch.cell.direct)
+        gates_backward(batch, da, dstate, dc, dh, dh_at, gates, h, c, rounded, t, first, stride)
+        da_step = da + (batch.offset[t] + first) * batch.ldg
+        if rounded != NULL:
+            da_step, lda = rounded + first * ld_rounded(G), ld_rounded(G)
+        if dx == NULL or rounded != NULL:
+            multiply_strided(dstate + first * ldh, stride * ldh, da_step, stride * lda, Wh_transposed, no_bias, rows,
+                             H, depth, batch.cell.direct, batch.bfloat16)
+            if dx != NULL:
+                multiply_strided(dx_of(batch, dx, dx_step, dx_row, t, first), stride * dx_row, da_step, stride * lda,
+                                 Wx_transposed, no_bias, rows, D, depth, False, batch.bfloat16)
             continue
         # pack the rows once for two products
-        pack_rows(tiles, matrix(da_step, stride * ldg), rows, G)
+        pack_rows(tiles, matrix(da_step, stride * lda), rows, G, False)
         multiply_rows(dstate + first * ldh, stride * ldh, <const floating*> tiles, Wh_transposed, no_bias, rows, H, G,
-                      batch.cell.direct)
+                      batch.cell.direct, False)
         multiply_rows(dx_of(batch, dx, dx_step, dx_row, t, first), stride * dx_row, <const floating*> tiles,
-                      Wx_transposed, no_bias, rows, D, G, False)
+                      Wx_transposed, no_bias, rows, D, G, False, False)
     denormals_restore(mode)
 
 
 cdef void gates_backward(const Batch* batch, floating* da, floating* dstate, floating* dc, const floating* dh,
                          const ptrdiff_t* dh_at, const floating* gates, const floating* h, const floating* c,
-                         ptrdiff_t t, ptrdiff_t first, ptrdiff_t stride) noexcept nogil:
+                         floating* rounded, ptrdiff_t t, ptrdiff_t first, ptrdiff_t stride) noexcept nogil:
     """Backward pass of the gates at step t, for rows first, first + stride, ..."""
     cdef ptrdiff_t ldg = batch.ldg, ldh = batch.ldh, r = first, token, previous
     cdef uint64_t mode = denormals_flush()
@@ -313,5 +363,7 @@ cdef void gates_backward(const Batch* batch, floating* da, floating* dstate, flo
         row_backward(batch.cell, da + token * ldg, dstate + r * ldh, dc + r * ldh, dh + dh_at[token],
                      gates + token * ldg, h + (batch.N + token) * ldh, c + (batch.N + token) * ldh, h + previous,
                      c + previous, batch.H)
+        if rounded != NULL:
+            round_row(rounded + r * ld_rounded(batch.G), <const floating*> da + token * ldg, batch.G)
         r += stride
     denormals_restore(mode)

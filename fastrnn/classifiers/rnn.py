@@ -143,6 +143,12 @@ class CaptioningRNN:
         ``W_embed (V, W)``, ``W_proj (D, H)``, ``b_proj (H,)``, ``Wx (W, kH)``, ``Wh (H, kH)``,
         ``b (kH,)``, ``W_vocab (H, V)``, ``b_vocab (V,)``, with k = 4 for the LSTM (gates i, f, o,
         g) and k = 1 for the RNN. Entries may be replaced or changed in place between calls.
+    precision : {'float32', 'bfloat16'}
+        What the operands of matrix products are rounded to, in `loss`, `word_log_probs`, `sample`
+        and `fastrnn.decoding`. ``'float32'`` (default) rounds nothing, whatever `dtype` is.
+        ``'bfloat16'`` is faster on processors with AVX512_BF16; it needs float32 parameters, and
+        converts features to float32. Only the projection of the features is not rounded. Weights,
+        sums and gradients stay float32.
     word_to_idx, idx_to_word : dict
         The vocabulary and its inverse.
     cell_type, dtype
@@ -181,6 +187,8 @@ class CaptioningRNN:
     >>> model.sample(features, max_length=5).shape
     (2, 5)
     """
+
+    precision = "float32"
 
     def __init__(
         self,
@@ -286,7 +294,7 @@ class CaptioningRNN:
             If another thread is using `workspace`.
         """
         features, captions = self._check_batch(features, captions)
-        given: dict[str, Any] = {}
+        given: dict[str, Any] = {"precision": self.precision}
         if weights is not None:
             given["weights"] = weights
         if regularisation is not None:
@@ -301,6 +309,7 @@ class CaptioningRNN:
                 given["inputs"] = _scheduled.mix(
                     self.params, features, captions, regularisation.scheduled_sampling,
                     stream_seed(regularisation.seed, MIX), self._null, self.cell_type,
+                    self.precision,
                 )  # fmt: skip
         if workspace is None:
             return _core.loss(self.params, features, captions, self._null, self.cell_type, **given)
@@ -343,7 +352,7 @@ class CaptioningRNN:
         features, captions = self._check_batch(features, captions)
         memory = None if workspace is None else workspace.memory
         return _core.word_log_probs(
-            self.params, features, captions, self._null, self.cell_type, memory
+            self.params, features, captions, self._null, self.cell_type, memory, self.precision
         )
 
     def sample(
@@ -389,8 +398,9 @@ class CaptioningRNN:
 
         end = self._end if stop_at_end else None
         return _greedy.decode(
-            self.params, features, self.cell_type, self._start, end, self._null, max_length
-        )
+            self.params, features, self.cell_type, self._start, end, self._null, max_length,
+            self.precision,
+        )  # fmt: skip
 
     def _check_batch(
         self, features: np.ndarray, captions: np.ndarray
@@ -416,6 +426,13 @@ class CaptioningRNN:
                 f"features has shape {features.shape}; expected (N, D) with D = {input_dim} as in "
                 "params['W_proj']"
             )
+        return self.fit_features(features)
+
+    def fit_features(self, features: np.ndarray) -> np.ndarray:
+        """Return features in the dtype that `precision` needs: float32 for bfloat16, else any."""
+        features = np.asarray(features)
+        if self.precision == "bfloat16" and features.dtype.kind in "biuf":
+            return features.astype(np.float32, copy=False)
         return features
 
     # -- files
@@ -476,13 +493,17 @@ class CaptioningRNN:
         -------
         dict of str to ndarray
             The entries of `params` (not copied), ``cell_type``, the vocabulary (``words`` and
-            ``word_ids``), and ``format``, the version of this format.
+            ``word_ids``), ``format``, the version of this format, and ``precision`` unless it is
+            ``'float32'``.
 
         Raises
         ------
         ValueError
-            If a word of the vocabulary cannot be stored as text.
+            If a word of the vocabulary cannot be stored as text, or `precision` is unknown.
+        TypeError
+            If `precision` is ``'bfloat16'`` and the parameters are float64.
         """
+        rounds = checks.is_bfloat16(self.precision, self.params["W_embed"].dtype)
         words = sorted(self.word_to_idx, key=self.word_to_idx.__getitem__)
         for word in words:
             # NumPy strips null characters from the end of strings.
@@ -494,6 +515,7 @@ class CaptioningRNN:
             "cell_type": np.array(self.cell_type),
             "words": np.array(words, dtype=np.str_),
             "word_ids": np.array([index(self.word_to_idx[word]) for word in words], np.int64),
+            **({"precision": np.array(self.precision)} if rounds else {}),
         }
 
     @classmethod
@@ -532,6 +554,11 @@ class CaptioningRNN:
                 dtype, cell = arrays["W_embed"].dtype, str(arrays["cell_type"])
                 if dtype not in (np.float32, np.float64) or cell not in CELL_GATES:
                     raise ValueError(f"its cell is {cell!r:.20}, of {dtype}")
+                precision = str(arrays.get("precision", "float32"))
+                if precision not in checks.PRECISIONS or (
+                    precision == "bfloat16" and dtype != np.float32
+                ):
+                    raise ValueError(f"its precision is {precision!r:.20}, of {dtype}")
                 input_dim, hidden_dim = arrays["W_proj"].shape
                 wordvec_dim = arrays["W_embed"].shape[1]
                 # Check the arrays before a model of these dimensions is allocated.
@@ -549,6 +576,7 @@ class CaptioningRNN:
         if model is None:
             raise ValueError(wrong)
         model.params.update({name: arrays[name] for name in model.params})
+        model.precision = precision
         return model
 
 

@@ -3,14 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .rnn_layers import (
-    lstm_backward,
-    lstm_forward,
-    lstm_step_forward,
-    rnn_backward,
-    rnn_forward,
-    rnn_step_forward,
-)
+from .gates import lstm_gates, lstm_gates_backward, rnn_gates, rnn_gates_backward
+from .rnn_layers import lstm_backward, lstm_forward, rnn_backward, rnn_forward
 
 
 class Cell(NamedTuple):
@@ -22,19 +16,13 @@ class Cell(NamedTuple):
     """Whole sequences: h, cache = forward(x, h0, Wx, Wh, b, lengths=lengths)."""
     backward: Callable[..., Any]
     """dx, dh0, dWx, dWh, db = backward(dh, cache)."""
-    step: Callable[..., Any]
-    """One time step without a cache: h, c = step(x, h, c, Wx, Wh, b)."""
-
-
-def _rnn_step(x, h, c, Wx, Wh, b):
-    return rnn_step_forward(x, h, Wx, Wh, b)[0], c
-
-
-def _lstm_step(x, h, c, Wx, Wh, b):
-    return lstm_step_forward(x, h, c, Wx, Wh, b)[:2]
+    apply_gates: Callable[..., Any]
+    """What follows the products of a step: h, c, kept = apply_gates(a, prev_h, prev_c)."""
+    gates_backward: Callable[..., Any]
+    """Gradients of the gates: da, dprev_h, dprev_c = gates_backward(dh, dc, kept)."""
 
 
 CELLS = {
-    "rnn": Cell(1, rnn_forward, rnn_backward, _rnn_step),
-    "lstm": Cell(4, lstm_forward, lstm_backward, _lstm_step),
+    "rnn": Cell(1, rnn_forward, rnn_backward, rnn_gates, rnn_gates_backward),
+    "lstm": Cell(4, lstm_forward, lstm_backward, lstm_gates, lstm_gates_backward),
 }

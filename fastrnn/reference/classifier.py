@@ -6,9 +6,9 @@ import numpy as np
 
 from .. import checks
 from ..words import END, NULL, START
-from . import random
+from . import bfloat16, random
 from .cells import CELLS
-from .decoding import mix
+from .decoding import initial_state, mix, step
 from .layers import affine_backward, affine_forward
 from .rnn_layers import (
     temporal_affine_backward,
@@ -51,6 +51,8 @@ class CaptioningRNN:
         ``W_embed`` (V, W), ``W_proj`` (D, H), ``b_proj`` (H,), ``Wx`` (W, kH), ``Wh`` (H, kH),
         ``b`` (kH,), ``W_vocab`` (H, V), ``b_vocab`` (V,), where k is 4 for the LSTM and 1 for the
         RNN, and V is the number of words. Entries may be changed in place or replaced.
+    precision : {'float32', 'bfloat16'}
+        ``'bfloat16'`` rounds the operands of matrix products (`fastrnn.reference.bfloat16`).
 
     Raises
     ------
@@ -81,6 +83,7 @@ class CaptioningRNN:
 
         self.cell_type = cell_type
         self.dtype: Any = dtype
+        self.precision = "float32"
         self.word_to_idx = word_to_idx
         self.idx_to_word: dict[int, str] = {index: word for word, index in word_to_idx.items()}
         self._null = word_to_idx[NULL]
@@ -165,7 +168,14 @@ class CaptioningRNN:
         if regularisation is not None and regularisation.scheduled_sampling:
             seed = random.stream_seed(regularisation.seed, random.MIX)
             share = regularisation.scheduled_sampling
-            captions_in = mix(p, features, captions, share, seed, self._null, self.cell_type)
+            captions_in = mix(
+                p, features, captions, share, seed, self._null, self.cell_type, self.precision
+            )
+
+        if checks.is_bfloat16(self.precision, features.dtype):
+            return self._rounded_loss(
+                features, captions_in, captions_out, mask, lengths, regularisation
+            )
 
         h0, project_cache = affine_forward(features, p["W_proj"], p["b_proj"])
         words, embed_cache = word_embedding_forward(captions_in, p["W_embed"])
@@ -185,6 +195,48 @@ class CaptioningRNN:
         dh = _masked(dh, read_mask)
         dwords, dh0, grads["Wx"], grads["Wh"], grads["b"] = cell.backward(dh, cell_cache)
         grads["W_embed"] = word_embedding_backward(_masked(dwords, embed_mask), embed_cache)
+        _, grads["W_proj"], grads["b_proj"] = affine_backward(dh0, project_cache)
+        return loss, grads
+
+    def _rounded_loss(
+        self, features: np.ndarray, captions_in: np.ndarray, captions_out: np.ndarray,
+        mask: np.ndarray, lengths: np.ndarray, regularisation: Any,
+    ) -> tuple[np.float64, dict[str, np.ndarray]]:  # fmt: skip
+        """Compute the loss and its gradients in bfloat16.
+
+        Each word is multiplied by Wx once, so the gradients of its products are added up before
+        they are rounded. With dropout, each token has its own word vector.
+        """
+        p, cell = self.params, CELLS[self.cell_type]
+        forward, backward = bfloat16.affine_forward, bfloat16.affine_backward
+        h0, project_cache = affine_forward(features, p["W_proj"], p["b_proj"])
+        words, embed_cache = word_embedding_forward(captions_in, p["W_embed"])
+        embed_mask, vocab_mask = self._dropout_masks(captions_in.shape, words, h0, regularisation)
+        read_mask = vocab_mask * (mask != 0)[..., None]
+        if embed_mask.ndim:
+            inputs, input_cache = forward(_masked(words, embed_mask), p["Wx"], p["b"])
+        else:
+            products, input_cache = forward(p["W_embed"], p["Wx"], p["b"])
+            inputs = products[captions_in]
+        h, cell_cache = bfloat16.sequence_forward(cell.apply_gates, inputs, h0, p["Wh"], lengths)
+        scores, vocab_cache = forward(_masked(h, read_mask), p["W_vocab"], p["b_vocab"])
+        loss, dscores = temporal_softmax_loss(scores, captions_out, mask)
+        if regularisation is not None and regularisation.label_smoothing:
+            smoothing = regularisation.label_smoothing
+            loss, dscores = _smoothed(loss, dscores, scores, captions_out, mask, smoothing)
+
+        grads = {}
+        dh, grads["W_vocab"], grads["b_vocab"] = backward(dscores, vocab_cache)
+        dh = _masked(dh, read_mask)
+        dinputs, dh0, grads["Wh"], grads["b"] = bfloat16.sequence_backward(
+            cell.gates_backward, dh, cell_cache
+        )
+        if embed_mask.ndim:
+            dwords, grads["Wx"], _ = backward(dinputs, input_cache)
+            grads["W_embed"] = word_embedding_backward(_masked(dwords, embed_mask), embed_cache)
+        else:
+            dproducts = word_embedding_backward(dinputs, (captions_in, products))
+            grads["W_embed"], grads["Wx"], _ = backward(dproducts, input_cache)
         _, grads["W_proj"], grads["b_proj"] = affine_backward(dh0, project_cache)
         return loss, grads
 
@@ -272,15 +324,12 @@ class CaptioningRNN:
         (features,) = checks.as_floats(features=features)
         N = checks.match_shapes({"D": len(p["W_proj"])}, features=(features, "N D"))["N"]
 
-        step = CELLS[self.cell_type].step
-        h, _ = affine_forward(features, p["W_proj"], p["b_proj"])
-        c = np.zeros_like(h)
+        h, c = initial_state(p, features)
         word = np.full(N, self._start)
         captions = np.full((N, max_length), self._null, dtype=np.int32)
         running = np.ones(N, dtype=bool)
         for t in range(max_length):
-            h, c = step(p["W_embed"][word], h, c, p["Wx"], p["Wh"], p["b"])
-            scores, _ = affine_forward(h, p["W_vocab"], p["b_vocab"])
+            scores, (h, c) = step(p, word, (h, c), self.cell_type, self.precision)
             word = scores.argmax(axis=1)
             captions[running, t] = word[running]
             if stop_at_end:

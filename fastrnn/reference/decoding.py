@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..checks import is_bfloat16
 from ..seeds import draw_seed
 from ..words import END, START
-from . import random
+from . import bfloat16, random
 from .cells import CELLS
 
 __all__ = [
@@ -54,6 +55,11 @@ class Hypothesis(NamedTuple):
         return sum(self.word_log_probs)
 
 
+def _multiply(a: np.ndarray, b: np.ndarray, precision: str) -> np.ndarray:
+    """Return the product of two matrices."""
+    return bfloat16.multiply(a, b) if is_bfloat16(precision, b.dtype) else a @ b
+
+
 def initial_state(params: Params, features: np.ndarray) -> State:
     """Return the initial state, h and c (N, H), for image features (N, D)."""
     h = features @ params["W_proj"] + params["b_proj"]
@@ -61,12 +67,13 @@ def initial_state(params: Params, features: np.ndarray) -> State:
 
 
 def step(
-    params: Params, words: np.ndarray, state: State, cell_type: str
+    params: Params, words: np.ndarray, state: State, cell_type: str, precision: str = "float32"
 ) -> tuple[np.ndarray, State]:
     """Feed in words (N,); return the scores of the next words (N, V) and the new state."""
-    weights = (params[name] for name in ("Wx", "Wh", "b"))
-    h, c = CELLS[cell_type].step(params["W_embed"][words], *state, *weights)
-    return h @ params["W_vocab"] + params["b_vocab"], (h, c)
+    cell, x, (h, c) = CELLS[cell_type], params["W_embed"][words], state
+    a = _multiply(x, params["Wx"], precision) + _multiply(h, params["Wh"], precision) + params["b"]
+    h, c, _ = cell.apply_gates(a, h, c)
+    return _multiply(h, params["W_vocab"], precision) + params["b_vocab"], (h, c)
 
 
 def log_softmax(scores: np.ndarray) -> np.ndarray:
@@ -115,7 +122,13 @@ def followers(
         h and c after the last word of the hypothesis is fed in.
     """
     word = hypothesis.words[-1] if hypothesis.words else model.word_to_idx[START]
-    (scores,), state = step(model.params, np.array([word]), hypothesis.state, model.cell_type)
+    (scores,), state = step(
+        model.params,
+        np.array([word]),
+        hypothesis.state,
+        model.cell_type,
+        model.precision,
+    )
     log_probs = log_softmax(scores)
     banned = {model.word_to_idx[word] for word in suppress}
     if len(hypothesis.words) < min_length:
@@ -299,6 +312,7 @@ def mix(
     seed: int,
     null: int,
     cell_type: str,
+    precision: str = "float32",
 ) -> np.ndarray:
     """Return the input words for scheduled sampling: captions with some words drawn by the model.
 
@@ -325,6 +339,8 @@ def mix(
         Id of ``<NULL>``.
     cell_type : {'rnn', 'lstm'}
         The recurrent cell.
+    precision : {'float32', 'bfloat16'}, optional
+        ``'bfloat16'`` rounds the operands of all matrix products.
 
     Returns
     -------
@@ -342,7 +358,7 @@ def mix(
         length = words[-1] + 1 if words.size else 0
         state = initial_state(params, features[n : n + 1])
         for t in range(length - 1):
-            scores, state = step(params, inputs[n : n + 1, t], state, cell_type)
+            scores, state = step(params, inputs[n : n + 1, t], state, cell_type, precision)
             coin, place = random.uniform(seed, [n], [t + 1], 2)[0]
             weights = np.exp(scores[0] - scores.max())
             if coin < probability and np.isfinite(weights.sum()):

@@ -21,6 +21,9 @@ from typing import Any
 import numpy as np
 
 from .. import checks as _checks
+from . import bfloat16 as _bfloat16
+from . import gates as _gates
+from .gates import sigmoid
 from .layers import affine_backward, affine_forward
 
 __all__ = [
@@ -42,31 +45,6 @@ __all__ = [
     "word_embedding_backward",
     "word_embedding_forward",
 ]
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """Logistic sigmoid ``1 / (1 + exp(-x))``, computed without overflow for any `x`.
-
-    Parameters
-    ----------
-    x : array_like, any shape
-        Input.
-
-    Returns
-    -------
-    ndarray, shape of `x`
-        Values in [0, 1]; NaN stays NaN.
-
-    Raises
-    ------
-    TypeError
-        If the dtype of `x` is neither float32 nor float64 nor an integer dtype.
-    """
-    (x,) = _checks.as_floats(x=x)
-    with np.errstate(under="ignore"):
-        z = np.exp(-np.abs(x))
-        one = np.ones_like(z)  # in NumPy 1.26, 1 + z of a single float32 would be float64
-        return np.where(x < 0, z, one) / (one + z)
 
 
 def rnn_step_forward(
@@ -102,9 +80,8 @@ def rnn_step_forward(
         If the shapes do not match.
     """
     x, prev_h, Wx, Wh, b = _checks.cell_step_forward(1, x, (prev_h,), Wx, Wh, b)
-    next_h = np.tanh(x @ Wx + prev_h @ Wh + b)
-    # The cache holds a copy, so that the caller may change the returned state in place.
-    return next_h, (x, prev_h, Wx, Wh, next_h.copy())
+    next_h, _, kept = _gates.rnn_gates(x @ Wx + prev_h @ Wh + b, prev_h, prev_h)
+    return next_h, (x, prev_h, Wx, Wh, *kept)
 
 
 def rnn_step_backward(
@@ -144,7 +121,7 @@ def rnn_step_backward(
     N, H = next_h.shape
     _checks.match_shapes({"N": N, "H": H}, dnext_h=(dnext_h, "N H"))
 
-    da = dnext_h * (1 - next_h * next_h)  # tanh' = 1 - tanh^2
+    da, _, _ = _gates.rnn_gates_backward(dnext_h, dnext_h, (next_h,))
     return da @ Wx.T, da @ Wh.T, x.T @ da, prev_h.T @ da, da.sum(axis=0)
 
 
@@ -156,6 +133,7 @@ def rnn_forward(
     b: np.ndarray,
     *,
     lengths: np.ndarray | None = None,
+    precision: str = "float32",
 ) -> tuple[np.ndarray, tuple[Any, ...]]:
     """Run a vanilla RNN over whole sequences: T steps of `rnn_step_forward`.
 
@@ -173,6 +151,9 @@ def rnn_forward(
         Biases.
     lengths : ndarray of int, shape (N,), optional
         Number of steps in each row, 0..T. By default, every row has T steps.
+    precision : {'float32', 'bfloat16'}, optional
+        ``'bfloat16'`` rounds the operands of all matrix products, here and in the gradients; the
+        arguments must be float32. By default, nothing is rounded.
 
     Returns
     -------
@@ -191,6 +172,8 @@ def rnn_forward(
     x, h0, Wx, Wh, b = _checks.cell_forward(1, x, h0, Wx, Wh, b)
     (N, T, _), H = x.shape, h0.shape[1]
     lengths = _checks.as_lengths(lengths, N, T)
+    if _checks.is_bfloat16(precision, x.dtype):
+        return _rounded_forward(_gates.rnn_gates, x, h0, Wx, Wh, b, lengths)
 
     h = np.zeros((N, T, H), dtype=x.dtype)
     state = h0.copy()
@@ -236,6 +219,8 @@ def rnn_backward(
     ValueError
         If `dh` does not have the shape of the hidden states.
     """
+    if len(cache) == 2:
+        return _rounded_backward(_gates.rnn_gates_backward, dh, cache)
     steps, (N, T, D), Wx, Wh = cache
     H = Wh.shape[0]
     dh, Wx, Wh = _checks.as_floats(dh=dh, Wx=Wx, Wh=Wh)
@@ -254,6 +239,30 @@ def rnn_backward(
         dWh += dWh_t
         db += db_t
     return dx, dstate, dWx, dWh, db
+
+
+def _rounded_forward(
+    gates: Any, x: np.ndarray, h0: np.ndarray, Wx: np.ndarray, Wh: np.ndarray, b: np.ndarray,
+    lengths: np.ndarray,
+) -> tuple[np.ndarray, tuple[Any, ...]]:  # fmt: skip
+    """Run a cell over whole sequences in bfloat16."""
+    inputs, input_cache = _bfloat16.affine_forward(x, Wx, b)
+    h, sequence_cache = _bfloat16.sequence_forward(gates, inputs, h0, Wh, lengths)
+    return h, (input_cache, sequence_cache)
+
+
+def _rounded_backward(
+    gates_backward: Any, dh: np.ndarray, cache: tuple[Any, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients of `_rounded_forward`: dx, dh0, dWx, dWh, db."""
+    input_cache, sequence_cache = cache
+    (N, T, _), H = sequence_cache[1], len(sequence_cache[2])
+    (dh,) = _checks.as_floats(dh=dh)
+    _checks.is_bfloat16("bfloat16", dh.dtype)
+    _checks.match_shapes({"N": N, "T": T, "H": H}, dh=(dh, "N T H"))
+    dinputs, dh0, dWh, db = _bfloat16.sequence_backward(gates_backward, dh, sequence_cache)
+    dx, dWx, _ = _bfloat16.affine_backward(dinputs, input_cache)
+    return dx, dh0, dWx, dWh, db
 
 
 def word_embedding_forward(x: np.ndarray, W: np.ndarray) -> tuple[np.ndarray, tuple[Any, ...]]:
@@ -366,12 +375,8 @@ def lstm_step_forward(
         If the shapes do not match.
     """
     x, prev_h, prev_c, Wx, Wh, b = _checks.cell_step_forward(4, x, (prev_h, prev_c), Wx, Wh, b)
-    a_i, a_f, a_o, a_g = np.split(x @ Wx + prev_h @ Wh + b, 4, axis=1)
-    i, f, o, g = sigmoid(a_i), sigmoid(a_f), sigmoid(a_o), np.tanh(a_g)
-    next_c = f * prev_c + i * g
-    tanh_c = np.tanh(next_c)
-    next_h = o * tanh_c
-    return next_h, next_c, (x, prev_h, prev_c, Wx, Wh, i, f, o, g, tanh_c)
+    next_h, next_c, kept = _gates.lstm_gates(x @ Wx + prev_h @ Wh + b, prev_h, prev_c)
+    return next_h, next_c, (x, prev_h, Wx, Wh, *kept)
 
 
 def lstm_step_backward(
@@ -411,18 +416,13 @@ def lstm_step_backward(
     ValueError
         If `dnext_h` or `dnext_c` does not have the shape of the states.
     """
-    x, prev_h, prev_c, Wx, Wh, i, f, o, g, tanh_c = cache
+    x, prev_h, Wx, Wh, *kept, tanh_c = cache
     dnext_h, dnext_c, tanh_c = _checks.as_floats(dnext_h=dnext_h, dnext_c=dnext_c, tanh_c=tanh_c)
     N, H = tanh_c.shape
     _checks.match_shapes({"N": N, "H": H}, dnext_h=(dnext_h, "N H"), dnext_c=(dnext_c, "N H"))
 
-    dc = dnext_c + dnext_h * o * (1 - tanh_c * tanh_c)
-    da_i = dc * g * i * (1 - i)  # sigmoid' = sigmoid (1 - sigmoid)
-    da_f = dc * prev_c * f * (1 - f)
-    da_o = dnext_h * tanh_c * o * (1 - o)
-    da_g = dc * i * (1 - g * g)
-    da = np.concatenate((da_i, da_f, da_o, da_g), axis=1)
-    return da @ Wx.T, da @ Wh.T, dc * f, x.T @ da, prev_h.T @ da, da.sum(axis=0)
+    da, _, dprev_c = _gates.lstm_gates_backward(dnext_h, dnext_c, (*kept, tanh_c))
+    return da @ Wx.T, da @ Wh.T, dprev_c, x.T @ da, prev_h.T @ da, da.sum(axis=0)
 
 
 def lstm_forward(
@@ -433,6 +433,7 @@ def lstm_forward(
     b: np.ndarray,
     *,
     lengths: np.ndarray | None = None,
+    precision: str = "float32",
 ) -> tuple[np.ndarray, tuple[Any, ...]]:
     """Run an LSTM over whole sequences: T steps of `lstm_step_forward`, from a zero cell state.
 
@@ -450,6 +451,9 @@ def lstm_forward(
         Biases; blocks i, f, o, g.
     lengths : ndarray of int, shape (N,), optional
         Number of steps in each row, 0..T. By default, every row has T steps.
+    precision : {'float32', 'bfloat16'}, optional
+        ``'bfloat16'`` rounds the operands of all matrix products, here and in the gradients; the
+        arguments must be float32. By default, nothing is rounded.
 
     Returns
     -------
@@ -468,6 +472,8 @@ def lstm_forward(
     x, h0, Wx, Wh, b = _checks.cell_forward(4, x, h0, Wx, Wh, b)
     (N, T, _), H = x.shape, h0.shape[1]
     lengths = _checks.as_lengths(lengths, N, T)
+    if _checks.is_bfloat16(precision, x.dtype):
+        return _rounded_forward(_gates.lstm_gates, x, h0, Wx, Wh, b, lengths)
 
     h = np.zeros((N, T, H), dtype=x.dtype)
     state, cell = h0.copy(), np.zeros_like(h0)
@@ -515,6 +521,8 @@ def lstm_backward(
     ValueError
         If `dh` does not have the shape of the hidden states.
     """
+    if len(cache) == 2:
+        return _rounded_backward(_gates.lstm_gates_backward, dh, cache)
     steps, (N, T, D), Wx, Wh = cache
     H = Wh.shape[0]
     dh, Wx, Wh = _checks.as_floats(dh=dh, Wx=Wx, Wh=Wh)

@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import checks
 from .._core.runtime import CELL_GATES
-from ..checks import ArgumentError
+from ..checks import PRECISIONS, ArgumentError
 
 SCHEDULES = ("constant", "step", "exponential", "cosine")
 """Ways in which the learning rate changes."""
@@ -403,6 +403,13 @@ class TrainConfig:
         "to 0 before the restart, too. In the `reward_epochs` it is their rate that restarts. "
         "`Trainer.resume` sets it if it is called with ``restart_schedule=True``.",
         at_least=0,
+    )
+    precision: str = option(
+        "float32",
+        "what the operands of matrix products are rounded to",
+        "'bfloat16' is faster on processors with AVX512_BF16. Weights and Adam's moments stay "
+        "float32. The model that is saved decodes in the same precision.",
+        choices=PRECISIONS,
     )
 
     def __post_init__(self) -> None:

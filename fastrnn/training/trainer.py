@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import runs
+from .. import checks, runs
 from .._core import runtime
 from ..checkpoint import Checkpoint, describe_mismatch, read_newest_checkpoint
 from ..classifiers.rnn import CaptioningRNN, CaptioningWorkspace
@@ -107,7 +107,7 @@ class Trainer:
     Parameters
     ----------
     model : CaptioningRNN
-        Its ``params`` are changed in place.
+        Its ``params`` are changed in place, and its `precision` is set to that of `config`.
     data : mapping
         As `fastrnn.coco_utils.load_coco_data` returns it. If it has ``val_references``, a list of
         captions for each validation image, generated captions are compared with these instead of
@@ -160,6 +160,8 @@ class Trainer:
     ValueError
         There is nothing to train on; data and model differ in their vocabulary or in the number of
         features; or the run directory contains a run already.
+    TypeError
+        The precision is ``'bfloat16'`` and the model is float64.
 
     Notes
     -----
@@ -226,6 +228,8 @@ class Trainer:
         mismatch = describe_mismatch(model, data)
         if mismatch:
             raise ValueError(mismatch)
+        checks.is_bfloat16(self.config.precision, model.params["W_embed"].dtype)
+        model.precision = self.config.precision
         if run is not None and runs.checkpoint_steps(run):
             raise ValueError(
                 f"run is {run}, which has checkpoints; expected a new directory, or use "
