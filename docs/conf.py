@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -11,12 +10,12 @@ import fastrnn
 
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS / "extensions"))
-shutil.rmtree(DOCS / "notebooks", ignore_errors=True)
-shutil.copytree(
-    DOCS.parent / "examples",
-    DOCS / "notebooks",
-    ignore=lambda _, names: [n for n in names if not n.endswith(".ipynb")],
-)
+from copies import copy_markdown, copy_notebooks  # noqa: E402
+
+repository = os.environ.get("GITHUB_REPOSITORY", "")
+"""OWNER/NAME where the pages are published from; without it, they do not link to the sources."""
+copy_notebooks(DOCS.parent, DOCS)
+copy_markdown(DOCS.parent, DOCS, repository)
 
 project = "fastrnn"
 author = "The fastrnn developers"
@@ -71,14 +70,17 @@ html_copy_source = False
 html_show_sourcelink = False
 copybutton_prompt_text = r"\$ |>>> |\.\.\. "
 copybutton_prompt_is_regexp = True
-repository = os.environ.get("GITHUB_REPOSITORY", "")
-"""OWNER/NAME where the pages are published from; without it, they do not link to the sources."""
 html_sidebars = {
     name: []  # these pages have none below them
-    for name in ("index", *(path.stem for path in DOCS.glob("*.rst") if path.stem != "notebooks"))
+    for name in (
+        "index",
+        *(path.stem for path in DOCS.glob("*.[rm][sd]*") if path.stem != "notebooks"),
+    )
 }
 html_theme_options = {
     "header_links_before_dropdown": 5,
+    "navbar_align": "left",
+    "navbar_persistent": ["search-button"],
     "navigation_with_keys": False,
     "show_prev_next": True,
     "secondary_sidebar_items": ["page-toc"],

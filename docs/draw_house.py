@@ -113,7 +113,7 @@ def arrange(floors: list[list[str]], graph: Graph) -> list[list[str]]:
     place = {part: (i + 0.5) / len(row) for row in floors for i, part in enumerate(row)}
 
     def middle(part: str, neighbours: Iterable[str]) -> float:
-        near = [place[other] for other in neighbours]
+        near = [place[other] for other in sorted(neighbours)]  # a sum depends on its order
         return sum(near) / len(near) if near else place[part]
 
     for _ in range(20):
@@ -123,7 +123,7 @@ def arrange(floors: list[list[str]], graph: Graph) -> list[list[str]]:
     return floors
 
 
-WIDTH, BOX, FLOOR = 740, 30, 74
+NARROWEST, BOX, FLOOR, GAP = 740, 30, 74, 10
 STYLE = """
 text { font: 14px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; fill: #1f2933;
   text-anchor: middle; }
@@ -145,16 +145,17 @@ def draw(graph: Graph) -> str:
     arrows = shortened(graph)
     floors = arrange(floors_of(graph), arrows)
     height = FLOOR * len(floors) - FLOOR + BOX + 20
+    width = max(NARROWEST, *(sum(map(width_of, row)) + GAP * (len(row) + 1) for row in floors))
     at: dict[str, tuple[float, float]] = {}
     for k, row in enumerate(floors):
-        gap = (WIDTH - sum(map(width_of, row))) / (len(row) + 1)
+        gap = (width - sum(map(width_of, row))) / (len(row) + 1)
         x = gap
         for part in row:
             at[part] = (x + width_of(part) / 2, height - 10 - BOX / 2 - k * FLOOR)
             x += width_of(part) + gap
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
-        f'width="{WIDTH}" height="{height}">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height}" '
+        f'width="{width:.0f}" height="{height}">',
         "<title>Which part of fastrnn imports which</title>",
         f"<style>{STYLE}</style>",
         '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '

@@ -161,7 +161,9 @@ def adam(
     return w - learning_rate * m_unbiased / (np.sqrt(v_unbiased) + epsilon), config
 
 
-updater = SimpleNamespace(sgd=sgd, sgd_momentum=sgd_momentum, rmsprop=rmsprop, adam=adam)
+updater: SimpleNamespace = SimpleNamespace(
+    sgd=sgd, sgd_momentum=sgd_momentum, rmsprop=rmsprop, adam=adam
+)
 """The update rules by name; each is that of `fastrnn.optim`."""
 
 

@@ -509,6 +509,7 @@ def measure(
     Parameters
     ----------
     model : CaptioningRNN
+        The model.
     data : mapping
         As `fastrnn.coco_utils.load_coco_data` returns it.
     split : {'val', 'train', 'test'}, optional

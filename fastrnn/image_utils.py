@@ -174,7 +174,8 @@ def image_from_url(url: str | os.PathLike[str]) -> np.ndarray | None:
     url : str or path
         ``http:``, ``https:``, ``ftp:``, ``file:`` or ``data:`` URL, or the path of a local file. A
         file that is not there is looked for in the data directory that
-        `fastrnn.coco_utils.load_coco_data` read last, and in the folder of images that it names.
+        `fastrnn.coco_utils.load_coco_data` or `fastrnn.training.read_training_data` read last, and
+        in the folder of images that it names.
         An element of the ``urls`` of a data set, which is a ``numpy.str_``, is looked for only
         there, if a data set was loaded: unless it is an absolute path, it cannot name another file.
 

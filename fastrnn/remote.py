@@ -51,7 +51,8 @@ class RemoteError(OSError):
     """
 
     def __init__(self, url: str, problem: str, allowed_by: str | None = None) -> None:
-        self.about, self.allowed_by = f"{_shown(url)}: {problem}", allowed_by
+        self.about: str = f"{_shown(url)}: {problem}"
+        self.allowed_by: str | None = allowed_by
         super().__init__(self.about + ("" if allowed_by is None else f", or {allowed_by}"))
 
 

@@ -91,6 +91,11 @@ class RunLock:
                 self.release()
                 raise
 
+    @property
+    def times(self) -> int:
+        """How many times this process has acquired it, and not released it."""
+        return self._lock.lock_counter if self._process == os.getpid() else 0
+
     def release(self) -> None:
         """Undo one `acquire`."""
         if self._process != os.getpid() or not self._lock.is_locked:

@@ -146,6 +146,19 @@ def test_bash_completes_the_values_of_options(bash):
     assert set(bash.all_of("fastrnn completion ")) == {"bash", "zsh", "fish"}
 
 
+def test_bash_completes_values_after_an_equals_sign(bash):
+    assert bash.line("fastrnn train --cell=l\t") == "fastrnn train --cell=lstm "
+    assert bash.line("fastrnn train --cell=" + ALL) == "fastrnn train --cell=lstm rnn "
+    assert bash.line("fastrnn train --data=ru\t") == "fastrnn train --data=runs/"
+    assert bash.line("fastrnn train --epochs=3 --hidden\t") == (
+        "fastrnn train --epochs=3 --hidden-dim "
+    )
+    assert bash.line("fastrnn train --cell=rnn --data ru\t") == (
+        "fastrnn train --cell=rnn --data runs/"
+    )
+    assert bash.line("fastrnn caption --beam=2 ru\t") == "fastrnn caption --beam=2 runs/"
+
+
 def test_bash_completes_directories_and_files(bash):
     assert set(bash.all_of("fastrnn train --data ")) == {"data", "data\\ sets", "runs"}
     assert bash.line("fastrnn evaluate ru\t") == "fastrnn evaluate runs/"
@@ -216,8 +229,8 @@ def test_fish_completes(script: Callable[[str], str], place: Path):
 def test_every_argument_that_is_a_path_is_known_as_one():
     """A new metavar has to be a path's or to be named here."""
     others = {
-        "ADDRESS", "HEX", "LEVELS", "MB", "N", "NAME", "N|WORD", "R,G,B", "SECONDS", "TEXT", "URL",
-        "WORD", "X",
+        "ADDRESS", "HEX", "LEVELS", "MB", "N", "NAME", "N|WORD", "PERCENT", "R,G,B", "SECONDS",
+        "TEXT", "URL", "WORD", "X",
     }  # fmt: skip
     found = {
         action.metavar.partition(".")[0]

@@ -176,3 +176,6 @@ def test_a_file_with_resume(capsys):
     assert read_settings("r")["epochs"] == 2
     line = refused(capsys, "train", "--resume", "r", "--config", write("lr = 0.5"))
     assert line == ("fastrnn: error: f.toml: lr cannot be given with --resume; the run has 0.001\n")
+    text = "restart-schedule = true"
+    line = refused(capsys, "train", "--resume", "r", "--config", write(text))
+    assert line.startswith("fastrnn: error: f.toml: restart-schedule needs more epochs")

@@ -377,7 +377,7 @@ def test_resume_while_scenes_were_drawn(tmp_path: Path, monkeypatch, capsys):
         (["--hidden-dim", 9], "--hidden-dim cannot be given with --resume; the run has 8"),
         (["--epochs", 1], "--epochs is 1; the run has done 2"),
         (["--epochs", 3], "--epochs is 3, was 2: the learning rate, which falls to 0 along a cos"),
-        (["--restart-schedule"], "restart_schedule needs more epochs: the run has done 2 of 2"),
+        (["--restart-schedule"], "--restart-schedule needs more epochs: the run has done 2 of 2"),
         (["--restart-epoch", 1], "--restart-epoch cannot be given with --resume; the run has 0"),
     ],
 )

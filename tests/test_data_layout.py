@@ -93,6 +93,28 @@ def test_data_remember_where_they_were_read_from(layout, monkeypatch):
     assert read_captioning_directory(base_dir).raw_features is False
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data.update(train_captions=data["train_captions"][:3]) or data,
+        lambda data: data.__setitem__("train_captions", data["train_captions"][:3]) or data,
+        lambda data: data.pop("val_urls") is None or data,
+    ],
+)
+def test_other_captions_are_of_the_same_directory(layout, change):
+    base_dir, _ = layout
+    assert change(read_captioning_directory(base_dir)).directory == base_dir
+
+
+def test_other_features_are_of_no_directory(layout):
+    base_dir, _ = layout
+    for split in ("train", "val"):
+        data = read_captioning_directory(base_dir)
+        data[f"{split}_features"] -= 1
+        assert data.directory is None
+        assert again(data).directory is None
+
+
 def again(data: dict) -> dict:
     return pickle.loads(pickle.dumps(data))
 

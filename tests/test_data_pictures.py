@@ -18,6 +18,7 @@ from fastrnn.coco_utils import load_coco_data, sample_coco_minibatch
 from fastrnn.data import pictures
 from fastrnn.data.pictures import find_picture, folder_of_images
 from fastrnn.image_utils import image_from_url
+from fastrnn.training import read_training_data
 from fastrnn.vision.source import FeatureSource
 
 
@@ -127,6 +128,11 @@ def test_urls_of_a_data_set_that_was_loaded(data_dir):
     _, _, urls = sample_coco_minibatch(data, batch_size=4, split="val")
     assert [level_of(url) for url in urls] == [10 + int(re.findall(r"\d+", u)[0]) for u in urls]
     assert level_of(str(urls[0])) == level_of(urls[0])
+
+
+def test_data_that_were_read_for_training_count_as_loaded(data_dir):
+    data = read_training_data(data_dir)
+    assert [level_of(url) for url in data["val_urls"][:3]] == [10, 11, 12]
 
 
 def test_the_book_loads_and_looks_in_the_same_way(data_dir, monkeypatch):

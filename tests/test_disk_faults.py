@@ -124,7 +124,7 @@ def check_goes_on(run: Path, data: dict, wanted: dict[str, np.ndarray]) -> None:
     check_equal(trainer.model.params, wanted)
     check_finished(run, wanted)
     assert {path.name for path in run.iterdir()} == {
-        "settings.json", "history.jsonl", "model.npz", "checkpoints",
+        "settings.json", "history.jsonl", "metrics.json", "model.npz", "checkpoints",
     }  # fmt: skip
 
 

@@ -22,6 +22,12 @@ def test_the_drawing_of_the_house_is_that_of_the_imports():
     assert draw_house.PICTURE.read_text(encoding="utf-8") == drawn
 
 
+def test_every_part_of_the_house_is_explained():
+    page = (DOCS / "changing_the_code.rst").read_text(encoding="utf-8")
+    parts = draw_house.read_graph(ROOT / "fastrnn").keys() - {draw_house.KERNELS, "_core"}
+    assert not [part for part in sorted(parts) if f"``{part}``" not in page]
+
+
 def test_imports_are_read_from_the_source(tmp_path):
     package = tmp_path / "fastrnn"
     (package / "_core").mkdir(parents=True)

@@ -172,7 +172,7 @@ def test_unigrams_without_any_package(monkeypatch: pytest.MonkeyPatch):
         lambda: BLEU_score("a", "a"),
         lambda: metrics.meteor(["a"], [["a"]]),
     ):
-        with pytest.raises(ImportError, match=r"needs NLTK: pip install \"fastrnn\[eval\]\""):
+        with pytest.raises(ImportError, match=re.escape(f"needs NLTK: {install_command('eval')}")):
             call()
 
 

@@ -99,7 +99,7 @@ def test_where_rewards_begin_is_said_and_what_they_maximise_is_drawn(drawn):
     assert cider.lines[0].get_xydata().tolist() == [[2.5, 40.0], [3.0, 50.0]]
     assert cider.lines[1].get_xydata()[:, 1].tolist() == [25.0, 37.5, 40.0]
     assert [text.get_text() for text in loss.texts] == [
-        "reward epochs: CIDEr is trained, not the loss"
+        "reward epochs: CIDEr is trained, not the loss →"
     ]
     assert loss.texts[0].xy[0] == 2.0
     assert loss.lines[0].get_xydata()[-1].tolist() == [2.0, 1.25]

@@ -285,7 +285,8 @@ def test_run_that_is_in_use(data, tmp_path, capsys, how):
     assert f"{run} is in use by process {process.pid} on " in said
     after = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and ".lock" not in p.name}
     assert after == before
-    assert cli.main(["train", "--resume", str(run), "--epochs", "2", "--no-report"]) == 0
+    more = ["--epochs", "2", "--restart-schedule", "--no-report"]
+    assert cli.main(["train", "--resume", str(run), *more]) == 0
 
 
 def test_of_two_command_lines_one_trains(data, tmp_path):

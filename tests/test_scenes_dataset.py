@@ -5,6 +5,7 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from fastrnn.coco_utils import decode_captions
 from fastrnn.data.layout import read_captioning_directory
@@ -57,6 +58,20 @@ def test_a_picture_from_disk_has_the_features_of_the_data_set(directory):
     images = np.stack([np.asarray(Image.open(directory / url)) for url in data["val_urls"]])
     found = features_of(images, PCA.load(directory / "pca.npz"))
     np.testing.assert_allclose(found, data["val_features"], rtol=1e-3, atol=1e-3)
+
+
+def test_pictures_of_the_training_set_are_written_if_asked_for(directory, tmp_path):
+    assert not [*directory.glob("images/train*")]
+    write_scenes(tmp_path, num_train=60, num_val=20, seed=3, size=24, pictures=("train", "val"))
+    data = read_captioning_directory(tmp_path)
+    pca = PCA.load(tmp_path / "pca.npz")
+    for split, count in (("train", 60), ("val", 20)):
+        urls = data[f"{split}_urls"]
+        assert len(urls) == count == len([*tmp_path.glob(f"images/{split}*.png")])
+        pictures = np.stack([np.asarray(Image.open(tmp_path / url)) for url in urls])
+        np.testing.assert_allclose(
+            features_of(pictures, pca), data[f"{split}_features"], rtol=1e-4, atol=1e-4
+        )
 
 
 def test_threads_do_not_change_the_data(directory, tmp_path):

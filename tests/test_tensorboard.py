@@ -134,7 +134,7 @@ def test_command(tmp_path: Path, capsys):
     assert [step for step, _ in scalars["loss/validation"]] == [4]
     assert len(texts) == 1
     # A resumed run goes on in the same place, and one that is replaced leaves nothing there.
-    scalars, _ = train("--resume", out, "--epochs", 3)
+    scalars, _ = train("--resume", out, "--epochs", 3, "--restart-schedule")
     assert [step for step, _ in scalars["loss/validation"]] == [4, 8, 12]
     again = ["--data", tmp_path / "data", "--out", out, "--epochs", 2, "--force", *small]
     scalars, _ = train(*again)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import pickle
 import re
@@ -134,7 +135,7 @@ def test_an_error_names_the_field_in_an_attribute():
 
 @pytest.mark.parametrize("config", [TrainConfig, ModelConfig])
 def test_docstring_has_every_field(config):
-    listed = re.findall(r"^    (\w+) : (.+)\n        [A-Z]", config.__doc__, re.MULTILINE)
+    listed = re.findall(r"^(\w+) : (.+)\n    [A-Z]", inspect.getdoc(config), re.MULTILINE)
     assert [name for name, _ in listed] == [field.name for field in dataclasses.fields(config)]
     kinds = dict(listed)
     for field in dataclasses.fields(config):

@@ -6,6 +6,7 @@ import copy
 import io
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +15,10 @@ import numpy as np
 import pytest
 from coco_layout import write_layout
 from commands import run
-from training_helpers import untimed
+from training_helpers import recorder, untimed
 
 from fastrnn.coco_utils import load_coco_data
-from fastrnn.training import TrainConfig, Trainer, progress, start_model
+from fastrnn.training import Interrupted, TrainConfig, Trainer, progress, start_model
 from fastrnn.training import trainer as trainer_module
 from fastrnn.training.progress import (
     CAPTIONS,
@@ -26,6 +27,7 @@ from fastrnn.training.progress import (
     Pace,
     Progress,
     describe_plan,
+    is_watched,
 )
 
 SMALL = ["--hidden-dim", "8", "--wordvec-dim", "4", "--epochs", "2", "--batch-size", "10"]
@@ -89,6 +91,8 @@ def test_the_time_left_counts_rewards_and_validation_by_their_own_pace():
     assert pace.left(config, 10, 20) == 30 * 5 + 3 * 20
     assert pace.left(config, 10, 49) == 1 * 5 + 1 * 20
     assert pace.left(config, 10, 50) == 0
+    pace.add(CAPTIONS, -60.0)  # the clock jumped
+    assert pace.left(config, 10, 10) == 10 * 0.5 + 30 * 5 + 4 * 20
     # It follows the machine.
     for _ in range(2000):
         pace.add(REWARDS, 2.0)
@@ -125,7 +129,7 @@ def test_the_plan_comes_before_the_first_step(data_dir: Path, capsys):
     assert [line.split()[0] for line in lines[1:5]] == ["data", "words", "model", "runs"]
     assert lines[1].startswith(f"data     {data_dir}: 36 captions of 12 images, 7 features")
     assert lines[5] == ("plan     1 epoch on captions, then 3 with rewards: 4 x 4 = 16 steps")
-    assert re.fullmatch(r"time     about 0:\d\d, by a few steps on trial", lines[6])
+    assert re.fullmatch(r"time     about 0:\d\d, estimated from a few trial steps", lines[6])
     assert lines[7].startswith("epoch 1/4  loss")
     assert lines[8].startswith("epoch 2/4  reward")
 
@@ -175,6 +179,14 @@ def test_fit_says_what_the_command_line_says(data_dir: Path, monkeypatch, capsys
     assert fit(False) == []
 
 
+def test_who_reads_what_is_printed(monkeypatch):
+    assert not is_watched()
+    monkeypatch.setattr(sys, "stderr", Terminal())  # as when output goes to a file, or in a doctest
+    assert not is_watched()
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert is_watched()
+
+
 def test_a_copy_that_is_made_during_training_shows_nothing(data_dir: Path, capsys):
     data = load_coco_data(data_dir)
     copies: list[Trainer] = []
@@ -187,6 +199,28 @@ def test_a_copy_that_is_made_during_training_shows_nothing(data_dir: Path, capsy
     copies[0].on_step = None
     copies[0].fit(verbose=False)
     assert capsys.readouterr().out == ""
+
+
+def test_an_interrupt_during_the_trial_steps_stops_before_the_first(data_dir, tmp_path, capsys):
+    data = load_coco_data(data_dir)
+    model = recorder(data)
+    loss, calls = model.loss, []
+
+    def interrupted(*arguments: object, **options: object) -> object:
+        if not calls:
+            os.kill(os.getpid(), signal.SIGINT)
+        calls.append(1)
+        return loss(*arguments, **options)
+
+    model.loss = interrupted
+    config = TrainConfig(epochs=1, batch_size=10, reward_epochs=1)
+    trainer = Trainer(model, data, config, run=tmp_path / "r")
+    trainer._learner.network.loss = interrupted
+    with pytest.raises(Interrupted, match=r"after step 0$"):
+        trainer.fit(verbose=True)
+    assert (trainer.step, len(calls)) == (0, 1)
+    assert "time" not in [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    Trainer.resume(tmp_path / "r", data).fit()
 
 
 def test_nothing_is_left_to_plan(data_dir: Path, capsys):
@@ -251,7 +285,7 @@ def test_a_notebook_has_a_bar_in_an_output_of_its_own(data_dir: Path, tmp_path: 
     pytest.importorskip("ipykernel")
     code = """
 from fastrnn.coco_utils import load_coco_data
-from fastrnn.training import TrainConfig, Trainer, start_model
+from fastrnn.training import Interrupted, TrainConfig, Trainer, start_model
 data = load_coco_data("data")
 Trainer(start_model(data, "lstm", 4, 5), data, TrainConfig(epochs=3, batch_size=10)).fit();
 """

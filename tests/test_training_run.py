@@ -41,7 +41,10 @@ def test_a_run_of_the_api_is_evaluated_reported_and_resumed(data_dir, capsys):
     assert run("evaluate", "r", "--json", "m.json") == 0
     assert json.loads(Path("m.json").read_text())["data"] == str(data_dir)
     assert run("report", "r") == 0
-    assert "do not name a data directory" not in Path("r/report.html").read_text()
+    page = Path("r/report.html").read_text()
+    assert "do not name a data directory" not in page
+    assert "Finished after 2 of 2 epochs." in page
+    assert run("report", "r", "--watch") == 0  # which ends when training has finished
     resumed = Trainer.resume("r", epochs=3)
     resumed.fit()
     again = Trainer(

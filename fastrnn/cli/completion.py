@@ -22,6 +22,25 @@ Repeat this after an update. Without the package bash-completion, ~/.bashrc has 
 example: source <(fastrnn completion bash)
 """
 
+BASH = """
+# bash splits --option=value into three words. Without the second, it is --option value.
+_fastrnn_with_values() {
+  local -a words=()
+  local k at=0
+  for k in "${!COMP_WORDS[@]}"; do
+    if [[ ${COMP_WORDS[k]} != "=" || $k = 0 || ${COMP_WORDS[k-1]} != --* ]]; then
+      words+=("${COMP_WORDS[k]}")
+    elif (( k == COMP_CWORD )); then
+      words+=("") # the value, of which nothing is typed yet
+    fi
+    (( k == COMP_CWORD )) && at=$(( ${#words[@]} - 1 ))
+  done
+  COMP_WORDS=("${words[@]}")
+  COMP_CWORD=$at
+  _shtab_fastrnn "$@"
+}
+complete -o bashdefault -F _fastrnn_with_values fastrnn"""
+
 
 def add_parser(commands: Any) -> Any:
     """Add the command; return its parser."""
@@ -52,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
     parser = make_parser()
     _describe(parser, shtab)
     print(shtab.complete(parser, shell=arguments.shell))
+    if arguments.shell == "bash":
+        print(BASH)
     return 0
 
 

@@ -17,6 +17,7 @@ from ..files import write_json
 from ..metrics import METRIC_NAMES, diversity
 from ..terminal import say, say_facts
 from ..training import read_run, seconds_since
+from ..training.progress import model_size
 from .bar import Bar
 from .options import (
     Choice,
@@ -27,7 +28,6 @@ from .options import (
     decoding_of,
     use_threads,
 )
-from .progress import model_size
 
 NO_WORDS = "(no words)"
 """What is printed for an empty caption."""

@@ -24,6 +24,8 @@ FIELDS = {
     for field in dataclasses.fields(config)
 }
 """The fields of the configurations by name."""
+_ARGUMENTS = ("count", "restart_schedule")
+"""Other arguments that are options: of `set_num_threads` and `Trainer.resume`."""
 
 
 def flag_of(name: str) -> str:
@@ -36,7 +38,7 @@ def flag_of(name: str) -> str:
 
 def describe_error(error: BaseException) -> str:
     """Return the message of an error in one line, with options instead of arguments."""
-    if isinstance(error, ArgumentError) and (error.name in FIELDS or error.name == "count"):
+    if isinstance(error, ArgumentError) and error.name in (*FIELDS, *_ARGUMENTS):
         message = f"{flag_of(error.name)} {error.problem}"
     elif isinstance(error, OSError) and error.filename is not None:
         message = f"{error.strerror}: {error.filename}"

@@ -29,7 +29,6 @@ from ..training import (
 from ..training.recipes import DATA_DEFAULTS, SCENE_DEFAULTS
 from .config_file import ReadConfig
 from .options import (
-    FIELDS,
     Choice,
     add_fields,
     add_integer,
@@ -142,7 +141,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _run(arguments)
     except ArgumentError as error:
         name = "threads" if error.name == "count" else error.name
-        if name not in FIELDS and name != "threads":
+        if name not in vars(arguments):
             raise
         raise ValueError(f"{file.name_of(name)} {error.problem}") from error
 

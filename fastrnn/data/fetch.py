@@ -38,7 +38,6 @@ __all__ = [
     "FetchError",
     "MAX_FILES",
     "MAX_SIZE",
-    "Progress",
     "fetch_directory",
     "unpack",
     "verify_directory",
@@ -164,7 +163,8 @@ class Download:
             raise ArgumentError("url", f"is {url!r:.200}; expected an http or https address")
         if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
             raise ArgumentError("sha256", f"is {sha256!r:.80}; expected 64 hexadecimal digits")
-        self.url, self.path = url, Path(path)
+        self.url: str = url
+        self.path: Path = Path(path)
         self._sha256 = sha256.lower() if sha256 else None
         self._timeout, self._tries, self._pause = timeout, tries, pause
         self._progress = progress or (lambda done, total: None)

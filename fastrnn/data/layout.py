@@ -25,9 +25,11 @@ __all__ = [
     "COURSE_URL",
     "SPLITS",
     "VOCABULARY_FILE",
+    "CaptioningData",
     "dataset_shapes",
     "encode_captions",
     "features_file",
+    "named_directory",
     "read_blocks",
     "read_captioning_directory",
     "read_vocabulary",
@@ -88,8 +90,9 @@ def named_directory() -> Path | None:
 class CaptioningData(dict[str, Any]):
     """A captioning data set: a dict that remembers where it was read from.
 
-    Its entries are described at `fastrnn.coco_utils.load_coco_data`. A copy by ``copy`` remembers
-    the same; ``dict(data)`` and ``{**data}`` are plain dicts.
+    Its entries are described at `fastrnn.coco_utils.load_coco_data`. Copies by ``copy`` and pickles
+    remember the same; ``dict(data)`` and ``{**data}`` are plain dicts. If features are replaced,
+    they are no longer those of the directory, and it is forgotten.
 
     Attributes
     ----------
@@ -105,11 +108,24 @@ class CaptioningData(dict[str, Any]):
     raw_features: bool = False
     max_train: int | None = None
 
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        if str(name).endswith("_features"):
+            self.directory = None
+
     def copy(self) -> CaptioningData:
         """Return a shallow copy that remembers the same."""
-        copied = CaptioningData(self)
-        copied.__dict__.update(self.__dict__)
-        return copied
+        return _remembering(self, self.__dict__)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let copies and pickles remember the same."""
+        return _remembering, (dict(self), dict(self.__dict__))
+
+
+def _remembering(entries: Mapping[str, Any], memory: Mapping[str, Any]) -> CaptioningData:
+    data = CaptioningData(entries)
+    data.__dict__.update(memory)
+    return data
 
 
 def read_captioning_directory(

@@ -11,7 +11,7 @@ import numpy as np
 from ..files import one_line, open_file, read_npz, write_aside, write_npz
 from .h5 import H5Reader
 
-__all__ = ["PCA"]
+__all__ = ["PCA", "PCAFileError"]
 
 _FEATURES = "features"
 _PART_BYTES = 1 << 26

@@ -35,7 +35,7 @@ def word_gradients(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Differentiate the words of a caption with respect to the image features.
 
-    The recurrent network runs by `fastrnn.forcing.forced_states`, forward and backward through
+    The recurrent network runs by ``fastrnn.forcing.forced_states``, forward and backward through
     time, with one row for each image and word: the row of word t ends at step t.
 
     Parameters

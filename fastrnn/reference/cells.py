@@ -1,7 +1,7 @@
 """The NumPy twins of the recurrent cells in ``src_c/cells.h``, with the same signatures for all."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .rnn_layers import (
     lstm_backward,
@@ -18,11 +18,11 @@ class Cell(NamedTuple):
 
     gates: int
     """Number of blocks of H columns in Wx, Wh and b."""
-    forward: Callable
+    forward: Callable[..., Any]
     """Whole sequences: h, cache = forward(x, h0, Wx, Wh, b, lengths=lengths)."""
-    backward: Callable
+    backward: Callable[..., Any]
     """dx, dh0, dWx, dWh, db = backward(dh, cache)."""
-    step: Callable
+    step: Callable[..., Any]
     """One time step without a cache: h, c = step(x, h, c, Wx, Wh, b)."""
 
 

@@ -18,8 +18,6 @@ from .cells import CELLS
 
 __all__ = [
     "Hypothesis",
-    "Params",
-    "State",
     "beam_search",
     "draw",
     "followers",

@@ -166,9 +166,13 @@ def _mark_rewards(
     begin = max((r["epoch"] for r in steps if r.get("loss") is not None), default=0.0)
     for axes in panels:
         axes.axvspan(begin, rewards[-1][0], color=COLORS["rewards"], lw=0, zorder=0)
-        axes.axvline(begin, color=COLORS["ticks"], lw=0.8, ls=(0, (4, 3)))
+        axes.axvline(begin, color=COLORS["ticks"], lw=0.8, ls=(0, (4, 3)), zorder=1)
+    # Few reward epochs have no room for the text; the loss leaves room above, after its fall.
+    left = begin > 0.5 * rewards[-1][0]
     panels[0].annotate(
-        "reward epochs: CIDEr is trained, not the loss", (begin, 0.5),
-        xycoords=("data", "axes fraction"), xytext=(6, 0), textcoords="offset points",
-        fontsize=8, color=COLORS["ticks"], va="center",
+        f"reward epochs: CIDEr is trained, not the loss{' →' if left else ''}",
+        (begin, 1 if left else 0),
+        xycoords=("data", "axes fraction"), xytext=(-6, -6) if left else (6, 6),
+        textcoords="offset points", fontsize=8, color=COLORS["ticks"],
+        ha="right" if left else "left", va="top" if left else "bottom",
     )  # fmt: skip

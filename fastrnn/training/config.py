@@ -7,6 +7,7 @@ Each field is defined once, with `option`. The checks, the docstrings below and 
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
@@ -136,10 +137,15 @@ def document(config: type[_Config]) -> type[_Config]:
         about = option_of(each)
         kind = "{" + ", ".join(map(repr, about.choices)) + "}" if about.choices else each.type
         text = f"{about.help[0].upper()}{about.help[1:]}. {about.details}".strip()
-        wrapped = textwrap.wrap(text, 92, initial_indent=" " * 8, subsequent_indent=" " * 8)
-        lines += [f"    {each.name} : {kind}", *wrapped]
+        lines += [f"{each.name} : {kind}", *textwrap.wrap(
+            text, 92, initial_indent=" " * 4, subsequent_indent=" " * 4
+        )]  # fmt: skip
     if config.__doc__ is not None:  # which python -OO leaves out
-        config.__doc__ = config.__doc__.replace("    {fields}", "\n".join(lines))
+        # From Python 3.13 on, docstrings are not indented.
+        place = re.search(r"^( *)\{fields\}$", config.__doc__, re.MULTILINE)
+        assert place is not None
+        listed = textwrap.indent("\n".join(lines), place[1])
+        config.__doc__ = config.__doc__.replace(place[0], listed)
     return config
 
 

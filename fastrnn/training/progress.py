@@ -29,8 +29,8 @@ _FORMS = (
 
 
 def is_watched() -> bool:
-    """Return whether a person seems to see the output: in a terminal or in a notebook."""
-    return is_terminal(sys.stdout) or is_terminal(sys.stderr) or in_notebook()
+    """Return whether a person seems to read what is printed: in a terminal or in a notebook."""
+    return is_terminal(sys.stdout) or in_notebook()
 
 
 def model_size(model: CaptioningRNN) -> str:
@@ -82,10 +82,10 @@ class Pace:
         self._counts: dict[str, int] = {}
 
     def add(self, what: str, seconds: float) -> None:
-        """Add a measurement."""
+        """Add a measurement; a clock that jumped back counts as no time."""
         count = self._counts[what] = min(self._counts.get(what, 0) + 1, self._LONGEST)
         mean = self._means.get(what, 0.0)
-        self._means[what] = mean + (seconds - mean) / count
+        self._means[what] = mean + (max(seconds, 0.0) - mean) / count
 
     def left(self, config: TrainConfig, steps_per_epoch: int, step: float) -> float:
         """Return the seconds that a training still needs after some steps."""
@@ -199,7 +199,7 @@ def show_plan(trainer: Trainer) -> None:
 
 def show_time(seconds: float) -> None:
     """Print how long a training will take, before it starts."""
-    say_facts({"time": f"about {duration(max(seconds, 1))}, by a few steps on trial"})
+    say_facts({"time": f"about {duration(max(seconds, 1))}, estimated from a few trial steps"})
 
 
 def _kind(record: Mapping[str, Any]) -> str:

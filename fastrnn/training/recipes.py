@@ -42,7 +42,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """For known data sets: fields of `TrainConfig`, and the sizes of the model."""
 
-SCENES = {"num_train": 12000, "num_val": 1000}
+SCENES: dict[str, Any] = {"num_train": 12000, "num_val": 1000}
 """The number of scenes that are drawn if no data set is given."""
 SCENE_DEFAULTS: dict[str, Any] = {
     "hidden_dim": 160,

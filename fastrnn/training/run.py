@@ -20,6 +20,7 @@ from ..data.layout import (
     CaptioningData,
     read_captioning_directory,
 )
+from ..data.pictures import remember_directory
 from ..data.references import read_references, references_file
 from ..evaluation import find_references, measure
 from ..files import one_line
@@ -234,6 +235,7 @@ def read_training_data(
     """
     directory = Path(directory)
     data = read_captioning_directory(directory, pca_features=not raw_features)
+    remember_directory(directory)  # for image_from_url
     check_source(directory, data["train_features"].shape[1], raw=raw_features)
     for word in (NULL, START, END):
         if word not in data["word_to_idx"]:

@@ -64,6 +64,11 @@ class Saver:
         """Write to the run directory of a lock, which the caller may hold already."""
         self.run, self._lock = lock.run, lock
 
+    @property
+    def is_last(self) -> bool:
+        """Whether the directory is free after this use of the lock: no caller goes on with it."""
+        return self._lock is not None and self._lock.times == 1
+
     def open(self, step: int) -> None:
         """Prepare the run directory for a trainer that has taken some steps.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,8 @@ def write_scenes(
     seed: int = 0,
     size: int = 40,
     threads: int = 1,
+    *,
+    pictures: Sequence[str] = ("val",),
 ) -> None:
     """Make scenes and write them to a data directory.
 
@@ -91,11 +94,14 @@ def write_scenes(
         Number of principal components. Default 40.
     threads : int, optional
         Number of threads that compute features. It does not change the result. Default 1.
+    pictures : sequence of {'train', 'val'}, optional
+        The sets whose images are written. By default only the validation set's: the images of a
+        training set are many, and models read its features.
 
     Notes
     -----
     In addition to the files of the layout, this writes ``{train,val}_scenes.json``, ``pca.npz``
-    (see `fastrnn.data.scenes.features.features_of`) and the images of the validation set.
+    (see `fastrnn.data.scenes.features.features_of`) and the images of `pictures`.
     """
     directory = Path(directory)
     images = directory / "images"
@@ -114,8 +120,9 @@ def write_scenes(
         write_json(
             directory / SCENES_FILE.format(split=split), [scene.to_json() for scene in made.scenes]
         )
-    for url, image in zip(urls["val"], sets["val"].images, strict=True):
-        Image.fromarray(image).save(directory / url)
+    for split in pictures:
+        for url, image in zip(urls[split], sets[split].images, strict=True):
+            Image.fromarray(image).save(directory / url)
     write_captioning_directory(
         directory,
         words_of_the_language(),
