@@ -134,6 +134,24 @@ def test_options_of_the_search(caption, model, photos):
     assert known.caption != captioner(photos[0], beam=3)[0].caption
 
 
+def test_captions_fold_on_a_narrow_terminal_and_nowhere_else(
+    caption, model, photos, monkeypatch, tmp_path
+):
+    """A caption breaks between words, and goes on under itself."""
+    monkeypatch.chdir(photos[0].parent)
+    name, options = photos[0].name, ["--min-length", "14", "--max-length", "14"]
+    whole = caption(model, name, *options).out
+    assert whole.count("\n") == 1
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("fastrnn.terminal.is_terminal", lambda file: True)
+    folded = caption(model, name, *options).out
+    lines = folded.splitlines()
+    assert len(lines) > 1
+    assert max(map(len, lines)) <= 40
+    assert all(line.startswith("  ") for line in lines[1:])
+    assert folded.split() == whole.split()
+
+
 def test_score_without_a_length_penalty_is_the_log_probability(caption, model, photos):
     out = caption(model, photos[0], "--length-penalty", "0", "--format", "json").out
     [best] = json.loads(out)[0]["captions"]
