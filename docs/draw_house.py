@@ -113,7 +113,7 @@ def arrange(floors: list[list[str]], graph: Graph) -> list[list[str]]:
     place = {part: (i + 0.5) / len(row) for row in floors for i, part in enumerate(row)}
 
     def middle(part: str, neighbours: Iterable[str]) -> float:
-        near = [place[other] for other in neighbours]
+        near = [place[other] for other in sorted(neighbours)]  # a sum depends on its order
         return sum(near) / len(near) if near else place[part]
 
     for _ in range(20):

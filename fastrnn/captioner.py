@@ -182,6 +182,10 @@ class Captioner:
         self.pca = pca
         self.source = source
 
+    def __repr__(self) -> str:
+        pca = "" if self.pca is None else f", {self.pca!r}"
+        return f"{type(self).__name__}({self.model!r}, {self.network!r}{pca})"
+
     @classmethod
     def load(
         cls,

@@ -92,6 +92,14 @@ class CaptioningSolver:
 
     _rules: ClassVar[Any] = optim
 
+    def __repr__(self) -> str:
+        rule = getattr(self.update_rule, "__name__", self.update_rule)
+        return (
+            f"{type(self).__name__}({self.model!r}, update_rule={rule!r}, "
+            f"batch_size={self.batch_size}, num_epochs={self.num_epochs}, "
+            f"{len(self.loss_history):,} steps done)"
+        )
+
     def __init__(self, model: Any, data: Mapping[str, Any], **kwargs: Any) -> None:
         self.model = model
         self.data = data

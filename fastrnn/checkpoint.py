@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -85,10 +85,10 @@ class Checkpoint:
     """
 
     model: CaptioningRNN
-    weights: dict[str, np.ndarray]
-    average: dict[str, np.ndarray] | None
-    moments: dict[str, dict[str, np.ndarray]]
-    about: dict[str, Any]
+    weights: dict[str, np.ndarray] = field(repr=False)
+    average: dict[str, np.ndarray] | None = field(repr=False)
+    moments: dict[str, dict[str, np.ndarray]] = field(repr=False)
+    about: dict[str, Any] = field(repr=False)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays of the file, which share memory with the state.

@@ -33,7 +33,7 @@ LENGTH_RULES = ("power", "wu")
 """Ways to compare captions of different lengths; see `beam_search`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Decoded:
     """K captions for each of N images: best first, or in the order drawn for `sample`.
 
@@ -57,6 +57,12 @@ class Decoded:
     word_log_probs: np.ndarray
     log_probs: np.ndarray
     scores: np.ndarray
+
+    def __repr__(self) -> str:
+        N, K, T = self.ids.shape
+        counts = ((N, "image"), (K, "caption"), (T, "word"))
+        images, captions, words = (f"{n:,} {name}{'' if n == 1 else 's'}" for n, name in counts)
+        return f"{type(self).__name__}({images}, {captions} each, at most {words})"
 
     def captions(self, idx_to_word: Sequence[str] | Mapping[int, str]) -> list[list[str]]:
         """Return the captions as text.
@@ -90,18 +96,19 @@ def greedy(
     features: np.ndarray,
     max_length: int = 30,
     *,
+    min_length: int = 1,
     no_repeat_ngram: int = 0,
     suppress_unk: bool = False,
     suppress: Iterable[str] = (),
 ) -> Decoded:
     """Caption images greedily: take the word with the highest score at each step.
 
-    This is `beam_search` with a width of 1. With default options it gives the same words as
+    This is `beam_search` with a width of 1. With ``min_length=0`` it gives the same words as
     ``model.sample(features, stop_at_end=True)``.
 
     Parameters
     ----------
-    model, features, max_length, no_repeat_ngram, suppress_unk, suppress
+    model, features, max_length, min_length, no_repeat_ngram, suppress_unk, suppress
         See `beam_search`.
 
     Returns
@@ -119,6 +126,7 @@ def greedy(
         features,
         1,
         max_length,
+        min_length=min_length,
         no_repeat_ngram=no_repeat_ngram,
         suppress_unk=suppress_unk,
         suppress=suppress,
@@ -134,6 +142,7 @@ def beam_search(
     length_penalty: float = 0.7,
     length_rule: str = "power",
     word_reward: float = 0.0,
+    min_length: int = 1,
     no_repeat_ngram: int = 0,
     suppress_unk: bool = False,
     suppress: Iterable[str] = (),
@@ -171,6 +180,10 @@ def beam_search(
         score.
     word_reward : float, optional
         Bonus per word added to the score, in nats. Default 0.
+    min_length : int, optional
+        Minimum number of words in a caption, not including ``<END>``: before that, ``<END>`` is
+        never generated. The empty caption often has a higher score than any other, above all if
+        the model is not trained well, so the default is 1. 0 allows empty captions.
     no_repeat_ngram : int, optional
         No n-gram of this length may occur twice in a caption. 0 (default) allows repetition.
     suppress_unk : bool, optional
@@ -200,9 +213,9 @@ def beam_search(
     ValueError
         If `features` does not match the model or the model's scores are not finite; if `width`,
         `n_best` or `groups` is less than 1, `n_best` is greater than `width`, or `groups` does not
-        divide `width`; if `max_length`, `no_repeat_ngram` or `diversity` is negative; if
-        `length_rule` is unknown; if a number is not finite; or if the vocabulary lacks a required
-        or suppressed word.
+        divide `width`; if `max_length`, `min_length`, `no_repeat_ngram` or `diversity` is
+        negative; if `length_rule` is unknown; if a number is not finite; or if the vocabulary
+        lacks a required or suppressed word.
     TypeError
         If an argument is not a number of the right kind, or `features` are not real numbers.
     MemoryError
@@ -239,7 +252,7 @@ def beam_search(
     lengths = np.arange(max_length + 1, dtype=np.float64)
     scale, reward = _length_scores(lengths, length_penalty, length_rule, word_reward)
     found = _core.beam_search(
-        **_common(model, features, max_length, no_repeat_ngram, suppress_unk, suppress),
+        **_common(model, features, max_length, min_length, no_repeat_ngram, suppress_unk, suppress),
         width=width,
         groups=groups,
         n_best=n_best,
@@ -260,6 +273,7 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
+    min_length: int = 1,
     no_repeat_ngram: int = 0,
     suppress_unk: bool = False,
     suppress: Iterable[str] = (),
@@ -269,11 +283,12 @@ def sample(
     Words are drawn by inverse transform sampling: of the words that `top_k` and `top_p` keep, in
     the order of their ids, the first whose cumulative probability exceeds a uniform random number.
     That number is a hash of only the seed, the image's row in `features`, the step and the index
-    of the draw.
+    of the draw. To draw from the distribution of the model itself, empty captions included, use
+    ``min_length=0``.
 
     Parameters
     ----------
-    model, features, max_length, no_repeat_ngram, suppress_unk, suppress
+    model, features, max_length, min_length, no_repeat_ngram, suppress_unk, suppress
         See `beam_search`.
     count : int, optional
         Number of captions to draw per image. Increasing `count` does not change the first ones.
@@ -300,8 +315,8 @@ def sample(
     ValueError
         If `features` does not match the model or the model's scores are not finite; if
         `temperature` is not positive, `top_p` is not in (0, 1], `count` is less than 1, or `top_k`,
-        `max_length`, `no_repeat_ngram` or `seed` is out of range; or if the vocabulary lacks a
-        required or suppressed word.
+        `max_length`, `min_length`, `no_repeat_ngram` or `seed` is out of range; or if the
+        vocabulary lacks a required or suppressed word.
     TypeError
         If an argument is not a number of the right kind, or `features` are not real numbers.
 
@@ -320,7 +335,7 @@ def sample(
     if seed >= 2**64:
         raise ValueError(f"seed is {seed}; expected an integer in [0, 2**64)")
     found = _core.sample(
-        **_common(model, features, max_length, no_repeat_ngram, suppress_unk, suppress),
+        **_common(model, features, max_length, min_length, no_repeat_ngram, suppress_unk, suppress),
         count=count,
         inverse_temperature=1 / min(max(temperature, 1e-30), 1e30),  # within the range of float32
         top_k=min(_integer("top_k", top_k, least=0), len(model.params["W_embed"])),
@@ -374,6 +389,7 @@ def _common(
     model: CaptioningRNN,
     features: np.ndarray,
     max_length: int,
+    min_length: int,
     no_repeat_ngram: int,
     suppress_unk: bool,
     suppress: Iterable[str],
@@ -399,6 +415,7 @@ def _common(
         "end": word_to_idx[END],
         "null": word_to_idx[NULL],
         "max_length": max_length,
+        "min_length": min(_integer("min_length", min_length, 0), max_length),
         # an n-gram longer than the caption cannot repeat
         "no_repeat_ngram": min(_integer("no_repeat_ngram", no_repeat_ngram, 0), max_length + 1),
         "suppress": np.array([word_to_idx[word] for _, word in never], dtype=np.intp),

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from .data.layout import CAPTIONS_FILE
 from .data.references import read_references, references_file
 from .decoding import Decoded, beam_search
 from .metrics import METRIC_NAMES, CaptionScorer
-from .words import NULL, UNK, strip_end, strip_start_and_end
+from .words import NULL, UNK, strip_start_and_end
 
 __all__ = [
     "Evaluator",
@@ -43,8 +44,8 @@ __all__ = [
 
 _SCORES = tuple(name for name in METRIC_NAMES if name != "meteor")
 """What `CaptionScorer` measures."""
-_AT_ONCE = 1000
-"""Images that `caption_images` decodes at a time."""
+_ROWS_AT_ONCE = 4000
+"""Hypotheses that `decode_images` decodes at a time, roughly: a second or less for most models."""
 
 
 def evenly_spread(count: int, limit: int | None) -> np.ndarray:
@@ -124,8 +125,10 @@ def longest_caption(data: Mapping[str, Any]) -> int:
     return max(data["train_captions"].shape[1] - 1, 1)
 
 
-def caption_images(model: CaptioningRNN, features: np.ndarray, max_length: int = 30) -> list[str]:
-    """Caption images by greedy decoding.
+def caption_images(
+    model: CaptioningRNN, features: np.ndarray, max_length: int = 30, **options: Any
+) -> list[str]:
+    """Caption images; return the best caption of each as text.
 
     Parameters
     ----------
@@ -135,17 +138,16 @@ def caption_images(model: CaptioningRNN, features: np.ndarray, max_length: int =
         Image features.
     max_length : int, optional
         The largest number of words in a caption.
+    **options
+        As for `decode_images`: by default, decoding is greedy.
 
     Returns
     -------
     list of N str
         Words separated by spaces, without ``<END>``.
     """
-    captions: list[str] = []
-    for start in range(0, len(features), _AT_ONCE):
-        ids = model.sample(features[start : start + _AT_ONCE], max_length, stop_at_end=True)
-        captions += decode_captions(ids, model.idx_to_word)
-    return [strip_end(caption) for caption in captions]
+    decoded = decode_images(model, features, max_length, **options)
+    return [best[0] for best in decoded.captions(model.idx_to_word)]
 
 
 def decode_images(
@@ -154,26 +156,60 @@ def decode_images(
     max_length: int = 30,
     *,
     beam: int = 1,
+    suppress_unk: bool = True,
+    progress: Callable[[int, int], Any] | None = None,
     **options: Any,
 ) -> Decoded:
     """Caption images by greedy decoding or beam search, with the log-probability of every word.
 
+    Images are decoded in blocks, between which an interrupt is noticed. The results are the same
+    to the bit as those of one call of `fastrnn.decoding.beam_search`.
+
     Parameters
     ----------
-    model, features, max_length
-        As for `caption_images`.
+    model : CaptioningRNN
+    features : float ndarray (N, D)
+    max_length : int, optional
+        The largest number of words in a caption.
     beam : int, optional
-        The width of the beam; 1 is greedy decoding.
+        The width of the beam; 1 (default) is greedy decoding.
+    suppress_unk : bool, optional
+        Never generate ``<UNK>``, which matches no word of a reference. Default True, here and
+        wherever captions are shown or measured: during training, by the command line, and by
+        `fastrnn.captioner.Captioner`. A vocabulary without ``<UNK>`` is accepted.
+    progress : callable, optional
+        Called at the start and after each block, as ``progress(done, total)`` with numbers of
+        images.
     **options
-        As for `fastrnn.decoding.beam_search`; None or False leaves an option out.
+        As for `fastrnn.decoding.beam_search`, such as `min_length` (1 word by default); None
+        leaves an option out.
 
     Returns
     -------
     Decoded
         One caption an image, or as many as the option ``n_best``.
     """
-    chosen = {k: value for k, value in options.items() if value is not None and value is not False}
-    return beam_search(model, features, beam, max_length, **chosen)
+    chosen = {name: value for name, value in options.items() if value is not None}
+    chosen["suppress_unk"] = suppress_unk and UNK in model.word_to_idx
+    features = np.asarray(features)
+    # Blocks of about the same size: the rounding of very few rows differs from that of many.
+    parts = max(min(len(features) * max(beam, 1) // _ROWS_AT_ONCE, len(features)), 1)
+    ends = [len(features) * part // parts for part in range(parts + 1)]
+    blocks = []
+    for start, end in pairwise(ends):
+        if progress is not None:
+            progress(start, len(features))
+        blocks.append(beam_search(model, features[start:end], beam, max_length, **chosen))
+    if progress is not None:
+        progress(len(features), len(features))
+    if len(blocks) == 1:
+        return blocks[0]
+    return Decoded(
+        *(
+            np.concatenate([getattr(block, field.name) for block in blocks])
+            for field in dataclasses.fields(Decoded)
+        )
+    )
 
 
 def shorten(decoded: Decoded, max_length: int) -> Decoded:
@@ -316,7 +352,9 @@ def _with_counts(
 class Evaluator:
     """Images of a split with their references: caption them, and measure the captions.
 
-    The n-grams of the references are counted once, so that later measurements are faster.
+    By default, captions have at least one word and never ``<UNK>``, see `decode_images`; the
+    trainer validates with them, and ``fastrnn evaluate`` measures them. The n-grams of the
+    references are counted once, so that later measurements are faster.
 
     Parameters
     ----------
@@ -362,6 +400,10 @@ class Evaluator:
         if self.judged:
             self.scorer = CaptionScorer([self.references[row] for row in self.judged])
 
+    def __repr__(self) -> str:
+        references = sum(map(len, self.references))
+        return f"{type(self).__name__}({len(self.images):,} images, {references:,} references)"
+
     @property
     def missing(self) -> str | None:
         """Which metrics cannot be computed, and why; None if all can."""
@@ -371,10 +413,7 @@ class Evaluator:
         self, model: CaptioningRNN, max_length: int = 30, *, beam: int = 1, **options: Any
     ) -> list[str]:
         """Return the best caption of every image; the arguments are those of `decode_images`."""
-        if beam == 1 and not any(options.values()):  # without log-probabilities
-            return caption_images(model, self.features, max_length)
-        decoded = decode_images(model, self.features, max_length, beam=beam, **options)
-        return [best[0] for best in decoded.captions(model.idx_to_word)]
+        return caption_images(model, self.features, max_length, beam=beam, **options)
 
     def decode(
         self, model: CaptioningRNN, max_length: int = 30, *, beam: int = 1, **options: Any
@@ -408,6 +447,11 @@ class Evaluator:
     ) -> dict[str, Any]:
         """Measure a caption for each image; return what the function `evaluate` returns."""
         return _with_counts(captions, self.score(captions), true)
+
+    @property
+    def missing_meteor(self) -> str | None:
+        """Why METEOR cannot be computed, with what to install; None if it can."""
+        return metrics.missing_meteor()
 
     def meteor(self, captions: Sequence[str]) -> float:
         """Return the METEOR of a caption for each image; raises as `fastrnn.metrics.meteor`."""

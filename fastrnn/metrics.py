@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ __all__ = [
     "evaluate_captions",
     "evaluate_model",
     "meteor",
+    "missing_meteor",
     "read_references",
 ]
 
@@ -340,6 +341,31 @@ def bleu_1(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> fl
     return matched / spoken * math.exp(min(0.0, 1 - wanted / spoken))
 
 
+def missing_meteor() -> str | None:
+    """Return why METEOR cannot be computed, with what to install for it; None if it can."""
+    try:
+        _load_meteor()
+    except (ImportError, LookupError) as error:
+        return str(error.args[0])
+    return None
+
+
+def _load_meteor() -> tuple[Any, Callable[..., float]]:
+    """Return WordNet and the function of NLTK; raise as `meteor` does."""
+    try:
+        from nltk.corpus import wordnet
+        from nltk.translate.meteor_score import meteor_score
+    except ImportError:
+        raise ImportError(f"METEOR needs NLTK: {install_command('eval')}") from None
+    try:
+        wordnet.synsets("a")
+    except LookupError:
+        raise LookupError(
+            "METEOR needs NLTK's WordNet: python -m nltk.downloader wordnet"
+        ) from None
+    return wordnet, meteor_score
+
+
 def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """Mean METEOR over images, computed by NLTK.
 
@@ -366,17 +392,7 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> fl
     TypeError, ValueError
         See `CaptionScorer`.
     """
-    try:
-        from nltk.corpus import wordnet
-        from nltk.translate.meteor_score import meteor_score
-    except ImportError:
-        raise ImportError(f"METEOR needs NLTK: {install_command('eval')}") from None
-    try:
-        wordnet.synsets("a")
-    except LookupError:
-        raise LookupError(
-            "METEOR needs NLTK's WordNet: python -m nltk.downloader wordnet"
-        ) from None
+    wordnet, meteor_score = _load_meteor()
     texts = _candidate_texts(candidates, len(references), tokenized=False)
     if not texts:
         raise ValueError("candidates is empty; expected at least one")

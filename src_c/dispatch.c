@@ -5,6 +5,7 @@
 #include "fastrnn.h"
 
 #include "debug.h"
+#include "flag.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -24,12 +25,6 @@
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #define HAS_FORK 1
-#endif
-#if defined(_MSC_VER) && !defined(__clang__)
-#define ATOMIC(type) volatile type /* reads and writes of whole words are atomic with this compiler */
-#else
-#include <stdatomic.h>
-#define ATOMIC(type) _Atomic(type)
 #endif
 
 frn_kernels frn_table;
@@ -97,12 +92,12 @@ void frn_lock(void) { pthread_mutex_lock(&shared); }
 void frn_unlock(void) { pthread_mutex_unlock(&shared); }
 #endif
 
-static ATOMIC(int) threads = 1;
+static FRN_ATOMIC(int) threads = 1;
 void frn_set_threads(int count) { threads = count; }
 int frn_threads(void) { return threads; }
 
 #if defined(HAS_FORK)
-static ATOMIC(int) forked;
+static FRN_ATOMIC(int) forked;
 static void in_child(void) {
     forked = 1;
     frn_unlock();
@@ -166,7 +161,7 @@ void frn_denormals_restore(uint64_t mode) {
 }
 
 #if defined(FRN_DEBUG)
-static ATOMIC(ptrdiff_t) live_blocks, until_failure = -1;
+static FRN_ATOMIC(ptrdiff_t) live_blocks, until_failure = -1;
 void frn_fail_after(ptrdiff_t count) { until_failure = count; }
 int frn_fails(void) { return until_failure >= 0 && until_failure-- == 0; }
 ptrdiff_t frn_live_blocks(void) { return live_blocks; }

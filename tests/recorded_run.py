@@ -78,8 +78,8 @@ def arithmetic() -> str:
 
 
 def about_model(model: CaptioningRNN, features: np.ndarray) -> dict[str, Any]:
-    best = decoding.beam_search(model, features, 3, 8, n_best=2)
-    drawn = decoding.sample(model, features, 8, count=2, top_p=0.9, seed=5)
+    best = decoding.beam_search(model, features, 3, 8, n_best=2, min_length=0)
+    drawn = decoding.sample(model, features, 8, count=2, top_p=0.9, seed=5, min_length=0)
     return {
         "params": about_arrays(model.params),
         "greedy": model.sample(features, 8).tolist(),

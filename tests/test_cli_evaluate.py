@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import h5py
@@ -98,16 +102,131 @@ def test_table_and_files_of_a_run(trained, out: Path, capsys: pytest.CaptureFixt
 def test_beam(trained, out: Path, capsys: pytest.CaptureFixture[str]):
     decoding = pytest.importorskip("fastrnn.decoding")
     folder, data_dir = trained
-    options = ["--length-penalty", 0.5, "--no-repeat-ngram", 2, "--suppress-unk"]
+    options = ["--length-penalty", 0.5, "--no-repeat-ngram", 2, "--min-length", 3]
     assert run(folder, "--beam", 2, "--max-length", 6, *options, "--results", "r.json") == 0
     assert "beam 2" in capsys.readouterr().out
     model = load_model(folder)
     features = read_captioning_directory(data_dir)["val_features"]
     decoded = decoding.beam_search(
-        model, features, 2, 6, length_penalty=0.5, no_repeat_ngram=2, suppress_unk=True
-    )
+        model, features, 2, 6, length_penalty=0.5, no_repeat_ngram=2, suppress_unk=True,
+        min_length=3,
+    )  # fmt: skip
     captions = [best[0] for best in decoded.captions(model.idx_to_word)]
     assert [row["caption"] for row in json.loads((out / "r.json").read_text())] == captions
+
+
+def test_unknown_words_are_said_only_when_allowed(trained, out: Path):
+    folder, data_dir = trained
+    model = load_model(folder)
+    model.params["b_vocab"][WORDS.index("<UNK>")] += 100
+    save_model(out / "model.npz", model)
+    said = {}
+    for option in ([], ["--allow-unk"]):
+        command = [out / "model.npz", "--data", data_dir, "--results", "r.json", "--json", "m.json"]
+        assert run(*command, *option) == 0
+        said[bool(option)] = [row["caption"] for row in json.loads((out / "r.json").read_text())]
+        assert json.loads((out / "m.json").read_text())["suppress_unk"] is not bool(option)
+    assert not any("<UNK>" in caption for caption in said[False])
+    assert all("<UNK>" in caption for caption in said[True])
+
+
+def test_a_model_that_would_rather_be_silent_says_a_word(trained, out: Path):
+    folder, data_dir = trained
+    model = load_model(folder)
+    model.params["b_vocab"][WORDS.index("<END>")] += 100
+    save_model(out / "model.npz", model)
+    for least, words in (([], 1), (["--min-length", 0], 0), (["--min-length", 4], 4)):
+        command = [out / "model.npz", "--data", data_dir, "--results", "r.json"]
+        assert run(*command, *least) == 0
+        rows = json.loads((out / "r.json").read_text())
+        assert {len(row["caption"].split()) for row in rows} == {words}
+
+
+def test_the_test_part(trained, out: Path, capsys: pytest.CaptureFixture[str]):
+    folder, data_dir = trained
+    shutil.copytree(data_dir, out / "data")
+    for path in [*(out / "data").glob("val2014*")]:
+        shutil.copy(path, path.with_name(path.name.replace("val2014", "test2014")))
+    with h5py.File(out / "data" / "coco2014_captions.h5", "a") as file:
+        for name in ("captions", "image_idxs"):
+            file[f"test_{name}"] = file[f"val_{name}"][()]
+    figures = []
+    for split in ("val", "test"):
+        options = ["--data", out / "data", "--split", split, "--json", "m.json"]
+        assert run(folder, *options) == 0
+        assert f"{split}: {IMAGES} images" in capsys.readouterr().out
+        figures.append(json.loads((out / "m.json").read_text()))
+    assert figures[1]["split"] == "test"
+    assert figures[0]["bleu_4"] == figures[1]["bleu_4"]
+
+
+def test_what_is_known_is_said_before_the_captions_are_made(
+    trained, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """The model, the data and what is missing, METEOR's words among it."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastrnn.metrics._load_meteor", absent_words)
+    monkeypatch.setattr("fastrnn.evaluation.beam_search", interrupt)
+    assert run(trained[0]) == 130
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert [line.split()[0] for line in lines] == ["model", "data", "references", "note:"]
+    assert lines[-1] == "note: METEOR needs its words: get them"
+    assert said.err == "fastrnn: interrupted\n"
+
+
+def absent_words() -> None:
+    raise LookupError("METEOR needs its words: get them")
+
+
+def test_lines_fit_a_narrow_terminal(
+    trained, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("fastrnn.terminal.is_terminal", lambda file: True)
+    monkeypatch.setattr("fastrnn.cli.bar.is_terminal", lambda file: False)
+    assert run(trained[0], "--limit", 3) == 0
+    lines = capsys.readouterr().out.splitlines()
+    wide = [line for line in lines if len(line) > 40]
+    assert all("/" in line for line in wide), "paths have no spaces to break at"
+    assert any(line.startswith("      ") for line in lines)
+
+
+def test_an_interrupt_ends_a_wide_search_at_once(trained, out: Path):
+    folder, data_dir = trained
+    model = load_model(folder)
+    model.params["b_vocab"][WORDS.index("<END>")] = -1000
+    save_model(out / "model.npz", model)
+    command = [sys.executable, "-m", "fastrnn", "evaluate", "model.npz", "--data", str(data_dir),
+               "--beam", "9", "--max-length", "200000", "--threads", "1"]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=out, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=dict(os.environ, PYTHONPATH=str(Path(cli.__file__).parents[2])),
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline().startswith("model ")
+        time.sleep(1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        began = time.perf_counter()
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert time.perf_counter() - began < 8
+    assert (process.returncode, err) == (130, "fastrnn: interrupted\n")
+
+
+def test_the_help_says_the_defaults(capsys: pytest.CaptureFixture[str]):
+    for command in ("evaluate", "caption"):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        for words in ("longer captions (default: 0.7)", "words in a caption (default: 1)",
+                      "for words that are unknown (default: never)"):  # fmt: skip
+            assert words in text
 
 
 def test_split_limit_and_length(trained, out: Path, capsys: pytest.CaptureFixture[str]):
@@ -204,7 +323,7 @@ def test_a_model_that_says_one_thing(trained, out: Path, capsys: pytest.CaptureF
     assert f"1 of {IMAGES} captions" in said.out
     model.params["b_vocab"][WORDS.index("<END>")] = 2
     save_model(out / "model.npz", model)
-    assert run(out / "model.npz", "--data", data_dir, *options) == 0
+    assert run(out / "model.npz", "--data", data_dir, *options, "--min-length", 0) == 0
     assert re.search(r"^most often +\(no words\) \(100", capsys.readouterr().out, re.MULTILINE)
 
 

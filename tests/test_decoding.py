@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import signal
+import time
 from collections import Counter
 
 import numpy as np
@@ -129,6 +131,9 @@ OPTIONS = {
     "no word twice": {"no_repeat_ngram": 1, "n_best": 3},
     "without some words": {"suppress": ["<UNK>", "<NULL>", "<START>", "<UNK>"], "n_best": 3},
     "without an end": {"suppress": ["<END>"], "no_repeat_ngram": 1, "n_best": 3},
+    "empty captions": {"min_length": 0, "n_best": 3},
+    "five words": {"min_length": 5, "n_best": 3, "no_repeat_ngram": 3},
+    "longer than the longest": {"min_length": 90, "suppress": ["<END>", "<UNK>"], "n_best": 3},
     "groups": {"width": 6, "groups": 3, "diversity": 0.7, "n_best": 6, "no_repeat_ngram": 2},
     "groups of one": {"width": 3, "groups": 3, "diversity": 2.0, "n_best": 3},
 }
@@ -217,14 +222,15 @@ def test_a_width_of_one_is_greedy(size, dtype, cell_type):
         fastrnn.set_num_threads(threads)
         for rows in {1, 2, len(features)}:
             wanted = model.sample(features[:rows], 12, stop_at_end=True)
-            found = decoding.beam_search(model, features[:rows], 1, 12)
+            found = decoding.beam_search(model, features[:rows], 1, 12, min_length=0)
             np.testing.assert_array_equal(found.ids[:, 0], wanted)
-            again = decoding.greedy(model, features[:rows], 12)
+            again = decoding.greedy(model, features[:rows], 12, min_length=0)
             assert all((a == b).all() for a, b in zip(fields(found), fields(again), strict=True))
 
 
 @CELLS
-def test_a_wide_beam_equals_exhaustive_search(cell_type):
+@pytest.mark.parametrize("least", [0, 1, 2])
+def test_a_wide_beam_equals_exhaustive_search(cell_type, least):
     """Compare with all captions of up to 4 words, each scored by the layers of the twin."""
     T, V = 4, 5
     np.random.seed(4)
@@ -251,16 +257,17 @@ def test_a_wide_beam_equals_exhaustive_search(cell_type):
             total = log_probs[range(len(words)), words].sum()
             scored.append((total / len(words) ** 0.7, total, words))
         assert np.exp([total for _, total, _ in scored]).sum() == pytest.approx(1)
+        scored = [found for found in scored if len([w for w in found[2] if w != 2]) >= least]
         wanted.append(sorted(scored, reverse=True))
     found = decoding.beam_search(
-        model, features, V**T, T, n_best=len(every) + 1, length_penalty=0.7
+        model, features, V**T, T, n_best=len(every) + 1, length_penalty=0.7, min_length=least
     )
     for n in range(len(features)):
         for k, (score, total, words) in enumerate(wanted[n]):
             assert found.ids[n, k].tolist() == [*words, *[0] * (T - len(words))]
             assert found.scores[n, k] == pytest.approx(score, rel=1e-12)
             assert found.log_probs[n, k] == pytest.approx(total, rel=1e-12)
-        assert found.scores[n, len(every)] == -np.inf
+        assert found.scores[n, len(wanted[n])] == -np.inf
 
 
 def test_log_probabilities_are_those_of_the_loss():
@@ -284,7 +291,9 @@ def test_equal_scores_go_to_the_better_hypothesis_and_the_lower_id():
     assert found.ids.tolist() == [[[0], [1], [3]]] * 2
     # three hypotheses end at the same step, when only two more are needed
     model.params["b_vocab"][2] = 1
-    found = decoding.beam_search(model, np.ones((2, 3)), 3, 4, n_best=3, length_penalty=0)
+    found = decoding.beam_search(
+        model, np.ones((2, 3)), 3, 4, n_best=3, length_penalty=0, min_length=0
+    )
     assert found.ids[:, :, :2].tolist() == [[[2, 0], [0, 2], [1, 2]]] * 2
 
 
@@ -315,6 +324,81 @@ def test_suppress_unk():
         decoding.sample(model, features, 8, count=9, suppress_unk=True),
     ):
         assert not (found.ids == 3).any()
+
+
+def test_the_probability_of_a_word_is_that_of_the_model_whatever_the_minimum_length():
+    model, features = draw_model("small", "lstm")
+    model.params["b_vocab"][2] += 9
+    free = decoding.greedy(model, features, 6, min_length=0)
+    assert (free.ids[:, 0, 0] == 2).all(), "the model prefers to say nothing"
+    for least in (1, 4, 60):
+        found = decoding.greedy(model, features, 6, min_length=least)
+        words = (found.ids[:, 0] != 2) & (found.word_log_probs[:, 0] != 0)
+        assert (words.sum(axis=1) == min(least, 6)).all()
+        np.testing.assert_allclose(np.exp(free.word_log_probs[:, 0, 0]), 1, atol=0.01)
+        captions = np.concatenate([np.ones((5, 1), int), found.ids[:, 0]], axis=1)
+        np.testing.assert_allclose(
+            found.word_log_probs[:, 0].sum(axis=1), model.word_log_probs(features, captions).sum(1)
+        )
+    drawn = decoding.sample(model, features, 6, count=50)
+    assert (drawn.ids[:, :, 0] != 2).all()
+
+
+class Rang(Exception):
+    """What the handler of a signal raises."""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this platform has no timers")
+@pytest.mark.parametrize("rows", [1, 400], ids=["few rows", "many rows"])
+@pytest.mark.parametrize("decode", ["beam_search", "sample"])
+def test_a_signal_stops_a_search_at_once(decode, rows):
+    """The search takes a minute; the exception of the handler leaves it, and the next one works."""
+    model = CaptioningRNN(vocabulary(3000), 16, 64, 512, "lstm", np.float32)
+    model.params["b_vocab"][2] = -1000
+    features = np.random.default_rng(0).standard_normal((rows, 16)).astype(np.float32)
+    much = {"max_length": 300_000 // rows}
+    if decode == "beam_search":
+        much = {"max_length": 40_000 // rows, "width": 4 if rows == 1 else 200}
+
+    def ring(*_: object) -> None:
+        raise Rang
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        for threads in (1, 2):
+            fastrnn.set_num_threads(threads)
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            began = time.perf_counter()
+            with pytest.raises(Rang):
+                getattr(decoding, decode)(model, features, **much)
+            assert time.perf_counter() - began < 5
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    small, few = draw_model("small", "lstm")
+    wanted = reference.beam_search(small, few, 3, 7)
+    assert_is_that_of_the_twin(decoding.beam_search(small, few, 3, 7), wanted)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this platform has no timers")
+def test_a_signal_whose_handler_raises_nothing_changes_no_bit():
+    model, features = draw_model("ragged", "lstm", np.float32)
+    options = {"width": 30, "max_length": 60, "n_best": 4, "suppress": ["<END>"]}
+    wanted = decoding.beam_search(model, features, **options)
+    seen = []
+    before = signal.signal(signal.SIGALRM, lambda *_: seen.append(None))
+    try:
+        for _ in range(50):
+            signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+            found = decoding.beam_search(model, features, **options)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            assert all((a == b).all() for a, b in zip(fields(found), fields(wanted), strict=True))
+            if len(seen) > 20:
+                break
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert seen
 
 
 def test_captions_without_words_are_those_of_the_twin():
@@ -412,7 +496,9 @@ def test_words_are_drawn_as_often_as_they_should_be(options, kept):
     model = CaptioningRNN(vocabulary(6), 3, 4, 5, "rnn", np.float32)
     model.params["W_vocab"][:] = 0
     model.params["b_vocab"] = np.log(share).astype(np.float32)
-    found = decoding.sample(model, np.ones((4000, 3), np.float32), 1, count=2, **options)
+    found = decoding.sample(
+        model, np.ones((4000, 3), np.float32), 1, count=2, min_length=0, **options
+    )
     expected = np.zeros(6)
     kept = [*kept]
     expected[kept] = share[kept] ** (1 / options.get("temperature", 1))
@@ -449,7 +535,7 @@ def test_equal_scores_are_kept_by_the_lower_id():
     for w in model.params.values():
         w[...] = 0
     for options in ({"top_k": 3}, {"top_p": 0.3}):
-        found = decoding.sample(model, np.ones((60, 3)), 1, **options)
+        found = decoding.sample(model, np.ones((60, 3)), 1, min_length=0, **options)
         assert np.unique(found.ids).tolist() == [0, 1, 2]
 
 
@@ -526,6 +612,8 @@ def test_features_of_another_kind(dtype):
         ("beam_search", {"length_rule": "bert"}, ValueError, "length_rule is 'bert'; expected"),
         ("beam_search", {"word_reward": np.inf}, ValueError, "word_reward is inf; expected a"),
         ("beam_search", {"no_repeat_ngram": -1}, ValueError, "no_repeat_ngram is -1; expected at"),
+        ("beam_search", {"min_length": -1}, ValueError, "min_length is -1; expected at least 0"),
+        ("sample", {"min_length": 1.5}, TypeError, "min_length is 1.5; expected an integer"),
         ("beam_search", {"max_length": -1}, ValueError, "max_length is -1; expected at least 0"),
         ("beam_search", {"suppress": ["zebra"]}, ValueError, "suppress: .* no 'zebra'"),
         ("beam_search", {"suppress": "dog"}, TypeError, "suppress is 'dog'; expected a list"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -10,16 +11,17 @@ import numpy as np
 import pytest
 from coco_layout import write_layout
 
-from fastrnn.classifiers.rnn import CaptioningRNN
+from fastrnn.classifiers.rnn import CaptioningRNN, CaptioningWorkspace
 from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.data.scenes.dataset import write_scenes
-from fastrnn.decoding import beam_search
+from fastrnn.decoding import Decoded, beam_search
 from fastrnn.evaluation import (
     Evaluator,
     caption_images,
     decode_images,
     evaluate,
     find_references,
+    longest_caption,
     perplexity,
     references_of,
     shorten,
@@ -27,6 +29,7 @@ from fastrnn.evaluation import (
 )
 from fastrnn.metrics import CaptionScorer
 from fastrnn.training import TrainConfig, Trainer, start_model
+from fastrnn.training.validation import Validation
 
 
 @pytest.fixture
@@ -85,7 +88,8 @@ def test_evaluator(data):
 
 def test_options_of_decoding(data):
     model, evaluator = trained(data), Evaluator(data)
-    beam = evaluator.decode(model, 8, beam=3, length_penalty=0.0, no_repeat_ngram=None)
+    options = {"length_penalty": 0.0, "no_repeat_ngram": None, "suppress_unk": False}
+    beam = evaluator.decode(model, 8, beam=3, **options)
     wanted = beam_search(model, data["val_features"], 3, 8, length_penalty=0.0)
     np.testing.assert_array_equal(beam.ids, wanted.ids)
     default = beam_search(model, data["val_features"], 3, 8)
@@ -93,6 +97,52 @@ def test_options_of_decoding(data):
     captions = evaluator.caption(model, 8, beam=3, suppress_unk=True)
     decoded = beam_search(model, data["val_features"], 3, 8, suppress_unk=True)
     assert captions == [best[0] for best in decoded.captions(model.idx_to_word)]
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+@pytest.mark.parametrize("at_once", [1, 7, 50, 10**6])
+def test_blocks_change_no_bit(data, monkeypatch, beam, at_once):
+    """Whatever the size of the blocks, and with or without a bar."""
+    model = trained(data)
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((73, data["val_features"].shape[1])).astype(np.float32)
+    wanted = beam_search(model, features, beam, 9, suppress_unk=True)
+    monkeypatch.setattr("fastrnn.evaluation._ROWS_AT_ONCE", max(at_once, 5 * beam))
+    calls = []
+    found = decode_images(
+        model, features, 9, beam=beam, progress=lambda done, total: calls.append((done, total))
+    )
+    for field in dataclasses.fields(Decoded):
+        found_field, wanted_field = getattr(found, field.name), getattr(wanted, field.name)
+        np.testing.assert_array_equal(found_field, wanted_field)
+    assert calls[0] == (0, 73)
+    assert calls[-1] == (73, 73)
+    assert sorted(calls) == calls
+    assert len(calls) == 2 + (at_once < 73 * beam and 73 * beam // max(at_once, 5 * beam) - 1)
+    assert decode_images(model, features[:0]).ids.shape == (0, 1, 30)
+
+
+def test_unknown_words_and_empty_captions_are_off_by_default(data):
+    model = trained(data)
+    evaluator = Evaluator(data)
+    model.params["b_vocab"][data["word_to_idx"]["<UNK>"]] += 50
+    model.params["b_vocab"][data["word_to_idx"]["<END>"]] += 20
+    assert all(len(caption.split()) == 1 for caption in evaluator.caption(model, 8))
+    assert not any("<UNK>" in caption for caption in evaluator.caption(model, 8))
+    assert evaluator.caption(model, 8) == caption_images(model, data["val_features"], 8)
+    asked = evaluator.caption(model, 8, suppress_unk=False)
+    assert asked == [" ".join(["<UNK>"] * 8)] * len(asked)
+    assert set(evaluator.caption(model, 8, min_length=0)) == {""}
+
+
+def test_validation_during_training_is_what_evaluate_measures(data):
+    model = trained(data)
+    config = TrainConfig(val_images=1000)
+    found, captions = Validation(data, config).measure(model, CaptioningWorkspace())
+    evaluator = Evaluator(data)
+    wanted = evaluator.caption(model, longest_caption(data))
+    assert captions == wanted
+    assert found["bleu_4"] == evaluator.score(wanted)["bleu_4"]
 
 
 def test_shorten(data):

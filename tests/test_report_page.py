@@ -177,7 +177,7 @@ def test_a_model_and_captions_that_are_known(data_dir: Path, tmp_path: Path, mon
     run, data = make_run(tmp_path / "run", data_dir), read_captioning_directory(data_dir)
     expected = shown(write_report(run, images=3, beam=2))
     model = load_model(run)
-    known = decoding.greedy(model, data["val_features"])
+    known = decoding.greedy(model, data["val_features"], suppress_unk=True)
     monkeypatch.delattr(page_module, "load_model")
     options = {"data": data, "model": model, "images": 3, "beam": 2}
     report = shown(write_report(run, greedy=known, **options))
@@ -244,7 +244,7 @@ def test_settings_are_explained(data_dir: Path, tmp_path: Path):
     assert settings["hidden dim"][0] == "8" and settings["data"][1] == ""
     assert tables["epochs"]["title"] == (
         "History by epoch (loss on at most 1,000 validation captions, BLEU-4 and CIDEr on at most "
-        "500 validation images)"
+        "500 validation images); scores ×100"
     )
 
 
@@ -756,7 +756,7 @@ def test_browser_shows_it(chromium, page, width, dark):
     assert chromium.requests in ([f"{address}#probabilities=1"], [address])
     assert chromium.run("document.title") == "run", "a caption's markup has run"
     assert chromium.run("document.documentElement.scrollWidth") == width
-    assert len(cards(chromium)) == 24
+    assert len(cards(chromium)) == (12 if width == 360 else 24)
     assert chromium.run("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
     assert chromium.run("document.querySelectorAll('.chart svg path').length") == 6
     seen, poor = chromium.run(browser.CONTRAST)
@@ -788,12 +788,12 @@ def test_browser_sorts(chromium, page):
         measures["cider"] = lambda said, row: -said["cider"]
     for by in (0, 1):
         for sort, measure in measures.items():
-            chromium.open(page, f"#sort={sort}&by={by}&show=60")
+            chromium.open(page, f"#sort={sort}-down&by={by}&show=60")
             wanted = sorted(
                 range(60), key=lambda row: (measure(images[row]["captions"][by], row), row)
             )
             assert cards(chromium) == wanted
-            choose(chromium, "order", "up")
+            choose(chromium, "sort", f"{sort}-up")
             wanted = sorted(
                 range(60), key=lambda row: (-measure(images[row]["captions"][by], row), row)
             )
@@ -802,7 +802,7 @@ def test_browser_sorts(chromium, page):
     there = [row for row in range(60) if images[row]["picture"]]
     assert len(there) == 20
     assert cards(chromium)[:20] == there
-    choose(chromium, "sort", "name")
+    choose(chromium, "sort", "name-up")
     names = [images[row]["name"] for row in cards(chromium)]
     numbers = [int(re.search(r"val(\d+)\.png$", name)[1]) for name in names if "val" in name]
     assert numbers == sorted(numbers)
@@ -822,7 +822,7 @@ def test_browser_filters(chromium, page):
         return found
 
     chromium.look(1280, False)
-    chromium.open(page, "#sort=name&show=60")
+    chromium.open(page, "#sort=name-up&show=60")
     chromium.click("#find")
     for key in "Sofa ":
         chromium.press(key)
@@ -853,31 +853,36 @@ def test_browser_filters(chromium, page):
 
 def test_browser_takes_from_the_address_what_makes_sense(chromium, page):
     chromium.look(1280, False)
-    chromium.open(page, "#show=-5&order=sideways&sort=nothing&by=9&only=what&find=")
+    chromium.open(page, "#show=-5&sort=nothing&by=9&only=what&find=")
     assert len(cards(chromium)) == 24
-    chosen = "['sort', 'order', 'by', 'only'].map((id) => document.getElementById(id).value)"
-    assert chromium.run(chosen) == ["shown", "up", "1", "all"]
-    chromium.open(page, "#sort=length&order=sideways")
-    assert chromium.run(chosen) == ["length", "down", "1", "all"]
+    chosen = "['sort', 'by', 'only'].map((id) => document.getElementById(id).value)"
+    assert chromium.run(chosen) == ["shown", "1", "all"]
+    chromium.open(page, "#sort=length-sideways")
+    assert chromium.run(chosen) == ["shown", "1", "all"]
     # Another address in the same page, as the button Back gives it.
     chromium.run(
         "new Promise((done) => { addEventListener('hashchange', () => setTimeout(done));"
-        "location.hash = '#sort=probability&order=up&show=30'; })"
+        "location.hash = '#sort=probability-up&show=30'; })"
     )
-    assert chromium.run(chosen) == ["probability", "up", "1", "all"]
+    assert chromium.run(chosen) == ["probability-up", "1", "all"]
     assert len(cards(chromium)) == 30
     # What is usual is not said.
-    choose(chromium, "order", "down")
-    assert chromium.run("location.hash") == "#sort=probability"
+    choose(chromium, "by", "0")
+    assert chromium.run("location.hash") == "#sort=probability-up&by=0"
+    choose(chromium, "by", "1")
+    assert chromium.run("location.hash") == "#sort=probability-up"
 
 
 def test_browser_shows_best_and_worst(chromium, page):
     images = shown(page)["images"]
     measure = "cider" if images[0]["captions"][0]["cider"] is not None else "probability"
     chromium.look(1280, False)
+    there = [row for row in range(60) if images[row]["picture"]]
+    about = "document.getElementById('extremes-about').textContent"
     for by in (0, 1):
         chromium.open(page, f"#by={by}")
-        ranked = sorted(range(60), key=lambda row: (-images[row]["captions"][by][measure], row))
+        ranked = sorted(there, key=lambda row: (-images[row]["captions"][by][measure], row))
+        assert chromium.run(about) == "Of the 20 images with pictures."
         for strip, rows in (("best", ranked[:4]), ("worst", ranked[:-5:-1])):
             assert rows == chromium.run(
                 f"[...document.querySelectorAll('#{strip} .card')].map((c) => +c.dataset.row)"
@@ -890,7 +895,7 @@ def test_browser_sorts_what_has_no_figure_behind_the_rest(chromium, data_dir, tm
     (data_dir / "val_references.json").write_text(json.dumps(written))
     page = write_report(make_run(tmp_path / "run", data_dir))
     for order in ("up", "down"):
-        chromium.open(page, f"#sort=cider&order={order}")
+        chromium.open(page, f"#sort=cider-{order}")
         assert set(cards(chromium)[:3]) == {1, 3, 4}
         assert cards(chromium)[3:] == [0, 2]
 
@@ -928,12 +933,69 @@ def test_browser_reads_words_and_curves_without_a_mouse(chromium, page):
     assert re.match(r"Epoch [\d.]+: training", chromium.run(read))
 
 
+def test_browser_shows_pictures_whole(chromium, data_dir, tmp_path):
+    """All of a tall picture is seen, and the usual shape of the pictures is that of the cards."""
+    for number, size in enumerate([(300, 300), (300, 300), (300, 300), (100, 300), (300, 100)]):
+        Image.new("RGB", size, (number, 0, 0)).save(data_dir / f"val{number}.png")
+    page = write_report(make_run(tmp_path / "run", data_dir))
+    assert shown(page)["shape"] == 1
+    chromium.look(1280, False)
+    chromium.open(page)
+    drawn = chromium.run(
+        "[...document.querySelectorAll('#gallery img')].map((i) => [i.clientWidth, i.clientHeight,"
+        " getComputedStyle(i).objectFit])"
+    )
+    assert len(drawn) == 5
+    for width, height, fit in drawn:
+        assert abs(width - height) <= 1
+        assert fit == "contain"
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_browser_goes_to_the_parts_of_the_page(chromium, page, width):
+    """The contents stay in sight, lead to every part, and leave the state of the gallery alone."""
+    chromium.look(width, False)
+    chromium.open(page, "#sort=length-up")
+    names = "[...document.querySelectorAll('#contents a')].map((a) => a.textContent)"
+    assert chromium.run(names) == [
+        "Summary", "Training", "Numbers", "Best and worst", "All captions",
+    ]  # fmt: skip
+    where = (
+        "(() => { const top = (e) => e.getBoundingClientRect().top;"
+        "return [top(document.getElementById('contents')),"
+        " top(document.getElementById('gallery-section'))]; })()"
+    )
+    assert chromium.run(where)[1] > 700
+    chromium.run("document.querySelector('#contents a:last-child').click()")
+    contents, gallery = chromium.run(where)
+    assert contents == 0
+    assert 0 < gallery < 100
+    assert chromium.run("location.hash") == "#sort=length-up"
+    chromium.run("document.querySelector('#contents a').click()")
+    assert chromium.run("window.scrollY") == 0
+
+
+def test_scores_have_one_scale(data_dir: Path, tmp_path: Path):
+    """CIDEr of 0.375 is 37.5 in the curve, in the tables and in the figures."""
+    run = make_run(tmp_path / "run", data_dir)
+    metrics = {"bleu_4": 0.15, "cider": 0.375, "val_loss": 2.2, "images": 5}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    tables = {table["id"]: table for table in shown(write_report(run))["tables"]}
+    assert tables["final-metrics"]["rows"] == [
+        ["BLEU-4", "15.0"], ["CIDEr", "37.5"], ["val loss", "2.2"], ["images", "5"],
+    ]  # fmt: skip
+    assert "×100" in tables["final-metrics"]["title"] and "×100" in tables["epochs"]["title"]
+    columns = tables["epochs"]["columns"]
+    place = columns.index("validation CIDEr")
+    assert [row[place] for row in tables["epochs"]["rows"]] == ["25.0", "37.5"]
+
+
 def test_browser_shows_more(chromium, page):
     chromium.look(360, True)
     chromium.open(page)
-    for count in (24, 60):
+    for count in (12, 36, 60):
         assert len(cards(chromium)) == len(set(cards(chromium))) == count
-        if count == 24:
+        if count < 60:
             chromium.click("#more")
     assert not chromium.run("document.getElementById('more').checkVisibility()")
 
@@ -954,7 +1016,7 @@ def test_browser_follows_and_stays_where_it_was(chromium, page, tmp_path):
     try:
         assert stop.wait(20)
         chromium.look(1280, False)
-        chromium.open(run / "report.html", "#find=sofa&sort=length")
+        chromium.open(run / "report.html", "#find=sofa&sort=length-down")
         before = cards(chromium)
         chromium.run("document.getElementById('settings').open = true")
         chromium.run(

@@ -14,6 +14,13 @@ cdef extern from "random.h" nogil:
     uint32_t random_key "frn_random_key"(uint64_t seed, uint64_t row, uint64_t t)
     double uniform "frn_uniform"(uint32_t key, uint32_t unit)
 
+cdef extern from "flag.h" nogil:
+    ctypedef struct frn_flag:
+        pass
+    void flag_clear "frn_flag_clear"(frn_flag* flag)
+    void flag_set "frn_flag_set"(frn_flag* flag)
+    bint flag_is_set "frn_flag_is_set"(frn_flag* flag)
+
 cdef extern from "sizes.h" nogil:
     const ptrdiff_t TOO_LARGE "FRN_TOO_LARGE"
     enum: MAX_TILE_HEIGHT "FRN_MAX_TILE_HEIGHT"
@@ -38,6 +45,7 @@ cdef ptrdiff_t max_tile_height(size_t size) noexcept nogil
 cdef uint64_t denormals_flush() noexcept nogil
 cdef void denormals_restore(uint64_t mode) noexcept nogil
 cdef double seconds() noexcept nogil
+cdef bint interrupted(double* looked) noexcept nogil
 cdef void lock() noexcept nogil
 cdef void unlock() noexcept nogil
 cdef int threads_for(double work) noexcept nogil

@@ -21,6 +21,9 @@ cdef extern from "fastrnn.h" nogil:
     int frn_forked()
     double frn_seconds()
 
+cdef extern from "Python.h":
+    int PyErr_CheckSignals() noexcept  # the exception stays set
+
 cdef extern from *:
     """
     #ifdef _OPENMP
@@ -78,6 +81,25 @@ cdef void denormals_restore(uint64_t mode) noexcept nogil:
 
 cdef double seconds() noexcept nogil:
     return frn_seconds()
+
+
+# Seconds between two looks for signals: each takes the GIL.
+cdef double SIGNAL_INTERVAL = 0.02
+
+
+cdef bint interrupted(double* looked) noexcept nogil:
+    """Run the Python handlers of signals that have arrived, if the last look is long enough ago.
+
+    looked is the time of the last look. Return True if a handler has raised an exception, such as KeyboardInterrupt:
+    the caller must then end its work and return -1 from a function that is `except -1`. In a thread that is not
+    Python's main thread, there is nothing to handle.
+    """
+    cdef double now = frn_seconds()
+    if now - looked[0] < SIGNAL_INTERVAL:
+        return False
+    looked[0] = now
+    with gil:
+        return PyErr_CheckSignals() != 0
 
 
 cdef void lock() noexcept nogil:

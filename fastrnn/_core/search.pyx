@@ -21,8 +21,8 @@ from .cell cimport row_forward
 from .model cimport BLOCK_ROWS, FEW_ROWS, Model, PackedModel, pack_model, read_model, take_packed
 from .products cimport gathered, matrix, multiply_rows, multiply_unpacked, pack_rows, tiles_size
 from .runtime cimport (
-    Layout, Slices, Workspace, area, denormals_flush, denormals_restore, layout_of, random_key, share, slice_of, take,
-    threads_for, uniform,
+    Layout, Slices, Workspace, area, denormals_flush, denormals_restore, flag_clear, flag_is_set, flag_set, frn_flag,
+    interrupted, layout_of, random_key, seconds, share, slice_of, take, threads_for, uniform,
 )
 
 from .. import checks
@@ -39,6 +39,7 @@ cdef struct Job:
     ptrdiff_t searches, per_image
     ptrdiff_t start, end      # word ids
     ptrdiff_t width, groups, group_width, n_best
+    ptrdiff_t min_length      # words before `end` is allowed
     ptrdiff_t no_repeat       # length of the n-grams that must not repeat, or 0
     ptrdiff_t suppressed_count
     ptrdiff_t max_candidates  # words considered for each hypothesis
@@ -58,6 +59,7 @@ cdef struct Job:
     double* scores
     bint few_rows             # use unpacked weights, and let `threads` divide their columns
     int threads
+    frn_flag* stopped         # set when a handler of a signal has raised an exception
 
 
 cdef struct Hypotheses:
@@ -294,6 +296,9 @@ cdef double suppress_words(const Job* job, floating* scores, const int32_t* ids,
     """Set the scores of words that are not allowed next to -INFINITY. Return log(sum(exp(scores))) of these words."""
     cdef double total = -INFINITY
     cdef ptrdiff_t i, j, n = job.no_repeat, word
+    if steps < job.min_length:
+        total = scores[job.end]
+        scores[job.end] = <floating> -INFINITY
     for i in range(job.suppressed_count):
         word = job.suppressed[i]
         total = log_add(total, scores[word])
@@ -501,14 +506,19 @@ cdef void finish(const Job* job, Block* block, ptrdiff_t slot) noexcept nogil:
 # ---- Searches --------------------------------------------------------------------------------------------------------
 
 cdef int run_searches(const Job* job, Layout layout, ptrdiff_t slots, ptrdiff_t first, ptrdiff_t last,
-                      const floating* h0) noexcept nogil:
-    """Run searches [first, last) in `slots` slots. Return 1 if scores are not finite."""
+                      const floating* h0, bint is_caller) noexcept nogil:
+    """Run searches [first, last) in `slots` slots. Return 1 if scores are not finite.
+
+    If is_caller is True, this is the thread that called from Python: it looks for signals, and stops all threads if a
+    handler has raised an exception.
+    """
     cdef const Model* model = &job.model
     cdef Block block = take_block(&layout, job, slots, sizeof(floating))
     cdef ptrdiff_t slot, g, j, row, group, others, products, running, following = first
     cdef floating* scores = <floating*> block.scores
     cdef floating* inputs = <floating*> job.packed.products
     cdef int failed = 0
+    cdef double looked = seconds()
     cdef uint64_t mode = denormals_flush()
     memset(block.zeros, 0, model.H * sizeof(floating))
     if job.few_rows:
@@ -516,7 +526,10 @@ cdef int run_searches(const Job* job, Layout layout, ptrdiff_t slots, ptrdiff_t 
             block.product_of_word[j] = -1
     for slot in range(slots):
         block.search[slot] = -1
-    while not failed:
+    while not failed and not flag_is_set(job.stopped):
+        if is_caller and interrupted(&looked):
+            flag_set(job.stopped)
+            break
         for slot in range(slots):
             if block.search[slot] < 0 and following < last:
                 start_search(job, &block, slot, following)
@@ -559,7 +572,7 @@ cdef int run_searches(const Job* job, Layout layout, ptrdiff_t slots, ptrdiff_t 
 
 
 cdef int run_job(Job* job, cnp.ndarray features, const floating* features_data) except -1:
-    """Run all searches. Return 1 if scores are not finite."""
+    """Run all searches. Return 1 if scores are not finite, -1 if a handler of a signal has raised an exception."""
     cdef const Model* model = &job.model
     cdef int pass_, threads, failed = 0
     cdef size_t size = sizeof(floating)
@@ -567,6 +580,9 @@ cdef int run_job(Job* job, cnp.ndarray features, const floating* features_data) 
     cdef Workspace scratch = Workspace()
     cdef Layout layout = layout_of(NULL, 0)
     cdef Slices slices
+    cdef frn_flag stopped
+    flag_clear(&stopped)
+    job.stopped = &stopped
     threads = threads_for(2.0 * searches * job.width * job.T * H * (model.G + model.V))
     job.few_rows = area(searches, job.width) <= FEW_ROWS
     if job.few_rows:
@@ -583,8 +599,8 @@ cdef int run_job(Job* job, cnp.ndarray features, const floating* features_data) 
             # a single step of few rows pays for threads only if the weights are large
             job.threads = threads_for(2.0 * searches * job.width * H * (model.G + model.V))
             failed = run_searches(job, layout_of(slices.memory, layout.used), searches, 0, searches,
-                                  <const floating*> job.packed.h0)
-        return failed
+                                  <const floating*> job.packed.h0, True)
+        return -1 if flag_is_set(&stopped) else failed
     parts = min(<ptrdiff_t> threads, searches)
     slots = max(<ptrdiff_t> 1, min(BLOCK_ROWS // job.width, (searches + parts - 1) // parts))
     take_block(&layout, job, slots, size)
@@ -597,8 +613,8 @@ cdef int run_job(Job* job, cnp.ndarray features, const floating* features_data) 
         for q in prange(parts, num_threads=threads, schedule="static", chunksize=1):
             failed += run_searches(job, layout_of(slice_of(slices, q), layout.used), slots,
                                    share(searches, q, parts, 1), share(searches, q + 1, parts, 1),
-                                   <const floating*> job.packed.h0)
-    return failed
+                                   <const floating*> job.packed.h0, q == 0)
+    return -1 if flag_is_set(&stopped) else failed
 
 
 # ---- Over NumPy arrays -----------------------------------------------------------------------------------------------
@@ -639,8 +655,8 @@ cdef tuple run(Job* job, object params, object features, object cell_type, ptrdi
 
 
 def beam_search(params, features, cell_type, start, end, null, ptrdiff_t max_length, ptrdiff_t width,
-                ptrdiff_t groups, ptrdiff_t n_best, double diversity, ptrdiff_t no_repeat_ngram, suppress,
-                cnp.ndarray scale, cnp.ndarray reward):
+                ptrdiff_t groups, ptrdiff_t n_best, double diversity, ptrdiff_t min_length, ptrdiff_t no_repeat_ngram,
+                suppress, cnp.ndarray scale, cnp.ndarray reward):
     """Beam search, as documented at fastrnn.decoding.beam_search.
 
     scale and reward, float64 (max_length + 1,), give the score of a caption by its length: log_prob * scale + reward.
@@ -649,14 +665,14 @@ def beam_search(params, features, cell_type, start, end, null, ptrdiff_t max_len
     cdef Job job
     memset(&job, 0, sizeof(job))
     job.per_image, job.width, job.groups, job.n_best = 1, width, groups, n_best
-    job.diversity, job.no_repeat = diversity, no_repeat_ngram
+    job.diversity, job.min_length, job.no_repeat = diversity, min_length, no_repeat_ngram
     job.scale, job.reward = <double*> data(scale), <double*> data(reward)
     return run(&job, params, features, cell_type, start, end, null, max_length, suppress)
 
 
 def sample(params, features, cell_type, start, end, null, ptrdiff_t max_length, ptrdiff_t count,
-           double inverse_temperature, ptrdiff_t top_k, double top_p, uint64_t seed, ptrdiff_t no_repeat_ngram,
-           suppress):
+           double inverse_temperature, ptrdiff_t top_k, double top_p, uint64_t seed, ptrdiff_t min_length,
+           ptrdiff_t no_repeat_ngram, suppress):
     """Sample `count` captions per image, as documented at fastrnn.decoding.sample.
 
     Return the same arrays as beam_search(), with the captions of an image one after the other.
@@ -665,7 +681,8 @@ def sample(params, features, cell_type, start, end, null, ptrdiff_t max_length, 
     cdef cnp.ndarray scale = np.ones(max_length + 1), reward = np.zeros(max_length + 1)
     memset(&job, 0, sizeof(job))
     job.samples, job.per_image, job.width, job.groups, job.n_best = True, count, 1, 1, 1
-    job.no_repeat, job.inverse_temperature, job.top_k = no_repeat_ngram, inverse_temperature, top_k
+    job.min_length, job.no_repeat = min_length, no_repeat_ngram
+    job.inverse_temperature, job.top_k = inverse_temperature, top_k
     job.top_p, job.seed = top_p, seed
     job.scale, job.reward = <double*> data(scale), <double*> data(reward)
     return run(&job, params, features, cell_type, start, end, null, max_length, suppress)

@@ -226,6 +226,17 @@ class CaptioningRNN:
         }
         self.params: dict[str, np.ndarray] = {k: v.astype(dtype) for k, v in drawn.items()}
 
+    def __repr__(self) -> str:
+        sizes = {
+            "input_dim": ("W_proj", 0), "wordvec_dim": ("W_embed", 1), "hidden_dim": ("W_proj", 1)
+        }  # fmt: skip
+        found = [f"{len(self.word_to_idx):,} words"]
+        for size, (name, axis) in sizes.items():
+            shape = np.shape(self.params.get(name, ()))  # users may put anything there
+            found.append(f"{size}={shape[axis] if len(shape) == 2 else '?'}")
+        found += [f"cell_type={self.cell_type!r}", f"dtype={np.dtype(self.dtype).name}"]
+        return f"{type(self).__name__}({', '.join(found)})"
+
     def loss(
         self,
         features: np.ndarray,

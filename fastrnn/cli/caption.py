@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..files import one_line, write_aside
-from ..terminal import is_terminal
+from ..terminal import columns, fold, is_terminal, say
 from .bar import Bar
 from .options import (
     Choice,
@@ -22,6 +22,7 @@ from .options import (
     add_integer,
     add_threads,
     check_file,
+    decoding_of,
     flag_of,
     use_threads,
 )
@@ -56,9 +57,6 @@ def add_parser(commands: Any) -> Any:
         how, "--n-best", default=1,
         help="captions of each image, at most --beam, with their scores (default: %(default)s)",
     )  # fmt: skip
-    how.add_argument(
-        "--allow-unk", action="store_true", help="also generate <UNK>, for words that are unknown"
-    )
     add_threads(how)
 
     where = parser.add_argument_group("results")
@@ -102,9 +100,6 @@ def run(arguments: argparse.Namespace) -> int:
     if not images:
         return failures.tell(0)
     captioner = Captioner.load(arguments.run_directory, onnx=arguments.network)
-    options = {
-        "length_penalty": arguments.length_penalty, "no_repeat_ngram": arguments.no_repeat_ngram
-    }  # fmt: skip
     preview, most = None, 0
     if arguments.sheet is not None:
         from ..report.sheet import MAX_PICTURES, SHEET_PICTURE
@@ -113,13 +108,10 @@ def run(arguments: argparse.Namespace) -> int:
     captioned = captioner.each(
         [image for _, image in images],
         names=[name for name, _ in images],
-        beam=arguments.beam,
         n_best=arguments.n_best,
-        max_length=arguments.max_length,
-        suppress_unk=not arguments.allow_unk,
         preview=preview,
         failed=failures,
-        **{name: value for name, value in options.items() if value is not None},
+        **decoding_of(arguments),
     )
     count, pictures = 0, list[Captioned]()
     to_file = arguments.out is not None
@@ -139,7 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
                 bar(count + failures.count)
         write(None)
     if arguments.out is not None:
-        print(f"written to {arguments.out}: the captions of {_images(count)}")
+        say(f"written to {arguments.out}: the captions of {_images(count)}")
     if pictures:
         _write_sheet(arguments, pictures, count)
     return failures.tell(count)
@@ -153,7 +145,7 @@ def _write_sheet(arguments: argparse.Namespace, pictures: list[Any], count: int)
     # On stdout there are captions, unless they are written to a file.
     where = sys.stderr if arguments.out is None else sys.stdout
     shown = _images(count) if len(pictures) == count else f"the first {_images(len(pictures))}"
-    print(f"written to {arguments.sheet}: {shown}", file=where)
+    say(f"written to {arguments.sheet}: {shown}", file=where)
 
 
 def _images(count: int) -> str:
@@ -241,12 +233,13 @@ def _writer(form: str, n_best: int, file: TextIO) -> Callable[[Any], None]:
         if item is None:
             return
         name = _visible(item.name)
+        width = columns(file)
         if n_best == 1:
-            _print(f"{name}: {item.caption}", file)
+            _print(fold(f"{name}: {item.caption}", width, 2), file)
             return
         _print(name, file)
         for caption in item.captions:
-            _print(f"  {caption.score:7.3f}  {caption.text}", file)
+            _print(fold(f"  {caption.score:7.3f}  {caption.text}", width, 11), file)
 
     def jsonl(item: Any) -> None:
         if item is not None:

@@ -15,12 +15,24 @@ from ..data.layout import SPLITS, VOCABULARY_FILE, named_directory, read_caption
 from ..evaluation import Evaluator, find_references
 from ..files import write_json
 from ..metrics import METRIC_NAMES, diversity
+from ..terminal import say, say_facts
 from ..training import read_run, seconds_since
 from ..training.progress import model_size
-from .options import Choice, add_decoding, add_integer, add_threads, check_file, use_threads
+from .bar import Bar
+from .options import (
+    Choice,
+    add_decoding,
+    add_integer,
+    add_threads,
+    check_file,
+    decoding_of,
+    use_threads,
+)
 
 NO_WORDS = "(no words)"
 """What is printed for an empty caption."""
+_WIDTH = 12
+"""Columns of the names."""
 
 
 def add_parser(commands: Any) -> Any:
@@ -56,7 +68,6 @@ def add_parser(commands: Any) -> Any:
 
     how = parser.add_argument_group("decoding")
     add_decoding(how)
-    how.add_argument("--suppress-unk", action="store_true", help="never generate <UNK>")
     add_threads(how)
 
     where = parser.add_argument_group("results")
@@ -85,58 +96,61 @@ def run(arguments: argparse.Namespace) -> int:
     if not evaluator.judged:
         raise ValueError(f"{source}: has no captions of the images that are to be evaluated")
 
-    began = time.perf_counter()
-    captions = evaluator.caption(
-        model, arguments.max_length, beam=arguments.beam, length_penalty=arguments.length_penalty,
-        no_repeat_ngram=arguments.no_repeat_ngram, suppress_unk=arguments.suppress_unk,
-    )  # fmt: skip
-    seconds = seconds_since(began)
-
-    metrics = evaluator.score(captions)
-    notes = [evaluator.missing] if evaluator.missing else []
-    try:
-        metrics["meteor"] = evaluator.meteor(captions)
-    except (ImportError, LookupError) as error:
-        metrics["meteor"] = None
-        notes.append(str(error.args[0]))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        varied = diversity(captions)
-
+    # All that is known before the captions are made: with a wide beam, they take long.
     judged = len(evaluator.judged)
     decoding = "greedy" if arguments.beam == 1 else f"beam {arguments.beam}"
-    lines = {
+    facts = {
         "model": f"{arguments.model} ({model_size(model)})",
         "data": f"{directory}, {split}: {count:,} images",
         "references": f"{source}: {sum(map(len, evaluator.references)):,} captions"
         + (f" of {judged:,} of the images" if judged < count else ""),
-        "decoding": f"{decoding}: {seconds:.2f} s, {count / seconds:,.0f} captions/s",
     }
-    for name, line in lines.items():
-        print(f"{name:<12}{line}")
+    say_facts(facts, _WIDTH)
+    without_meteor = evaluator.missing_meteor
+    for note in (evaluator.missing, without_meteor):
+        if note is not None:
+            say(f"note: {note}")
+
+    began = time.perf_counter()
+    bar = Bar("captions", "images", count)
+    try:
+        captions = evaluator.caption(model, progress=bar, **decoding_of(arguments))
+    finally:
+        bar.close()
+    seconds = seconds_since(began)
+    rate = f"{decoding}: {seconds:.2f} s, {count / seconds:,.0f} captions/s"
+    say_facts({"decoding": rate}, _WIDTH)
+
+    metrics = evaluator.score(captions)
+    metrics["meteor"] = None if without_meteor else evaluator.meteor(captions)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        varied = diversity(captions)
+
     print()
     for name, label in METRIC_NAMES.items():
         value = metrics[name]
         if value is not None:
-            print(f"{label:<12}{100 * value:5.1f}")
+            print(f"{label:<{_WIDTH}}{100 * value:5.1f}")
     print()
-    print(f"{'distinct':<12}{varied['distinct_captions']:,} of {count:,} captions")
-    print(f"{'words used':<12}{varied['vocabulary_used']:,} of {len(model.word_to_idx):,}")
-    print(f"{'length':<12}{varied['mean_length']:.1f} words")
     often = varied["most_common"] or NO_WORDS
-    print(f"{'most often':<12}{often} ({varied['most_common_share']:.1%})")
-    for note in notes:
-        print(f"note: {note}")
+    found = {
+        "distinct": f"{varied['distinct_captions']:,} of {count:,} captions",
+        "words used": f"{varied['vocabulary_used']:,} of {len(model.word_to_idx):,}",
+        "length": f"{varied['mean_length']:.1f} words",
+        "most often": f"{often} ({varied['most_common_share']:.1%})",
+    }
+    say_facts(found, _WIDTH)
     for warning in caught:
-        print(f"fastrnn: warning: {warning.message}", file=sys.stderr)
+        say(f"fastrnn: warning: {warning.message}", file=sys.stderr)
 
     if arguments.json is not None:
         about = {
             "model": str(arguments.model), "data": str(directory), "split": split,
             "references": source, "beam": arguments.beam, "max_length": arguments.max_length,
-            "length_penalty": arguments.length_penalty,
+            "min_length": arguments.min_length, "length_penalty": arguments.length_penalty,
             "no_repeat_ngram": arguments.no_repeat_ngram,
-            "suppress_unk": arguments.suppress_unk, "images_with_references": judged,
+            "suppress_unk": not arguments.allow_unk, "images_with_references": judged,
             "seconds": seconds,
         }  # fmt: skip
         write_json(arguments.json, {**about, **metrics, **varied})

@@ -14,6 +14,7 @@ import fastrnn
 from ..training import Interrupted
 from . import (
     caption,
+    compare,
     completion,
     evaluate,
     explain,
@@ -39,6 +40,7 @@ COMMANDS = (
     serve,
     export,
     report,
+    compare,
     info,
     completion,
 )

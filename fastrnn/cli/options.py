@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import inspect
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 import fastrnn
 
 from ..checks import ArgumentError
+from ..decoding import beam_search
 from ..training.config import ModelConfig, TrainConfig, option_of
 
 FIELDS = {
@@ -221,10 +223,40 @@ def add_decoding(group: Any) -> None:
     )  # fmt: skip
     add_float(
         group, "--length-penalty", at_least=0,
+        default=_default(beam_search, "length_penalty"),
         help="exponent of the length in the score: larger values favour longer captions "
-        "(default: that of fastrnn.decoding.beam_search)",
+        "(default: %(default)s)",
+    )  # fmt: skip
+    add_integer(
+        group, "--min-length", at_least=0, default=_default(beam_search, "min_length"),
+        help="smallest number of words in a caption (default: %(default)s)",
     )  # fmt: skip
     add_integer(group, "--no-repeat-ngram", help="never repeat N words in a row (default: off)")
+    add_allow_unk(group)
+
+
+def add_allow_unk(group: Any) -> None:
+    """Add ``--allow-unk``."""
+    group.add_argument(
+        "--allow-unk", action="store_true",
+        help="also generate <UNK>, for words that are unknown (default: never)",
+    )  # fmt: skip
+
+
+def decoding_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of `add_decoding` as `fastrnn.evaluation.decode_images` takes them."""
+    chosen = {
+        "beam": arguments.beam, "max_length": arguments.max_length,
+        "min_length": arguments.min_length, "length_penalty": arguments.length_penalty,
+        "suppress_unk": not arguments.allow_unk,
+    }  # fmt: skip
+    if arguments.no_repeat_ngram is not None:
+        chosen["no_repeat_ngram"] = arguments.no_repeat_ngram
+    return chosen
+
+
+def _default(function: Callable[..., Any], name: str) -> Any:
+    return inspect.signature(function).parameters[name].default
 
 
 def add_threads(group: Any) -> None:

@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .options import add_float, add_integer, add_threads, check_file, use_threads
+from ..terminal import say
+from .bar import Bar
+from .options import add_allow_unk, add_float, add_integer, add_threads, check_file, use_threads
 
 
 def add_parser(commands: Any) -> Any:
@@ -31,6 +33,7 @@ def add_parser(commands: Any) -> Any:
         parser, "--beam", default=3,
         help="beam width; 1: greedy captions only (default: %(default)s)",
     )  # fmt: skip
+    add_allow_unk(parser)
     add_integer(
         parser, "--images", at_least=0, default=1000,
         help="largest number of validation images on the page (default: %(default)s)",
@@ -72,15 +75,20 @@ def run(arguments: argparse.Namespace) -> int:
         "pictures": arguments.pictures,
         "beam": arguments.beam,
         "explain": arguments.explain,
+        "suppress_unk": not arguments.allow_unk,
     }
     if not arguments.watch:
-        out = write_report(arguments.of_run, arguments.out, **options)
-        print(f"{out}: {out.stat().st_size / 1e3:,.0f} kB")
+        bar = Bar("captions", "images")
+        try:
+            out = write_report(arguments.of_run, arguments.out, progress=bar, **options)
+        finally:
+            bar.close()
+        say(f"{out}: {out.stat().st_size / 1e3:,.0f} kB")
         return 0
 
-    def say(out: Path, status: str) -> None:
-        print(f"{time.strftime('%H:%M:%S')}  {out}  {status}", flush=True)
+    def on_write(out: Path, status: str) -> None:
+        say(f"{time.strftime('%H:%M:%S')}  {out}  {status}")
 
     seconds = arguments.every or 5.0
-    watch_report(arguments.of_run, arguments.out, seconds=seconds, on_write=say, **options)
+    watch_report(arguments.of_run, arguments.out, seconds=seconds, on_write=on_write, **options)
     return 0

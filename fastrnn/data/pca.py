@@ -90,6 +90,10 @@ class PCA:
         self.mean = mean
         self.components = components
 
+    def __repr__(self) -> str:
+        size, width = self.components.shape
+        return f"{type(self).__name__}({width:,} to {size:,} features)"
+
     @classmethod
     def fit(cls, x: np.ndarray, size: int, floor: float = 0.01) -> PCA:
         """Fit the components.

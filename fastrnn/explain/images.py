@@ -8,7 +8,7 @@ such as `classifier_of` the network that makes the features.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,8 +64,8 @@ class Fooling:
         Number of gradient steps.
     """
 
-    image: np.ndarray
-    original: np.ndarray
+    image: np.ndarray = field(repr=False)
+    original: np.ndarray = field(repr=False)
     word: str
     before: str
     after: str
@@ -245,7 +245,7 @@ class Visualisation:
         most probable.
     """
 
-    image: np.ndarray
+    image: np.ndarray = field(repr=False)
     word: str
     caption: str
     log_prob: float

@@ -83,7 +83,11 @@ def repeated(words: tuple[int, ...], n: int) -> set[int]:
 
 
 def followers(
-    model: Any, hypothesis: Hypothesis, no_repeat_ngram: int, suppress: Iterable[str]
+    model: Any,
+    hypothesis: Hypothesis,
+    min_length: int,
+    no_repeat_ngram: int,
+    suppress: Iterable[str],
 ) -> tuple[np.ndarray, np.ndarray, State]:
     """Score every word as the next word of a hypothesis.
 
@@ -101,7 +105,8 @@ def followers(
     Returns
     -------
     scores : ndarray, shape (V,)
-        Scores of the words; -inf for words that are suppressed or would repeat an n-gram.
+        Scores of the words; -inf for words that are suppressed or would repeat an n-gram, and for
+        ``<END>`` before `min_length` words.
     log_probs : float64 ndarray, shape (V,)
         Log-probabilities of all words, including those with a score of -inf.
     state : tuple of ndarray
@@ -111,6 +116,8 @@ def followers(
     (scores,), state = step(model.params, np.array([word]), hypothesis.state, model.cell_type)
     log_probs = log_softmax(scores)
     banned = {model.word_to_idx[word] for word in suppress}
+    if len(hypothesis.words) < min_length:
+        banned.add(model.word_to_idx[END])
     scores[[*banned, *repeated(hypothesis.words, no_repeat_ngram)]] = -np.inf
     return scores, log_probs, state
 
@@ -136,6 +143,7 @@ def beam_search(
     length_penalty: float = 0.7,
     length_rule: str = "power",
     word_reward: float = 0.0,
+    min_length: int = 1,
     no_repeat_ngram: int = 0,
     suppress: Iterable[str] = (),
     n_best: int = 1,
@@ -150,7 +158,7 @@ def beam_search(
         The NumPy or the compiled model.
     features : float ndarray, shape (N, D)
         Image features.
-    width, max_length, length_penalty, length_rule, word_reward, no_repeat_ngram
+    width, max_length, length_penalty, length_rule, word_reward, min_length, no_repeat_ngram
         See `fastrnn.decoding.beam_search`.
     suppress, n_best, groups, diversity
         See `fastrnn.decoding.beam_search`.
@@ -168,7 +176,9 @@ def beam_search(
         return length_score(hypothesis.log_prob, length, length_penalty, length_rule, word_reward)
 
     def continued(hypothesis: Hypothesis, chosen: list[int]) -> list[Hypothesis]:
-        scores, log_probs, state = followers(model, hypothesis, no_repeat_ngram, suppress)
+        scores, log_probs, state = followers(
+            model, hypothesis, min_length, no_repeat_ngram, suppress
+        )
         return [
             Hypothesis(
                 (*hypothesis.words, word),
@@ -226,6 +236,7 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
+    min_length: int = 1,
     no_repeat_ngram: int = 0,
     suppress: Iterable[str] = (),
 ) -> list[list[Hypothesis]]:
@@ -237,7 +248,7 @@ def sample(
         The NumPy or the compiled model.
     features : float ndarray, shape (N, D)
         Image features.
-    max_length, count, temperature, top_k, top_p, seed, no_repeat_ngram, suppress
+    max_length, count, temperature, top_k, top_p, seed, min_length, no_repeat_ngram, suppress
         See `fastrnn.decoding.sample`.
 
     Returns
@@ -251,7 +262,9 @@ def sample(
         state = initial_state(model.params, features[row : row + 1])
         hypothesis = Hypothesis((), (), 0.0, state)
         for t in range(max_length):
-            scores, log_probs, state = followers(model, hypothesis, no_repeat_ngram, suppress)
+            scores, log_probs, state = followers(
+                model, hypothesis, min_length, no_repeat_ngram, suppress
+            )
             if scores.max() == -np.inf:
                 break
             weights = np.exp((scores.astype(np.float64) - scores.max()) / temperature)

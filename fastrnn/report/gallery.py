@@ -57,6 +57,8 @@ class Gallery:
         The metrics of each method.
     tables : list of dict
         The table of these metrics.
+    shape : float or None
+        The width of a usual picture, divided by its height.
     """
 
     notes: list[str] = field(default_factory=list)
@@ -64,6 +66,7 @@ class Gallery:
     images: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     tables: list[dict[str, Any]] = field(default_factory=list)
+    shape: float | None = None
 
 
 def make_gallery(
@@ -75,6 +78,8 @@ def make_gallery(
     pictures: int,
     beam: int,
     greedy: Decoded | None = None,
+    suppress_unk: bool = True,
+    progress: Callable[[int, int], Any] | None = None,
 ) -> Gallery:
     """Caption validation images and score the captions.
 
@@ -94,6 +99,8 @@ def make_gallery(
         Width of the beam search; 1 shows greedy captions only.
     greedy : Decoded, optional
         The greedy captions of all validation images, if they are already known.
+    suppress_unk, progress
+        See `Report`.
 
     Returns
     -------
@@ -114,10 +121,11 @@ def make_gallery(
     evaluator = Evaluator(data, images=rows)
     is_true = truth_of(directory, total)
 
-    greedy = evaluator.decode(model) if greedy is None else _of_images(greedy, rows)
+    how: dict[str, Any] = {"suppress_unk": suppress_unk, "progress": progress}
+    greedy = evaluator.decode(model, **how) if greedy is None else _of_images(greedy, rows)
     decoded = {"greedy": greedy}
     if beam > 1:
-        decoded[f"beam {beam}"] = evaluator.decode(model, beam=beam)
+        decoded[f"beam {beam}"] = evaluator.decode(model, beam=beam, **how)
     gallery = Gallery(methods=list(decoded))
     captions = [_split_captions(found, model, rows, is_true) for found in decoded.values()]
     _score(gallery, evaluator, captions, total)
@@ -246,23 +254,26 @@ def _add_previews(gallery: Gallery, paths: Sequence[Path | None], limit: int) ->
         # In turn, so that there are some of each if the page would become too large.
         parts = zip_longest(best[::-1], worst, (others[place] for place in spread))
         chosen = [number for part in parts for number in part if number is not None]
-    room, left_out = _MAX_EMBEDDED, 0
+    room, left_out, shapes = _MAX_EMBEDDED, 0, list[float]()
     for number in chosen:
         path = paths[number]
         preview = None if path is None or left_out else _preview(path)
         if preview is not None and len(preview[0]) <= room:
-            images[number]["picture"], images[number]["pixels"] = preview
+            images[number]["picture"], images[number]["pixels"], shape = preview
+            shapes.append(shape)
             room -= len(preview[0])
         elif preview is not None or left_out:
             left_out += 1
+    if shapes:  # neither a strip nor a tower, whatever the pictures
+        gallery.shape = round(min(max(float(np.median(shapes)), 0.8), 1.5), 3)
     if left_out:
         gallery.notes.append(
             f"{left_out:,} pictures are left out, because this page would become too large."
         )
 
 
-def _preview(path: Path) -> tuple[str, bool] | None:
-    """Return an image as a data URI, and whether it is so small that its pixels are visible."""
+def _preview(path: Path) -> tuple[str, bool, float] | None:
+    """Return an image as a data URI, whether its pixels are visible, and its width by height."""
     try:
         with read_picture(path) as picture:
             is_png = picture.format == "PNG"
@@ -277,7 +288,8 @@ def _preview(path: Path) -> tuple[str, bool] | None:
     if not is_png or len(content) > _MAX_PNG:  # a photograph
         kind, content = "jpeg", _encode(image, "jpeg")
     data = base64.b64encode(content).decode("ascii")
-    return f"data:image/{kind};base64,{data}", max(image.size) <= _PIXEL_ART
+    uri = f"data:image/{kind};base64,{data}"
+    return uri, max(image.size) <= _PIXEL_ART, image.width / image.height
 
 
 def _encode(image: Image.Image, kind: str) -> bytes:

@@ -4,7 +4,8 @@
   const report = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
   const SVG = "http://www.w3.org/2000/svg";
-  const CARDS = 24; // cards at first; the button adds twice as many
+  // Cards at first; the button adds twice as many.
+  const CARDS = window.matchMedia("(max-width: 520px)").matches ? 12 : 24;
 
   function element(tag, attributes, ...children) {
     const made = document.createElement(tag);
@@ -205,9 +206,11 @@
   const curves = report.curves.filter((curve) => curve.lines.some((line) => line.points.length));
   byId("curves-section").hidden = !curves.length;
   curves.forEach(chart);
+  if (report.shape) document.documentElement.style.setProperty("--shape", report.shape);
 
   // -- Tables
 
+  byId("tables-section").hidden = !report.tables.length;
   for (const table of report.tables) {
     const head = table.columns.map((column) => element("th", { scope: "col" }, column));
     const rows = table.rows.map(([name, ...values]) => element("tr", null,
@@ -230,9 +233,8 @@
     pictures: images.some((image) => image.picture) && images.some((image) => !image.picture),
     truth: images.some((image) => image.captions.some((caption) => caption.true !== null)),
   };
-  const defaults = { find: "", sort: "shown", order: "", by: String(methods.length - 1),
-    only: "all", probabilities: "", show: String(CARDS) };
-  const descends = { shown: false, cider: true, probability: true, length: true, name: false };
+  const defaults = { find: "", sort: "shown", by: String(methods.length - 1), only: "all",
+    probabilities: "", show: String(CARDS) };
   const state = { ...defaults };
   images.forEach((image, row) => {
     image.row = row;
@@ -345,7 +347,7 @@
 
   function sortKey(image) {
     const caption = image.captions[Number(state.by)];
-    switch (state.sort) {
+    switch (state.sort.split("-")[0]) {
       case "cider": return caption.cider;
       case "probability": return caption.probability;
       case "length": return caption.words.length;
@@ -365,7 +367,6 @@
   }
 
   const searchTerms = () => state.find.toLowerCase().split(/\s+/).filter(Boolean);
-  const descending = () => (state.order ? state.order === "down" : descends[state.sort]);
 
   function matching() {
     const terms = searchTerms();
@@ -374,7 +375,7 @@
       && (state.only !== "pictures" || image.picture)
       && (state.only !== "true" || image.captions[by].true === true)
       && (state.only !== "false" || image.captions[by].true === false));
-    return sorted(found, descending(), sortKey);
+    return sorted(found, state.sort.endsWith("-down"), sortKey);
   }
 
   function setExpanded(cards) {
@@ -402,12 +403,19 @@
   function extremes() {
     const by = Number(state.by);
     const measure = (image) => image.captions[by][available.cider ? "cider" : "probability"];
-    const measured = images.filter((image) => measure(image) !== null);
+    let measured = images.filter((image) => measure(image) !== null);
+    // A caption says little without its picture.
+    const seen = measured.filter((image) => image.picture);
+    const only = seen.length >= 8 && seen.length < measured.length;
+    if (only) measured = seen;
     const most = Math.min(4, Math.floor(measured.length / 2));
     byId("extremes").hidden = most === 0;
     if (!most) return;
-    const name = available.cider ? "CIDEr" : "probability";
-    byId("extremes-title").textContent = `Best and worst by ${name}`;
+    const name = available.cider ? "CIDEr" : "word probability";
+    byId("extremes-title").textContent = `Best and worst captions by ${name}`;
+    byId("extremes-about").textContent = only
+      ? `Of the ${count(seen.length)} images with pictures.` : "";
+    byId("extremes-about").hidden = !only;
     byId("best-title").textContent = `Highest ${name}, ${methods[by]}`;
     byId("worst-title").textContent = `Lowest ${name}, ${methods[by]}`;
     const ranked = sorted(measured, true, measure);
@@ -428,13 +436,11 @@
     for (const name of ["sort", "by", "only"]) {
       if (!valid(name, state[name])) state[name] = defaults[name];
     }
-    if (!["up", "down"].includes(state.order)) state.order = "";
     if (!/^\d{1,6}$/.test(state.show)) state.show = defaults.show;
     if (state.probabilities !== "1") state.probabilities = "";
     byId("find").value = state.find;
     byId("probabilities").checked = state.probabilities === "1";
     for (const name of ["sort", "by", "only"]) byId(name).value = state[name];
-    byId("order").value = descending() ? "down" : "up";
   }
 
   function writeAddress() {
@@ -451,8 +457,8 @@
     byId("gallery-section").hidden = false;
     methods.forEach((name, n) => byId("by").append(element("option", { value: n }, name)));
     byId("by-label").hidden = methods.length < 2;
-    const options = { cider: available.cider, pictures: available.pictures, true: available.truth,
-      false: available.truth };
+    const options = { "cider-down": available.cider, "cider-up": available.cider,
+      pictures: available.pictures, true: available.truth, false: available.truth };
     for (const option of document.querySelectorAll("#sort option, #only option")) {
       if (options[option.value] === false) option.remove();
     }
@@ -468,12 +474,9 @@
       writeAddress();
       show();
     });
-    for (const name of ["sort", "order", "by", "only"]) {
+    for (const name of ["sort", "by", "only"]) {
       byId(name).addEventListener("change", () => {
         state[name] = byId(name).value;
-        if (name === "sort") state.order = "";
-        if (state.order === (descends[state.sort] ? "down" : "up")) state.order = "";
-        byId("order").value = descending() ? "down" : "up";
         state.show = defaults.show;
         writeAddress();
         if (name === "by") extremes();
@@ -499,6 +502,24 @@
       show();
     });
   }
+
+  // -- Contents
+
+  // Links that scroll, and leave alone the address, which has the state of the gallery.
+  const parts = [["Summary", "top"], ["Training", "curves-section"],
+    ["Numbers", "tables-section"], ["Best and worst", "extremes"], ["Why", "why"],
+    ["All captions", "gallery-section"],
+  ].map(([name, id]) => [name, id === "top" ? document.body : byId(id)])
+    .filter(([, part]) => part && !part.hidden);
+  for (const [name, part] of parts) {
+    const link = element("a", { href: "#" }, name);
+    link.addEventListener("click", (event) => {
+      event.preventDefault();
+      part.scrollIntoView();
+    });
+    byId("contents").append(link);
+  }
+  byId("contents").hidden = parts.length < 3;
 
   // -- Reloading during training
 

@@ -27,6 +27,7 @@ from ..runs import (
     METRICS_FILE,
     MODEL_FILE,
     REPORT_FILE,
+    SCENE_DIRECTORY,
     SETTINGS_FILE,
     epoch_records,
     read_history,
@@ -67,6 +68,10 @@ class Report:
     explain : int, optional
         Number of validation images whose captions are explained by maps, see `fastrnn.explain`.
         This needs PyTorch, the images, and a run that knows how its features were made. Default 0.
+    suppress_unk : bool, optional
+        Never generate ``<UNK>``. Default True.
+    progress : callable, optional
+        Called while captions are generated, see `fastrnn.evaluation.decode_images`.
 
     Raises
     ------
@@ -89,6 +94,8 @@ class Report:
         pictures: int = 96,
         beam: int = 3,
         explain: int = 0,
+        suppress_unk: bool = True,
+        progress: Callable[[int, int], Any] | None = None,
     ) -> None:
         for name, value, least in (("images", images, 0), ("pictures", pictures, 0),
                                    ("beam", beam, 1), ("explain", explain, 0)):  # fmt: skip
@@ -100,6 +107,7 @@ class Report:
         self._data, self._model, self._greedy = data, model, greedy
         self._images, self._pictures, self._beam = images, pictures, beam
         self._explain, self._explanations = explain, ""
+        self._suppress_unk, self._progress = suppress_unk, progress
         self._stamps: dict[str, tuple[int, int, int] | None] = {}
         self._history: list[dict[str, Any]] = []
         self._metrics: dict[str, Any] = {}
@@ -158,6 +166,7 @@ class Report:
         gallery = make_gallery(
             model, self._data, directory or self.run, images=self._images,
             pictures=self._pictures, beam=self._beam, greedy=self._greedy,
+            suppress_unk=self._suppress_unk, progress=self._progress,
         )  # fmt: skip
         if self._explain:
             self._explanations, note = explanations_of_run(
@@ -192,6 +201,7 @@ class Report:
             ],
             "methods": gallery.methods,
             "images": gallery.images,
+            "shape": gallery.shape,
             "reload": reload,
             "made": f"fastrnn {__version__}, {time.strftime('%Y-%m-%d %H:%M:%S')}",
         }
@@ -214,7 +224,9 @@ class Report:
             for key, name in (("hidden_dim", "hidden size"), ("wordvec_dim", "word vector size"))
             if settings.get(key)
         ]
-        if settings.get("data"):
+        if self._settings.data_directory == self.run.resolve() / SCENE_DIRECTORY:
+            parts.append("drawn scenes")
+        elif settings.get("data"):
             parts.append(f"data {settings['data']}")
         return ", ".join(part for part in parts if part)
 

@@ -13,7 +13,7 @@ from ..runs import epoch_records, step_records
 
 __all__ = ["draw_loss"]
 
-_COLORS = {
+COLORS = {
     "background": "#ffffff", "text": "#1f2430", "ticks": "#697386", "grid": "#e3e6ec",
     "training": "#3557a5", "validation": "#d1603d", "rewards": "#f4f1e8",
 }  # fmt: skip
@@ -44,43 +44,43 @@ def draw_loss(history: Sequence[Mapping[str, Any]]) -> bytes:
     from matplotlib.figure import Figure
 
     steps, epochs = step_records(history), epoch_records(history)
-    rewards = _points(steps, "reward", 100)
+    rewards = points_of(steps, "reward", 100)
     rows = 2 if rewards else 1
     figure = Figure(
         figsize=(8, 4 if rows == 1 else 6), dpi=150, layout="constrained",
-        facecolor=_COLORS["background"],
+        facecolor=COLORS["background"],
     )  # fmt: skip
     FigureCanvasAgg(figure)
     panels = figure.subplots(
         rows, 1, sharex=True, squeeze=False, height_ratios=[3, 2][:rows]
     ).ravel()  # fmt: skip
 
-    training, validation = _points(steps, "loss"), _points(epochs, "val_loss")
+    training, validation = points_of(steps, "loss"), points_of(epochs, "val_loss")
     best = min(validation, key=lambda point: point[1], default=None)
-    _set_up(panels[0])
+    set_up(panels[0])
     _draw(panels[0], training, validation)
     title = f"Loss in nats per word{_scale_loss(panels[0], training, validation)}"
     if best is not None:
         title += f": validation {best[1]:.3f} at best, in epoch {best[0]:.0f}"
-    _name(panels[0], title)
+    name_panel(panels[0], title)
     if rewards:
-        cider = _points(epochs, "val_cider", 100)
-        _set_up(panels[1])
-        _name(panels[1], "CIDEr x 100 of generated captions, which the reward epochs maximise")
+        cider = points_of(epochs, "val_cider", 100)
+        set_up(panels[1])
+        name_panel(panels[1], "CIDEr x 100 of generated captions, which the reward epochs maximise")
         _draw(panels[1], rewards, cider, "training (drawn captions)", "validation (greedy)")
         _mark_rewards(panels, rewards, steps)
     for axes in panels:
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, labelcolor=_COLORS["text"], fontsize=9)
+            axes.legend(frameon=False, labelcolor=COLORS["text"], fontsize=9)
     last = max((float(r["epoch"]) for r in history if r.get("epoch") is not None), default=1.0)
-    panels[-1].set_xlabel("epoch", color=_COLORS["text"])
+    panels[-1].set_xlabel("epoch", color=COLORS["text"])
     panels[-1].set_xlim(-0.02 * last, 1.02 * last)
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
 
 
-def _points(
+def points_of(
     records: Sequence[Mapping[str, Any]], name: str, scale: float = 1.0
 ) -> list[tuple[float, float]]:
     """Return the points (epoch, value) of the records that have a finite value."""
@@ -91,21 +91,21 @@ def _points(
     ]
 
 
-def _name(axes: Any, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=10, color=_COLORS["text"])
+def name_panel(axes: Any, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=10, color=COLORS["text"])
 
 
-def _set_up(axes: Any) -> None:
+def set_up(axes: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_facecolor(_COLORS["background"])
+    axes.set_facecolor(COLORS["background"])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(axis="y", color=_COLORS["grid"], lw=0.8)
+    axes.grid(axis="y", color=COLORS["grid"], lw=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_COLORS["ticks"], which="both", length=0, labelsize=9)
+    axes.tick_params(colors=COLORS["ticks"], which="both", length=0, labelsize=9)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
-        spine.set_color(_COLORS["ticks"])
+        spine.set_color(COLORS["ticks"])
     axes.margins(y=0.08)
 
 
@@ -118,10 +118,10 @@ def _draw(
     """Draw the line of the training, and that of the validation with a dot for each epoch."""
     names = names or ("training", "validation")
     if training:
-        axes.plot(*zip(*training, strict=True), color=_COLORS["training"], lw=1.2, label=names[0])
+        axes.plot(*zip(*training, strict=True), color=COLORS["training"], lw=1.2, label=names[0])
     if validation:
         axes.plot(
-            *zip(*validation, strict=True), color=_COLORS["validation"], lw=1.5, marker="o", ms=4,
+            *zip(*validation, strict=True), color=COLORS["validation"], lw=1.5, marker="o", ms=4,
             label=names[1],
         )  # fmt: skip
 
@@ -165,14 +165,14 @@ def _mark_rewards(
     """Shade the reward epochs, and say in the plot of the loss why its training line ends."""
     begin = max((r["epoch"] for r in steps if r.get("loss") is not None), default=0.0)
     for axes in panels:
-        axes.axvspan(begin, rewards[-1][0], color=_COLORS["rewards"], lw=0, zorder=0)
-        axes.axvline(begin, color=_COLORS["ticks"], lw=0.8, ls=(0, (4, 3)), zorder=1)
+        axes.axvspan(begin, rewards[-1][0], color=COLORS["rewards"], lw=0, zorder=0)
+        axes.axvline(begin, color=COLORS["ticks"], lw=0.8, ls=(0, (4, 3)), zorder=1)
     # Few reward epochs have no room for the text; the loss leaves room above, after its fall.
     left = begin > 0.5 * rewards[-1][0]
     panels[0].annotate(
         f"reward epochs: CIDEr is trained, not the loss{' →' if left else ''}",
         (begin, 1 if left else 0),
         xycoords=("data", "axes fraction"), xytext=(-6, -6) if left else (6, 6),
-        textcoords="offset points", fontsize=8, color=_COLORS["ticks"],
+        textcoords="offset points", fontsize=8, color=COLORS["ticks"],
         ha="right" if left else "left", va="top" if left else "bottom",
     )  # fmt: skip

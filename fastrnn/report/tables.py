@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..metrics import METRIC_NAMES
 from ..runs import epoch_records
 from ..training.config import ModelConfig, TrainConfig, option_of
 
@@ -16,6 +17,7 @@ _HELP = {
     for field in dataclasses.fields(config)
 }
 """What each setting means, in the words of the command line."""
+_SCALE = "; scores ×100"
 
 
 def table(
@@ -62,15 +64,17 @@ def tables_of_run(
     """Return the tables of a run's history, metrics and settings."""
     tables = []
     if metrics:
-        rows = [[_spaced(name), _cell(value)] for name, value in metrics.items()]
-        tables.append(table("final-metrics", "Final metrics, on all validation images", rows))
+        rows = [[_spaced(name), _cell(value, name)] for name, value in metrics.items()]
+        title = f"Final metrics, on all validation images{_SCALE if _scores(metrics) else ''}"
+        tables.append(table("final-metrics", title, rows))
     epochs = epoch_records(history)
     if epochs:
         names = list(dict.fromkeys(name for record in epochs for name in record))
         names.remove("epoch")
-        rows = [[_cell(r["epoch"]), *(_cell(r.get(name)) for name in names)] for r in epochs]
+        rows = [[_cell(r["epoch"]), *(_cell(r.get(name), name) for name in names)] for r in epochs]
         columns = ["epoch", *map(_spaced, names)]
-        tables.append(table("epochs", _epochs_title(settings), rows, columns=columns))
+        title = _epochs_title(settings) + (_SCALE if _scores(names) else "")
+        tables.append(table("epochs", title, rows, columns=columns))
     rows = [[_spaced(name), _cell(value), _HELP.get(name, "")] for name, value in settings.items()]
     tables.append(table("settings", "Settings", rows, numbers=False))
     return tables
@@ -89,13 +93,27 @@ def _epochs_title(settings: Mapping[str, Any]) -> str:
     return f"History by epoch ({', '.join(parts)})" if parts else "History by epoch"
 
 
+def _scores(names: Iterable[str]) -> bool:
+    return any(_score_of(name) for name in names)
+
+
+def _score_of(name: str) -> str | None:
+    """Return the label of a metric that is shown times 100, as everywhere on the page."""
+    if name == "reward":  # the mean CIDEr-D of drawn captions
+        return "training reward"
+    label = METRIC_NAMES.get(name.removeprefix("val_"))
+    return f"validation {label}" if label and name.startswith("val_") else label
+
+
 def _spaced(name: str) -> str:
-    return name.replace("_", " ")
+    return _score_of(name) or name.replace("_", " ")
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, name: str = "") -> str:
     if value is None:
         return "-"
+    if isinstance(value, float) and _score_of(name):
+        return f"{100 * value:.1f}"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

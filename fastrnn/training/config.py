@@ -194,7 +194,7 @@ class ModelConfig:
 
 
 @document
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainConfig:
     """How to train. Options that CS231n's solver does not have are off by default.
 
@@ -419,6 +419,15 @@ class TrainConfig:
                 f"is {self.restart_epoch:g}; expected a number below {self.all_epochs}, the number "
                 "of epochs",
             )
+
+    def __repr__(self) -> str:
+        """Show the options that are not the default."""
+        changed = ", ".join(
+            f"{each.name}={getattr(self, each.name)!r}"
+            for each in fields(self)
+            if getattr(self, each.name) != each.default
+        )
+        return f"{type(self).__name__}({changed})"
 
     @property
     def all_epochs(self) -> int:

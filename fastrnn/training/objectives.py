@@ -262,7 +262,9 @@ class RewardObjective(_Objective):
         count, network, training = self._config.reward_captions, self._network, self._training
         features = training.features(rows)
         seed = _step_seed(self._config.seed, _DRAWS, step)
-        drawn = sample(network, features, longest_caption(training.data), count=count, seed=seed)
+        drawn = sample(  # from the model itself: no word is suppressed, and captions may be empty
+            network, features, longest_caption(training.data), count=count, seed=seed, min_length=0
+        )
         ids = drawn.ids.reshape(len(rows) * count, -1)
         rewards = training.reward(ids, np.repeat(rows, count)).reshape(-1, count)
         others = (rewards.sum(axis=1, keepdims=True) - rewards) / (count - 1)

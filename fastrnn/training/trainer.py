@@ -188,6 +188,14 @@ class Trainer:
     2
     """
 
+    def __repr__(self) -> str:
+        total = self.steps_per_epoch * self.config.all_epochs
+        where = "" if self.run is None else f", run={str(self.run)!r}"
+        return (
+            f"{type(self).__name__}({self.model!r}, {len(self.data['train_captions']):,} captions, "
+            f"{self.config!r}{where}, step {self.step:,} of {total:,})"
+        )
+
     def __init__(
         self,
         model: CaptioningRNN,

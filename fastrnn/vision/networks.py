@@ -88,6 +88,9 @@ class Network:
         self._run, self._classify, self._make_module = run, classify, make_module
         self._run_alone = run_alone or run
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {self.width:,} features, {self.engine})"
+
     def features(self, batch: np.ndarray) -> np.ndarray:
         """Compute the features of prepared images.
 

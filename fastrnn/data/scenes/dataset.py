@@ -26,13 +26,16 @@ PCA_FILE = "pca.npz"
 """File of the principal components, for the features of new images."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SceneSet:
     """N scenes with their images, uint8 (N, SIDE, SIDE, 3), and five captions each."""
 
     scenes: list[Scene]
     images: np.ndarray
     captions: list[list[str]]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.scenes):,} scenes)"
 
 
 def make_scenes(num_train: int, num_val: int, seed: int) -> dict[str, SceneSet]:
