@@ -99,7 +99,8 @@ def test_caption_that_is_cut_has_no_end(captioner):
 
 def test_search_that_finds_fewer_captions(captioner):
     others = set(WORDS) - {"<END>", "dog"}
-    [image] = captioner(PIXELS[:1], beam=4, n_best=4, max_length=2, suppress=others)
+    options = {"max_length": 2, "min_length": 0, "suppress": others}
+    [image] = captioner(PIXELS[:1], beam=4, n_best=4, **options)
     assert sorted(caption.text for caption in image.captions) == ["", "dog", "dog dog"]
 
 

@@ -235,9 +235,9 @@ def test_every_field_is_an_option(data_dir: Path, capsys):
         "clip_value": 3.0, "bucket_by_length": True, "seed": 9, "feature_noise": 0.1,
         "embed_dropout": 0.1, "vocab_dropout": 0.2, "label_smoothing": 0.05,
         "scheduled_sampling": 0.3, "weight_decay": 0.01, "weight_average": 0.5,
-            "consensus": 0.8, "reward_epochs": 1, "reward_captions": 3, "reward_rate": 0.002,
+        "consensus": 0.8, "reward_epochs": 1, "reward_captions": 3, "reward_rate": 0.002,
         "val_captions": 7, "val_images": 3, "monitor": "bleu_4", "patience": 4, "save_every": 2,
-        "keep_last": 3, "record_every": 2, "restart_epoch": 0.5,
+        "keep_last": 3, "record_every": 2, "restart_epoch": 0.5, "precision": "bfloat16",
     }  # fmt: skip
     assert given.keys() == fields
     arguments = ["--data", data_dir, "--out", "r", "--hidden-dim", 8, "--wordvec-dim", 4]
