@@ -148,7 +148,9 @@ def test_rewarded_epochs_are_a_plain_loop_over_the_twin(data):
         seed = int(np.random.SeedSequence([5, 4, 12 + step]).generate_state(1, np.uint64)[0])
         drawn = [
             hypothesis.words
-            for row in reference_sample(plain, features[images], 8, count=3, seed=seed)
+            for row in reference_sample(
+                plain, features[images], 8, count=3, seed=seed, min_length=0
+            )
             for hypothesis in row
         ]
         captions = np.zeros((len(drawn), 9), int)

@@ -105,7 +105,7 @@ def find_documented(app: Sphinx, env: Any, node: Any, contnode: Any) -> Any:
             return env.domains.python_domain.resolve_xref(
                 env, node["refdoc"], app.builder, "obj", documented[0], node, contnode
             )
-        if key is not None:
+        if key is not None and (key[1] or "." in target):
             return None  # there is such an object, but it is not public
     return None if target.startswith("fastrnn.") else contnode
 

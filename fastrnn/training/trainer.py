@@ -107,7 +107,7 @@ class Trainer:
     Parameters
     ----------
     model : CaptioningRNN
-        Its ``params`` are changed in place, and its `precision` is set to that of `config`.
+        Its ``params`` are changed in place, and its `precision` is set to that of ``config``.
     data : mapping
         As `fastrnn.coco_utils.load_coco_data` returns it. If it has ``val_references``, a list of
         captions for each validation image, generated captions are compared with these instead of
