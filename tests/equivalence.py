@@ -315,7 +315,8 @@ def check_rounded_model(sizes: dict[str, int], cell_type: str, **keywords) -> No
     assert_rounded_alike(got, expected, exact, share=0.4)
     for a, b in zip(got, exact, strict=True):
         assert rms(a - b) <= 0.03 * rms(b) + 1e-5
-    assert not np.array_equal(got[5], exact[5])
+    changed = any(not np.array_equal(a, b) for a, b in zip(got, exact, strict=True))
+    assert changed or not any(map(np.any, exact))  # a batch without words has no gradients
 
 
 # ---- Elementary functions ------------------------------------------------------------------------
