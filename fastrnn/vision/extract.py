@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..files import write_aside
+from ..files import open_file, write_aside
 from .images import ImageError, prepare_file
 from .networks import Network
 
@@ -183,7 +183,7 @@ def _computed(
 ) -> Iterator[tuple[np.ndarray, dict[int, Exception]]]:
     """Yield the features of each batch in order, NaN for images that cannot be read, and why."""
     preprocessing, side = network.preprocessing, network.preprocessing.size
-    # A thread that waits for the disk or decodes leaves the processors to one that computes.
+    # PyTorch has threads of its own: beside the one that computes, the others decode.
     computing = Semaphore(network.concurrency)
 
     def compute(batch: Sequence[Path]) -> tuple[np.ndarray, dict[int, Exception]]:
@@ -207,19 +207,31 @@ def _computed(
                 problems[number] = ImageError(f"{batch[number]}: its features are not finite")
         return features, problems
 
-    workers = network.threads + 1
+    # More of them would take the caches from each other.
+    workers = network.threads
     with ThreadPoolExecutor(workers, thread_name_prefix="features") as pool:
         waiting: deque[Future[tuple[np.ndarray, dict[int, Exception]]]] = deque()
         starts = iter(range(0, len(paths), size))
         try:
             for start in starts:
-                waiting.append(pool.submit(compute, paths[start : start + size]))
+                batch = paths[start : start + size]
+                _read_ahead(batch)
+                waiting.append(pool.submit(compute, batch))
                 if len(waiting) > 3 * workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _read_ahead(paths: Sequence[Path]) -> None:
+    """Ask the system to read files into memory, where it can do so without waiting for them."""
+    if hasattr(os, "posix_fadvise"):
+        for path in paths:
+            # An error is reported when the image is read.
+            with contextlib.suppress(OSError), open_file(path) as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def _write(out: Path, rows: np.ndarray, chosen: Sequence[int], width: int) -> None:
