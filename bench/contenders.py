@@ -79,6 +79,8 @@ class Fastrnn:
         np.random.seed(231)
         words = data["word_to_idx"]
         model = self.Model(words, shape.F, shape.D, shape.H, cell, dtype=np.float32)
+        if precision != "float32" and not hasattr(model, "precision"):
+            raise ValueError(f"precision is {precision!r}; this version has only 'float32'")
         model.precision = precision
         solver = self.Solver(
             model,
@@ -455,6 +457,20 @@ def timed(job: Callable[[], Any], steps: int, inner: int) -> tuple[list[float], 
     return seconds, results
 
 
+def slowed(job: Callable[[], Any], share: float) -> Callable[[], Any]:
+    """Return a job that takes longer by a share of its time."""
+
+    def slow() -> Any:
+        start = time.perf_counter()
+        result = job()
+        end = start + (1 + share) * (time.perf_counter() - start)
+        while time.perf_counter() < end:
+            pass
+        return result
+
+    return slow
+
+
 def answer(contender: Any, jobs: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     """Handle one request and return the answer."""
     arguments = request.get("arguments", {})
@@ -464,6 +480,8 @@ def answer(contender: Any, jobs: dict[str, Any], request: dict[str, Any]) -> dic
         return {"flops": contender.peak(**arguments)}
     if request["do"] == "open":
         job, facts = getattr(contender, request["kind"])(**arguments)
+        if request.get("slow"):
+            job = slowed(job, request["slow"])
         jobs["open"] = job
         np.random.seed(0)
         seconds, first = timed(job, 1, 1)

@@ -80,17 +80,23 @@ class Absent(Exception):
 
 
 class Contender:
-    """The process of one contender, and the communication with it."""
+    """The process of one contender, and the communication with it.
 
-    def __init__(self, name: str, threads: int) -> None:
+    It imports packages from the directory `place` first, if that is given.
+    """
+
+    def __init__(self, name: str, threads: int, place: Path | None = None) -> None:
         self.name = name
         variables = dict.fromkeys(machine.THREAD_VARIABLES, str(threads))
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        first = [] if place is None else [str(place)]
+        path = os.pathsep.join([*first, str(ROOT), os.environ.get("PYTHONPATH", "")])
+        path = path.rstrip(os.pathsep)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "bench.contenders", name, str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            cwd=place,  # Python looks there even before PYTHONPATH
             env={**os.environ, **variables, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path},
         )
         self.facts: dict[str, Any] = {}
