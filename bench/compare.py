@@ -97,8 +97,8 @@ class Plan:
     """
 
     blocks: int = 24
-    turns: int = 6
-    seconds: float = 0.1
+    turns: int = 12
+    seconds: float = 0.07
     most: int = 50
     pause: float = 0.02
     tick: float = 5e-4

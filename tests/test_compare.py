@@ -229,6 +229,14 @@ def test_a_fast_revision_ends_with_0(pair, capsys) -> None:
     assert "faster" in capsys.readouterr().out
 
 
+def test_one_revision_is_compared_with_the_working_tree(pair, capsys, monkeypatch) -> None:
+    name = revisions.WORKING_TREE
+    monkeypatch.setattr(revisions, "working_tree", lambda: revisions.Revision(name, "c" * 40, "c"))
+    command = ["a", "--quick", "--tolerance", "99", "--cases", "call sgd tiny"]
+    assert compare.main(command) == 0
+    assert "after: working tree (cccccccccc)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("side", "status"), [(0, 0), (1, 2)])
 def test_a_case_that_one_revision_lacks(pair, capsys, side: int, status: int) -> None:
     append(pair[side], "\nrnn_step_forward = None\n")
