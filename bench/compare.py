@@ -104,7 +104,7 @@ class Plan:
     tick: float = 5e-4
 
 
-QUICK = Plan(blocks=4, turns=2, seconds=0.005, most=3)
+QUICK = Plan(blocks=verdict.LEAST, turns=2, seconds=0.005, most=3)
 
 
 @dataclass
@@ -453,7 +453,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"{len(options.revisions)} revisions; --self-check takes 1")
     if options.self_check and options.benchmark_json:
         parser.error("--benchmark-json does not go with --self-check")
-    for name, least in (("threads", 1), ("tries", 1), ("blocks", 4)):
+    for name, least in (("threads", 1), ("tries", 1), ("blocks", verdict.LEAST)):
         value = getattr(options, name)
         if value is not None and value < least:
             parser.error(f"--{name} is {value}; expected at least {least}")

@@ -12,6 +12,8 @@ CONFIDENCE = 0.95
 TRIM = 0.25
 """Share of the blocks that is left out at each end of the mean."""
 RESAMPLES = 10_000
+LEAST = 6
+"""Minimum number of blocks: with fewer, the intervals are too short."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,14 @@ def judge(blocks: Sequence[float], cases: int = 1) -> Verdict:
     Parameters
     ----------
     blocks : sequence of float
-        What `block_ratio` returned for each block; at least 4.
+        What `block_ratio` returned for each block; at least `LEAST`.
     cases : int, optional
         Number of cases that are judged together. All their intervals hold together with the
         confidence of 95 % (Bonferroni). Default 1.
     """
     logs = np.asarray(blocks, dtype=float)
-    if logs.ndim != 1 or len(logs) < 4:
-        raise ValueError(f"blocks has shape {logs.shape}; expected at least 4 numbers")
+    if logs.ndim != 1 or len(logs) < LEAST:
+        raise ValueError(f"blocks has shape {logs.shape}; expected at least {LEAST} numbers")
     n = len(logs)
     rng = np.random.default_rng(231)
     drawn = trimmed_mean(logs[rng.integers(n, size=(RESAMPLES, n))])

@@ -102,9 +102,9 @@ def test_a_slow_down_must_be_sure_and_above_the_tolerance() -> None:
     assert verdict.Verdict(0.9, 0.8, 0.99).word == "faster"
 
 
-@pytest.mark.parametrize("blocks", [[], [0.1] * 3, [[0.1] * 9]])
+@pytest.mark.parametrize("blocks", [[], [0.1] * 5, [[0.1] * 9]])
 def test_too_few_blocks_are_refused(blocks: list) -> None:
-    with pytest.raises(ValueError, match="at least 4"):
+    with pytest.raises(ValueError, match="at least 6"):
         verdict.judge(blocks)
 
 
@@ -304,7 +304,7 @@ def test_cases_are_chosen_by_patterns(capsys) -> None:
         (["a", "--tolerance", "-1"], "--tolerance is -1"),
         (["a", "--tolerance", "nan"], "--tolerance is nan"),
         (["a", "--threads", "0"], "--threads is 0"),
-        (["a", "--blocks", "3"], "--blocks is 3; expected at least 4"),
+        (["a", "--blocks", "5"], "--blocks is 5; expected at least 6"),
         (["a", "b", "--self-check"], "takes 1"),
         (["--self-check", "--benchmark-json", "x"], "does not go with"),
         (["a", "--benchmark-json", __file__], "--benchmark-json: "),
