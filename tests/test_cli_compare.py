@@ -58,6 +58,18 @@ def test_table(place, capsys):
     assert "note" not in said
 
 
+def test_a_finished_run_without_measured_metrics_has_those_of_its_epoch(place, capsys):
+    """`Trainer.fit` in code writes only the epoch of the model and the speed."""
+    metrics = {"epoch": 1, "captions_per_second": 1050.0}
+    write_run(place / "runs" / "coded", place / "data", metrics=metrics)
+    [found] = compare_runs(["runs/coded"])
+    first = HISTORY[[record.get("val_loss") is not None for record in HISTORY].index(True)]
+    assert found.finished and found.epoch == first["epoch"] == 1
+    assert found.val_loss == first["val_loss"]
+    assert (found.bleu_4, found.cider) == (first["val_bleu_4"], first["val_cider"])
+    assert found.captions_per_second == 1050.0
+
+
 def test_runs_of_other_data_are_flagged(place, capsys):
     """A copy of the data is the same data; other words or captions are not."""
     shutil.copytree(place / "data", place / "copy")

@@ -95,15 +95,16 @@ def _read(place: Path) -> ComparedRun:
     run = read_run(place)
     history, metrics = read_history(place), read_metrics(place)
     records = epoch_records(history)
-    measured: dict[str, Any] = {}
-    if metrics:
-        measured = {**metrics}
-    elif records:
+    measured: dict[str, Any] = {**metrics}
+    if records and "val_loss" not in metrics:  # `Trainer.fit` leaves the final model unmeasured
         best = max(records, key=lambda r: (r.get("val_cider") or 0.0, -(r.get("val_loss") or 0.0)))
+        chosen = (r for r in records if r["epoch"] == metrics.get("epoch"))
+        best = next(chosen, best)
         measured = {name.removeprefix("val_"): value for name, value in best.items()}
         measured["val_loss"], measured["val_perplexity"] = (
             best.get("val_loss"), best.get("val_perplexity")
         )  # fmt: skip
+        measured.update(metrics)
     times = [
         r["seconds"] + (r.get("validation_seconds") or 0.0) for r in records if r.get("seconds")
     ]
