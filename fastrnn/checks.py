@@ -140,7 +140,8 @@ def match_shapes(sizes: dict[str, int] | None = None, /, **arrays: Any) -> dict[
         wanted = shape_of(axes, sizes)
         if array.shape != wanted:
             letters, numbers = (", ".join(map(str, part)) for part in (axes, wanted))
-            raise ValueError(f"{name} has shape {array.shape}; expected ({letters}) = ({numbers})")
+            known = "" if numbers == letters else f" = ({numbers})"  # no size is known
+            raise ValueError(f"{name} has shape {array.shape}; expected ({letters}){known}")
     return sizes
 
 

@@ -39,6 +39,7 @@ __all__ = [
     "perplexity",
     "references_of",
     "shorten",
+    "shown_perplexity",
     "truth_of",
 ]
 
@@ -262,6 +263,11 @@ def truth_of(directory: str | os.PathLike[str], images: int) -> Callable[[int, s
 def perplexity(loss: float | None) -> float | None:
     """Return the perplexity of a loss per word in nats; at most e**700, None for None."""
     return None if loss is None else math.exp(min(loss, 700.0))
+
+
+def shown_perplexity(value: float) -> str:
+    """Return a perplexity as text, which is short for that of a training that diverged, too."""
+    return format(value, ".2f" if value < 1e6 else ".3g")
 
 
 def loss_per_word(

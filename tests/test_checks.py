@@ -52,6 +52,13 @@ def test_shapes_of_parameters_are_those_of_a_model(cell_type):
         checks.match_model(wrong, CELL_GATES[cell_type])
 
 
+def test_a_shape_of_which_nothing_is_known_is_said_once():
+    with pytest.raises(ValueError, match=r"expected \(N, T, D\)$"):
+        checks.match_shapes(x=(np.zeros((1, 1)), "N T D"))
+    with pytest.raises(ValueError, match=r"expected \(N, T, D\) = \(2, T, D\)$"):
+        checks.match_shapes({"N": 2}, x=(np.zeros((1, 1)), "N T D"))
+
+
 def test_counts_that_do_not_fit_in_memory():
     largest = sys.maxsize // 64
     checks.check_count("n", largest)

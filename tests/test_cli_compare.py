@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -58,6 +59,18 @@ def test_table(place, capsys):
     assert "note" not in said
 
 
+def test_a_finished_run_without_measured_metrics_has_those_of_its_epoch(place, capsys):
+    """`Trainer.fit` in code writes only the epoch of the model and the speed."""
+    metrics = {"epoch": 1, "captions_per_second": 1050.0}
+    write_run(place / "runs" / "coded", place / "data", metrics=metrics)
+    [found] = compare_runs(["runs/coded"])
+    first = HISTORY[[record.get("val_loss") is not None for record in HISTORY].index(True)]
+    assert found.finished and found.epoch == first["epoch"] == 1
+    assert found.val_loss == first["val_loss"]
+    assert (found.bleu_4, found.cider) == (first["val_bleu_4"], first["val_cider"])
+    assert found.captions_per_second == 1050.0
+
+
 def test_runs_of_other_data_are_flagged(place, capsys):
     """A copy of the data is the same data; other words or captions are not."""
     shutil.copytree(place / "data", place / "copy")
@@ -73,6 +86,20 @@ def test_runs_of_other_data_are_flagged(place, capsys):
         assert "note: the runs have 2 different data sets" in said
         assert str(place / data) in said
         assert "*" not in said, "nothing is the best of what cannot be compared"
+
+
+def test_parts_of_one_data_set_are_told_apart(place, capsys):
+    write_run(place / "runs" / "part", place / "data", metrics=METRICS, max_train=30)
+    assert cli.main(["compare", "runs/done", "runs/part"]) == 0
+    data = place / "data"
+    assert f"2 different data sets ({data}, {data} (30 captions))" in capsys.readouterr().out
+
+
+def test_a_training_that_diverged_has_a_short_perplexity(place, capsys):
+    metrics = {**METRICS, "val_loss": 1e9, "val_perplexity": math.exp(700)}
+    write_run(place / "runs" / "diverged", place / "data", metrics=metrics)
+    assert cli.main(["compare", "runs/diverged"]) == 0
+    assert rows(capsys.readouterr().out)["diverged"][4] == "1.01e+304"
 
 
 def test_files(place, capsys):

@@ -148,7 +148,7 @@ def test_a_file_that_cannot_be_read(tmp_path, capsys):
     assert "error: no such file of options: g.toml" in refused(
         capsys, "train", "--config", "g.toml"
     )
-    assert "is not a regular file: data" in refused(capsys, "train", "--config", "data")
+    assert "error: not a regular file: data" in refused(capsys, "train", "--config", "data")
     Path("f.toml").write_bytes(b"epochs = 1 # \xff")
     assert "f.toml: not a text file in UTF-8" in refused(capsys, "train", "--config", "f.toml")
     twice = ["--config", write("seed = 1"), "--config", "f.toml"]

@@ -177,6 +177,25 @@ def test_bad_files_are_refused(captioner, photo, tmp_path, capsys):
     assert not (tmp_path / "o").exists()
 
 
+def test_only_an_earlier_explanation_is_replaced(captioner, photo, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "image.png").write_bytes(photo.read_bytes())
+    assert "which has other files" in refused(capsys, "explain", "RUN", photo, "--out", photos)
+    assert [path.name for path in photos.iterdir()] == ["image.png"]
+    assert (photos / "image.png").read_bytes() == photo.read_bytes()
+
+    out = tmp_path / "why"
+    first = ["--method", "plain", "--caption", "a dog", "--visualise", "cat", "--iterations", 1]
+    assert run("explain", "RUN", photo, "--out", out, *first) == 0
+    assert (out / "saliency-02-dog.png").exists()
+    (out / "notes.txt").write_text("mine")
+    second = ["--method", "plain", "--caption", "a", "--word", 1]
+    assert run("explain", "RUN", photo, "--out", out, *second) == 0
+    kept = {"explanation.json", "image.png", "index.html", "notes.txt", "saliency-01-a.png"}
+    assert {path.name for path in out.iterdir()} - {"saliency-class.png"} == kept
+
+
 def test_a_bound_that_is_too_small_writes_nothing(captioner, photo, tmp_path, capsys):
     before = captioner([photo])[0].captions[0]
     word = next(word for word in WORDS[4:] if word not in before.words)

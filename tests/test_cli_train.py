@@ -220,6 +220,21 @@ def test_signal(data_dir: Path, tmp_path: Path, number, status, capsys):
     checked(tmp_path / "r")
 
 
+def test_interrupted_when_only_the_results_are_missing(data_dir, tmp_path, monkeypatch, capsys):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    options = ["train", "--data", data_dir, "--out", "r", "--no-report", *SMALL]
+    with monkeypatch.context() as patch:
+        patch.setattr("fastrnn.cli.train.write_results", interrupt)
+        assert run(*options) == 130
+    said = capsys.readouterr().err
+    assert "interrupted when training was done" in said
+    assert said.endswith("with: fastrnn train --resume r\n")
+    assert run("train", "--resume", "r", "--no-report") == 0
+    assert json.loads((tmp_path / "r" / "metrics.json").read_text())["val_loss"] > 0
+
+
 # -- going on, recipes, options
 
 

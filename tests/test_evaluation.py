@@ -25,6 +25,7 @@ from fastrnn.evaluation import (
     perplexity,
     references_of,
     shorten,
+    shown_perplexity,
     truth_of,
 )
 from fastrnn.metrics import CaptionScorer
@@ -172,6 +173,13 @@ def test_perplexity():
     assert perplexity(None) is None
     assert perplexity(math.log(7)) == pytest.approx(7)
     assert math.isfinite(perplexity(1e6))
+
+
+def test_a_perplexity_of_any_size_is_short_text():
+    assert [shown_perplexity(value) for value in (1.0, 23.456, 999999.0)] == [
+        "1.00", "23.46", "999999.00"
+    ]  # fmt: skip
+    assert shown_perplexity(perplexity(1e6)) == "1.01e+304"
 
 
 def test_truth_of_scenes(tmp_path):

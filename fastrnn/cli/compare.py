@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..evaluation import shown_perplexity
 from ..files import write_aside, write_json
 from ..terminal import columns, duration, say, say_facts
 from .options import check_file
@@ -72,7 +73,7 @@ def _show(names: Sequence[str], runs: Sequence[ComparedRun]) -> None:
     table = [
         [
             name, each.model, _epochs(each), _number(each.val_loss, ".3f"),
-            _number(each.perplexity, ".2f"), _number(each.bleu_4, ".1f", 100),
+            _number(each.perplexity, shown_perplexity), _number(each.bleu_4, ".1f", 100),
             _number(each.cider, ".1f", 100), _number(each.seconds, duration),
             _number(each.captions_per_second, ",.0f"),
         ]

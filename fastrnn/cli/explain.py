@@ -32,7 +32,11 @@ def add_parser(commands: Any) -> Any:
     )
     parser.add_argument("of_run", metavar="RUN", help="a run directory, or a model file in it")
     parser.add_argument("image", metavar="IMAGE", help="an image file")
-    parser.add_argument("--out", metavar="DIR", required=True, help="where the files are written")
+    parser.add_argument(
+        "--out", metavar="DIR", required=True,
+        help="where the files are written: a new or empty directory, or an earlier explanation, "
+        "which is replaced",
+    )  # fmt: skip
     what = parser.add_argument_group("the words")
     what.add_argument(
         "--caption", metavar="TEXT",
@@ -81,6 +85,11 @@ def run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out is {out}; expected a directory")
+    if out.is_dir() and not (out / NUMBERS).is_file() and any(out.iterdir()):
+        raise ValueError(
+            f"--out is {out}, which has other files; expected a new or empty directory, or an "
+            "earlier explanation, which is replaced"
+        )
     for option, value, needs in (
         ("--bound", arguments.bound, arguments.fool),
         ("--iterations", arguments.iterations, arguments.visualise),
@@ -103,7 +112,13 @@ def run(arguments: argparse.Namespace) -> int:
     from ..explain import fool, saliency, visualise
     from ..explain.saliency import caption_ids, known_word, network_pixels
     from ..files import make_directory, write_json
-    from ..report.explanations import Explanation, explain_class, write_page, write_pictures
+    from ..report.explanations import (
+        Explanation,
+        explain_class,
+        remove_other_pictures,
+        write_page,
+        write_pictures,
+    )
 
     captioner = Captioner.load(arguments.of_run, threads=fastrnn.get_num_threads())
     captioner.network.module  # noqa: B018  raises an error if there are no gradients
@@ -168,6 +183,7 @@ def run(arguments: argparse.Namespace) -> int:
         out / PAGE, [about], title=f"Why “{about.caption or '(no words)'}”?",
         about=f"{arguments.image}, captioned by {arguments.of_run}",
     )  # fmt: skip
+    remove_other_pictures(out, said)
     print(f"written to {out / PAGE}")
     return 0
 

@@ -92,8 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         print(f"fastrnn: {stop}", file=sys.stderr)
         return 128 + stop.signal
-    except KeyboardInterrupt:
-        print("fastrnn: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"fastrnn: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The output has no reader any more. Without a new one, flushing it at exit would fail.

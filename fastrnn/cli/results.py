@@ -14,6 +14,7 @@ from ..evaluation import (
     loss_per_word,
     perplexity,
     shorten,
+    shown_perplexity,
     truth_of,
 )
 from ..files import write_aside
@@ -70,7 +71,7 @@ def write_results(trainer: Trainer, directory: Path, began: float, *, page: bool
     if marks is not None:
         figures["true captions"] = f"{metrics['true_share']:.1%}"
     if loss is not None:
-        figures["perplexity"] = f"{metrics['val_perplexity']:.2f}"
+        figures["perplexity"] = shown_perplexity(metrics["val_perplexity"])
     figures["distinct captions"] = f"{metrics['distinct_captions']:,} of {metrics['images']:,}"
     figures["captions/s in training"] = f"{metrics['captions_per_second']:,.0f}"
     print()

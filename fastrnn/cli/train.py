@@ -169,13 +169,18 @@ def _run(arguments: argparse.Namespace) -> int:
         finally:
             for logger in trainer.callbacks:
                 logger.close()
-        write_results(trainer, directory, began, page=arguments.report is not False)
+        try:
+            write_results(trainer, directory, began, page=arguments.report is not False)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted when training was done; write its results with: {_resume_with(out)}"
+            ) from None
     return 0
 
 
 def _fit(trainer: Trainer, out: Path) -> None:
     """Train; errors say how to resume."""
-    resume = f"fastrnn train --resume {shlex.quote(str(out))}"
+    resume = _resume_with(out)
     try:
         trainer.fit(verbose=True)
     except Interrupted as stop:
@@ -186,6 +191,10 @@ def _fit(trainer: Trainer, out: Path) -> None:
             raise
         problem = describe_error(error)
         raise OSError(f"{problem}; once this is fixed, resume with: {resume}") from error
+
+
+def _resume_with(out: Path) -> str:
+    return f"fastrnn train --resume {shlex.quote(str(out))}"
 
 
 def _begin(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Trainer:

@@ -32,7 +32,7 @@ class ComparedRun:
     model : str
         The cell and the hidden size.
     data : str
-        The data directory, or "drawn scenes".
+        The data directory, or "drawn scenes"; with ``max_train`` also how many captions.
     data_id : str
         Equal for equal vocabularies and captions, wherever they are.
     epochs, of_epochs : float and int
@@ -95,15 +95,16 @@ def _read(place: Path) -> ComparedRun:
     run = read_run(place)
     history, metrics = read_history(place), read_metrics(place)
     records = epoch_records(history)
-    measured: dict[str, Any] = {}
-    if metrics:
-        measured = {**metrics}
-    elif records:
+    measured: dict[str, Any] = {**metrics}
+    if records and "val_loss" not in metrics:  # `Trainer.fit` leaves the final model unmeasured
         best = max(records, key=lambda r: (r.get("val_cider") or 0.0, -(r.get("val_loss") or 0.0)))
+        chosen = (r for r in records if r["epoch"] == metrics.get("epoch"))
+        best = next(chosen, best)
         measured = {name.removeprefix("val_"): value for name, value in best.items()}
         measured["val_loss"], measured["val_perplexity"] = (
             best.get("val_loss"), best.get("val_perplexity")
         )  # fmt: skip
+        measured.update(metrics)
     times = [
         r["seconds"] + (r.get("validation_seconds") or 0.0) for r in records if r.get("seconds")
     ]
@@ -131,15 +132,17 @@ def _data_of(run: Run) -> tuple[str, str]:
     if place is None:
         return "in memory", f"memory {run.directory}"
     drawn = run.directory.resolve() in place.resolve().parents
-    digest = hashlib.sha256(repr(run.settings.get("max_train")).encode())
+    most = run.settings.get("max_train")
+    part = "" if most is None else f" ({most} captions)"
+    digest = hashlib.sha256(repr(most).encode())
     try:
         for name in (VOCABULARY_FILE, CAPTIONS_FILE):
             with (place / name).open("rb") as file:
-                while part := file.read(1 << 20):
-                    digest.update(part)
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
     except OSError:  # moved or removed: the path is all that is known
         return str(place), str(place)
-    return "drawn scenes" if drawn else str(place), digest.hexdigest()
+    return ("drawn scenes" if drawn else str(place)) + part, digest.hexdigest()
 
 
 def draw_comparison(runs: Sequence[ComparedRun]) -> bytes:

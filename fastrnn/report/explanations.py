@@ -381,6 +381,24 @@ def write_pictures(directory: Path, about: Explanation) -> dict[str, Any]:
     return said
 
 
+def remove_other_pictures(directory: Path, said: Mapping[str, Any]) -> None:
+    """Remove the pictures of an earlier explanation that this one does not have.
+
+    Parameters
+    ----------
+    directory : Path
+        The directory.
+    said : mapping
+        What `write_pictures` returned.
+    """
+    entries = [*said["words"], *said["fooling"], *said["visualisations"], said.get("class", {})]
+    kept = {entry.get(name) for entry in entries for name in ("map", "image", "change")}
+    for kind in ("saliency", "fooling", "visualisation"):
+        for path in directory.glob(f"{kind}-*.png"):
+            if path.name not in kept:
+                path.unlink()
+
+
 def _plain(word: str) -> str:
     """Return a word as a part of a file name."""
     return re.sub(r"[^a-z0-9]+", "-", word.lower())[:40].strip("-") or "word"

@@ -21,6 +21,7 @@ from ..checkpoint import load_model
 from ..classifiers.rnn import CaptioningRNN
 from ..data.layout import named_directory
 from ..decoding import Decoded
+from ..evaluation import shown_perplexity
 from ..files import write_text
 from ..runs import (
     HISTORY_FILE,
@@ -265,7 +266,8 @@ class Report:
             add("BLEU-1", metrics.get("bleu_1"), ".1f", 100)
         add("true captions", metrics.get("true_share"), ".1%")
         perplexity = metrics.get("val_perplexity", last.get("val_perplexity"))
-        add("validation perplexity", perplexity, ".2f")
+        if perplexity is not None:
+            figures.append(("validation perplexity", shown_perplexity(perplexity)))
         if metrics.get("distinct_captions") is not None and metrics.get("images"):
             name = f"distinct captions of {metrics['images']:,}"
             figures.append((name, f"{metrics['distinct_captions']:,}"))

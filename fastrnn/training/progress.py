@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._core import runtime
 from ..classifiers.rnn import CaptioningRNN
+from ..evaluation import shown_perplexity
 from ..terminal import columns, duration, fold, in_notebook, is_terminal, say_facts
 from .config import TrainConfig
 
@@ -157,7 +158,7 @@ class Progress:
         text += f"  {_kind(record)} {record[_kind(record)]:.3f}"
         if record["val_loss"] is not None:
             text += f"  validation {record['val_loss']:.3f}"
-            text += f"  perplexity {record['val_perplexity']:.2f}"
+            text += f"  perplexity {shown_perplexity(record['val_perplexity'])}"
         for name, value in (("BLEU-4", record["val_bleu_4"]), ("CIDEr", record["val_cider"])):
             if value is not None:
                 text += f"  {name} {100 * value:.1f}"

@@ -90,7 +90,11 @@ def check_same_run(
             )
     for name, was in about["data"].items():
         if data_checksums.get(name) != was:
-            raise ValueError(f"{name} is not what the run {run} was trained on")
+            raise ValueError(
+                f"{name} is not what the run {run} was trained on; expected the data that it was "
+                "started with (captions that load_coco_data drew by max_train are not drawn again: "
+                "give Trainer.resume those data)"
+            )
     if config.all_epochs * steps_per_epoch < about["step"]:
         done = about["step"] / steps_per_epoch
         problem = f"{config.all_epochs}; the run has done {done:.4g}"

@@ -641,7 +641,8 @@ class Trainer:
             The run directory.
         data : mapping, optional
             The data that the run was started with; by default they are read from the data directory
-            in its settings.
+            in its settings. Captions that `fastrnn.coco_utils.load_coco_data` drew by ``max_train``
+            cannot be read again and must be given.
         on_step, on_validation, on_epoch, callbacks
             As for `Trainer`.
         restart_schedule : bool, optional
