@@ -32,6 +32,21 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """A small data set in the course's layout."""
+    from coco_layout import write_layout
+
+    write_layout(tmp_path / "data")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs land in the test's own directory, also those without --out."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
 def rng() -> np.random.Generator:
     """A new random generator with a fixed seed for each test."""
     return np.random.default_rng(231)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from coco_layout import write_layout
 from commands import refused, run
 from training_helpers import untimed
 
@@ -25,12 +24,6 @@ CONFIG = TrainConfig(
     epochs=4, batch_size=7, learning_rate=0.02, precision="bfloat16", vocab_dropout=0.2,
     scheduled_sampling=0.2, weight_average=0.9, reward_epochs=1, keep_last=9,
 )  # fmt: skip
-
-
-@pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    write_layout(tmp_path / "data")
-    return tmp_path / "data"
 
 
 @pytest.fixture

@@ -12,24 +12,13 @@ from unittest.mock import Mock
 import h5py
 import numpy as np
 import pytest
-from coco_layout import write_layout
 from commands import refused, run
 
 import fastrnn
 from fastrnn.checks import ArgumentError
 from fastrnn.cli import info
 
-
-@pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    write_layout(tmp_path / "data")
-    return tmp_path / "data"
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs land in the test's own directory, also those without --out."""
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def test_info(capsys):

@@ -33,22 +33,11 @@ from fastrnn.runs import epoch_records, read_history, read_settings
 from fastrnn.training import RECIPES, TrainConfig, Trainer, caption_images, read_run, references_of
 from fastrnn.training.recipes import SCENES
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
 RUN_FILES = {
     "settings.json", "model.npz", "history.jsonl", "metrics.json", "loss.png", "report.html",
 }  # fmt: skip
 SMALL = ["--hidden-dim", "8", "--wordvec-dim", "4", "--epochs", "2", "--batch-size", "10"]
-
-
-@pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    write_layout(tmp_path / "data")
-    return tmp_path / "data"
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs land in the test's own directory, also those without --out."""
-    monkeypatch.chdir(tmp_path)
 
 
 def checked(out: Path, elsewhere: bool = False) -> dict:

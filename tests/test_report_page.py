@@ -69,12 +69,6 @@ def make_run(run: Path, data: Path, history: list[dict] = HISTORY, **settings: A
     return run
 
 
-@pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    coco_layout.write_layout(tmp_path / "data")
-    return tmp_path / "data"
-
-
 def shown(page: Path) -> dict[str, Any]:
     """The data that a page brings along."""
     text = page.read_text("utf-8")

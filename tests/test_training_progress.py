@@ -13,7 +13,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from coco_layout import write_layout
 from commands import run
 from training_helpers import recorder, untimed
 
@@ -30,19 +29,8 @@ from fastrnn.training.progress import (
     is_watched,
 )
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
 SMALL = ["--hidden-dim", "8", "--wordvec-dim", "4", "--epochs", "2", "--batch-size", "10"]
-
-
-@pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    write_layout(tmp_path / "data")
-    return tmp_path / "data"
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs land in the test's own directory, also those without --out."""
-    monkeypatch.chdir(tmp_path)
 
 
 def test_plain_lines_where_there_is_no_terminal(data_dir: Path, capsys):

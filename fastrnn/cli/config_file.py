@@ -13,11 +13,6 @@ from ..files import one_line, read_text
 from ..training.config import checked
 from .options import FIELDS, Choice, Number, describe_error, did_you_mean, flag_of
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 
 class ConfigFile:
     """The options that a file holds.
@@ -51,6 +46,12 @@ class ConfigFile:
         self.path = path
         self.values: dict[str, Any] = {}
         self._keys: dict[str, str] = {}  # of each argument
+        # Imported here because most commands read no file of options.
+        if sys.version_info >= (3, 11):
+            import tomllib
+        else:
+            import tomli as tomllib
+
         if not Path(path).exists():
             raise FileNotFoundError(errno.ENOENT, "no such file of options", path)
         text = read_text(path)
