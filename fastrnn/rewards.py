@@ -10,17 +10,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
 
+from ._core import runtime
 from .words import NULL, START, UNK
 
 __all__ = ["CiderReward"]
 
 _ORDERS = 4
 _SIGMA = 6.0  # sigma of the length penalty, in words (Vedantam, Zitnick and Parikh 2015, section 8)
-_ROWS = 5000  # captions per chunk in agreement(), which bounds the memory
+# per chunk, which bounds the memory
+_ROWS = 5000  # captions in agreement()
+_IMAGES = 10000  # images in the counting of n-grams
 
 
 class CiderReward:
@@ -94,19 +99,56 @@ class CiderReward:
         self._by_image = np.argsort(image_idxs, kind="stable")
         self._log_images = math.log(max(int((counts > 0).sum()), 1))
 
-        known = captions.astype(np.int64)
+        # as small as it can be: there may be millions
+        known = captions.astype(np.min_scalar_type(-self._base))
         if UNK in word_to_idx:
             known[known == word_to_idx[UNK]] = self._base - 2
         self._lengths = self._bigrams(known)
-        # For each n: sorted codes of the G n-grams, their idf, tf-idf matrix (M, G), its row norms.
-        self._orders = []
-        for row, code in self._ngrams(known):
-            codes, column = np.unique(code, return_inverse=True)
-            said = np.unique(image_idxs[row] * np.int64(len(codes)) + column) % max(len(codes), 1)
-            idf = self._log_images - np.log(np.bincount(said, minlength=len(codes)))
-            shape = len(captions), len(codes)
-            weights = sparse.csr_matrix((idf[column], (row, column)), shape)
-            self._orders.append((codes, idf, weights, _norms(weights)))
+        with ThreadPoolExecutor(1) as thread:  # beside the sorting of the next n-grams
+            orders = [(ngrams, thread.submit(self._idf, ngrams)) for ngrams in self._count(known)]
+        self._orders = [(ngrams, idf.result()) for ngrams, idf in orders]
+
+    def _count(self, known: np.ndarray) -> Iterator[_NGrams]:
+        """Yield the n-grams of the references for n = 1 to 4.
+
+        Each n-gram is numbered by the one without its last word. This sorts, where `numpy.unique`
+        would look up every n-gram in a hash table.
+        """
+        word = ~np.isin(known, self._silent)
+        # the number of the n-gram that starts at each place, or -1
+        numbers = np.where(word, np.int32(0), np.int32(-1))
+        codes, places = np.zeros(1, np.int64), known.shape[1]
+        for n in range(1, _ORDERS + 1):
+            width = max(places - n + 1, 0)
+            whole = (numbers[:, :width] >= 0) & word[:, n - 1 :]
+            key = numbers[:, :width][whole].astype(np.int64)
+            key *= self._base
+            key += known[:, n - 1 :][whole]
+            values, column = _number(key, len(codes) * self._base)
+            del key
+            prefix, last = np.divmod(values, self._base)
+            codes = codes[prefix] * self._base + last
+            start = np.zeros(len(known) + 1, np.int64)
+            np.cumsum(np.count_nonzero(whole, axis=1), out=start[1:])
+            numbers = numbers[:, :width]
+            numbers[~whole] = -1
+            numbers[whole] = column
+            yield _NGrams(codes, column, start)
+
+    def _idf(self, ngrams: _NGrams) -> np.ndarray:
+        """Return the logarithm of images over those in whose captions each n-gram occurs."""
+        count, images = max(len(ngrams.codes), 1), len(self._first) - 1
+        times = np.zeros(len(ngrams.codes), np.int64)
+        for image in range(0, images, _IMAGES):
+            ends = self._first[image], self._first[min(image + _IMAGES, images)]
+            captions = self._by_image[slice(*ends)]
+            row, column = ngrams.of(captions)
+            said = self._image_idxs[captions].astype(np.int64)[row]
+            said *= count
+            said += column
+            said.sort()
+            times += np.bincount(said[_is_new(said)] % count, minlength=len(times))
+        return self._log_images - np.log(times)
 
     def _bigrams(self, ids: np.ndarray) -> np.ndarray:
         """Return caption lengths as CIDEr-D counts them: the number of bigrams."""
@@ -163,44 +205,112 @@ class CiderReward:
         """
         others = np.diff(self._first)[self._image_idxs] - 1
         scores = np.zeros(len(others))
-        for first in range(0, len(others), _ROWS):
-            rows = np.arange(first, min(first + _ROWS, len(others)))
+
+        def score(rows: np.ndarray) -> None:
             row, against = self._pairs(self._image_idxs[rows])
             other = against != rows[row]
-            found = self._compare(self._captions[rows], row[other], against[other])
+            found = self._compare(self._captions[rows], row[other], against[other], rows)
             scores[rows] = np.bincount(row[other], found, len(rows))
+
+        # captions of the same images together, since they are each other's references
+        chunks = np.split(self._by_image, range(_ROWS, len(others), _ROWS))
+        with ThreadPoolExecutor(runtime.get_threads()) as threads:
+            for _ in threads.map(score, chunks):
+                pass
         known = others > 0
         scores[known] /= others[known]
         scores[~known] = scores[known].mean() if known.any() else 0.0
         return scores
 
-    def _compare(self, ids: np.ndarray, row: np.ndarray, against: np.ndarray) -> np.ndarray:
-        """Return, for each p, CIDEr-D of caption ``ids[row[p]]`` with one reference, against[p]."""
+    def _compare(
+        self, ids: np.ndarray, row: np.ndarray, against: np.ndarray, own: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return, for each p, CIDEr-D of caption ``ids[row[p]]`` with one reference, against[p].
+
+        If the captions are references themselves, `own` says which; then it is faster.
+        """
         ids = np.asarray(ids).astype(np.int64)
         scores = np.zeros(len(row))
-        for (codes, idf, references, norms), (at, code) in zip(
-            self._orders, self._ngrams(ids), strict=True
-        ):
+        needed, which = np.unique(against, return_inverse=True)
+        for (ngrams, idf), (at, code) in zip(self._orders, self._ngrams(ids), strict=True):
+            codes = ngrams.codes
             if not len(codes):
                 continue
-            place = np.minimum(np.searchsorted(codes, code), len(codes) - 1)
-            known = codes[place] == code
-            weights = sparse.csr_matrix(
-                (idf[place[known]], (at[known], place[known])), (len(ids), len(codes))
-            )
+            if own is None:
+                place = np.minimum(np.searchsorted(codes, code), len(codes) - 1)
+            else:
+                place = ngrams.of(own)[1]
+            known = codes[place] == code  # <UNK> has another code in a reference
+            weights = _weigh(idf, at[known], place[known], len(ids))
             # n-grams that occur in no reference count in the norm, with the largest idf
-            strange, times = np.unique(
-                np.stack([at[~known], code[~known]]), axis=1, return_counts=True
-            )
-            squares = np.bincount(strange[0], (times * self._log_images) ** 2, len(ids))
+            at, code = at[~known], code[~known]
+            by_code = np.lexsort((code, at))
+            first = np.flatnonzero(_is_new(at[by_code]) | _is_new(code[by_code]))
+            times = np.diff(first, append=len(by_code))
+            squares = np.bincount(at[by_code[first]], (times * self._log_images) ** 2, len(ids))
             mine = np.sqrt(_norms(weights) ** 2 + squares)
-            theirs = references[against]
+            references = _weigh(idf, *ngrams.of(needed), len(needed))
+            theirs = references[which]
             both = weights[row].minimum(theirs).multiply(theirs)
-            norm = mine[row] * norms[against]
+            norm = mine[row] * _norms(references)[which]
             dots = np.asarray(both.sum(axis=1)).ravel()
             scores += np.divide(dots, norm, out=np.zeros_like(dots), where=norm > 0)
         change = self._bigrams(ids)[row] - self._lengths[against]
         return scores * np.exp(-(change**2) / (2 * _SIGMA**2)) * (10 / _ORDERS)
+
+
+@dataclass(frozen=True)
+class _NGrams:
+    """The n-grams of the references, for one n."""
+
+    codes: np.ndarray  # int64 (G,), sorted: the place of a code is the number of the n-gram
+    column: np.ndarray  # int32, the numbers of the n-grams of each caption, one after the other
+    start: np.ndarray  # int64 (M + 1,), where those of each caption start
+
+    def of(self, captions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the row and the number of every n-gram of some references."""
+        counts = self.start[captions + 1] - self.start[captions]
+        row = np.repeat(np.arange(len(captions)), counts)
+        shift = self.start[captions] - np.cumsum(counts) + counts
+        return row, self.column[np.arange(len(row)) + shift[row]]
+
+
+def _weigh(idf: np.ndarray, row: np.ndarray, column: np.ndarray, rows: int) -> sparse.csr_matrix:
+    """Return the tf-idf matrix (rows, G) of captions that have these n-grams."""
+    return sparse.csr_matrix((idf[column], (row, column)), (rows, len(idf)))
+
+
+def _is_new(values: np.ndarray) -> np.ndarray:
+    """Return where values differ from the one before."""
+    new = np.ones(len(values), bool)
+    np.not_equal(values[1:], values[:-1], out=new[1:])
+    return new
+
+
+def _number(key: np.ndarray, bound: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sorted distinct keys, int64 in [0, `bound`), and the number of each, int32.
+
+    It is `numpy.unique` with ``return_inverse``, in less time and memory; `key` is overwritten.
+    """
+    bits, index = len(key).bit_length(), np.min_scalar_type(-len(key) - 1)
+    place = np.empty(len(key), index)
+    if bound.bit_length() + bits < 64:
+        # Keys with their places in the low bits: sorting is twice as fast as argsort.
+        key <<= bits
+        key |= np.arange(len(key), dtype=index)
+        key.sort()
+        np.bitwise_and(key, (1 << bits) - 1, out=place, casting="unsafe")
+        key >>= bits
+    else:
+        place[:] = np.argsort(key)
+        key[:] = key[place]
+    first = _is_new(key)
+    values = key[first]
+    ranks = np.cumsum(first, dtype=np.int32)
+    ranks -= 1
+    number = np.empty_like(ranks)
+    number[place] = ranks
+    return values, number
 
 
 def _norms(weights: sparse.csr_matrix) -> np.ndarray:
