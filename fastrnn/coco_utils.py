@@ -39,6 +39,7 @@ def load_coco_data(
     base_dir: str | os.PathLike[str] = BASE_DIR,
     max_train: int | None = None,
     pca_features: bool = True,
+    features_dtype: str | None = None,
 ) -> dict[str, Any]:
     """Load a captioning data set from a directory in CS231n's layout.
 
@@ -53,6 +54,10 @@ def load_coco_data(
         (one ``randint`` call). By default all are kept. Features and URLs are always complete.
     pca_features : bool, optional
         True (default) reads ``*_vgg16_fc7_pca.h5``, False reads ``*_vgg16_fc7.h5``.
+    features_dtype : {'float16', 'float32'}, optional
+        The dtype to keep the features in; by default that of the file. float16 takes half of the
+        memory and rounds the features to 11 bits, unless the file has float16 already, see
+        `read_captioning_directory`.
 
     Returns
     -------
@@ -75,13 +80,15 @@ def load_coco_data(
         If a file is truncated or is not an HDF5 file.
     ValueError
         If a dataset is missing, has the wrong number of axes or the wrong dtype, or contains image
-        indices or word ids outside the features, the URLs or the vocabulary; or if `max_train` is
-        negative.
+        indices or word ids outside the features, the URLs or the vocabulary; if `max_train` is
+        negative; or if `features_dtype` is another dtype or cannot hold the features.
     """
     if os.fspath(base_dir) == BASE_DIR:
         base_dir = _default_directory()
     print("base dir ", os.fspath(base_dir))
-    data = read_captioning_directory(base_dir, max_train, pca_features)
+    data = read_captioning_directory(
+        base_dir, max_train, pca_features, features_dtype=features_dtype
+    )
     remember_directory(base_dir)
     return data
 

@@ -74,7 +74,7 @@ SETTINGS_FORMAT = 2
 """Version of the layout of ``settings.json``; files without a version are flat."""
 _SECTIONS = {
     "data": {"data": "directory", "drawn": "drawn", "raw_features": "raw_features",
-             "max_train": "max_train"},
+             "features_dtype": "features_dtype", "max_train": "max_train"},
     "model": {"cell": "cell", "hidden_dim": "hidden_dim", "wordvec_dim": "wordvec_dim",
               "bias_start": "bias_start", "forget_bias": "forget_bias",
               "embed_scale": "embed_scale"},

@@ -174,7 +174,10 @@ def _read(arguments: argparse.Namespace) -> tuple[CaptioningRNN, Path, dict[str,
     directory = Path(data_place)
     raw = arguments.raw_features or bool(known and known.settings.get("raw_features"))
     splits = tuple(dict.fromkeys((*SPLITS, arguments.split)))
-    data = read_captioning_directory(directory, pca_features=not raw, splits=splits)
+    data = read_captioning_directory(
+        directory, pca_features=not raw, splits=splits,
+        features_dtype=known and known.features_dtype,
+    )  # fmt: skip
     if dict(model.word_to_idx) != data["word_to_idx"]:
         raise ValueError(
             f"{directory / VOCABULARY_FILE}: is not the vocabulary of {place} "

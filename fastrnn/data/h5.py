@@ -50,13 +50,19 @@ class H5Reader:
     ) -> None:
         self._end()
 
-    def read(self, path: str) -> dict[str, np.ndarray]:
+    def read(
+        self, path: str, dtypes: Mapping[str, np.dtype] | None = None
+    ) -> dict[str, np.ndarray]:
         """Read every dataset in the root group of an HDF5 file.
 
         Parameters
         ----------
         path : str
             The file.
+        dtypes : mapping of str to dtype, optional
+            What floating-point datasets of these names are converted to while they are read. One
+            that has the dtype in the file already, in one piece, is mapped into memory instead:
+            the system reads its pages when they are used, and changes are not written to the file.
 
         Returns
         -------
@@ -70,24 +76,29 @@ class H5Reader:
             message names the file.
         ValueError
             If a dataset is not numbers, is a link or stored in other files, has other filters than
-            gzip, shuffle and fletcher32, or claims far more than the file can hold. The message
-            names the file and the dataset.
+            gzip, shuffle and fletcher32, claims far more than the file can hold, or has finite
+            values that its new dtype cannot hold. The message names the file and the dataset.
 
         Notes
         -----
         Time and memory are in proportion to the size of the file, whatever its content.
         """
         found: dict[str, np.ndarray] = {}
-        left = memoryview(b"")
-        for item in self._frames(path):
-            if isinstance(item, dict):
-                # The size of the array has been checked.
-                array = np.empty(item["shape"], item["dtype"])
-                left = array.reshape(-1).view(np.uint8).data if array.nbytes else memoryview(b"")
-                found[item["dataset"]] = array
+        dtypes = dtypes or {}
+        name, dtype, left = "", np.dtype(np.uint8), np.empty(0, np.uint8)
+        for item in self._frames(path, mapped={key: d.str for key, d in dtypes.items()}):
+            if isinstance(item, np.ndarray):
+                values = item.view(dtype)
+                _convert(path, name, values, left[: values.size])
+                left = left[values.size :]
+                continue
+            name, dtype, shape = item["dataset"], np.dtype(item["dtype"]), tuple(item["shape"])
+            if "offset" in item:
+                array = np.memmap(path, dtype, "c", item["offset"], shape).view(np.ndarray)
             else:
-                left[: item.size] = item.data
-                left = left[item.size :]
+                # The size of the array has been checked.
+                array = np.empty(shape, dtypes.get(name, dtype) if dtype.kind == "f" else dtype)
+            found[name], left = array, array.reshape(-1)
         return found
 
     def shapes(self, path: str) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -131,10 +142,16 @@ class H5Reader:
                 yield item.view(dtype).reshape(-1, *row)
 
     def _frames(
-        self, path: str, name: str | None = None, *, values: bool = True
+        self,
+        path: str,
+        name: str | None = None,
+        *,
+        values: bool = True,
+        mapped: Mapping[str, str] | None = None,
     ) -> Iterator[dict[str, Any] | np.ndarray]:
         """Yield what each dataset is, each time followed by its values in blocks of bytes."""
-        answers = self._ask(path, name, values) if HAS_PROCESSES else _read_here(path, name, values)
+        ask = self._ask if HAS_PROCESSES else _read_here
+        answers = ask(path, name, values, mapped)
         at_end = False
         try:
             for item in answers:
@@ -184,13 +201,13 @@ class H5Reader:
             ) from None
 
     def _ask(
-        self, path: str, name: str | None, values: bool
+        self, path: str, name: str | None, values: bool, mapped: Mapping[str, str] | None
     ) -> Iterator[dict[str, Any] | np.ndarray]:
         """Send a request and yield the answer."""
         if not self._process:
             self._start()
         place = os.fsencode(Path(path).absolute())
-        request = [place.hex(), name, values, SECONDS, MEMORY]
+        request = [place.hex(), name, values, mapped, SECONDS, MEMORY]
         try:
             self._requests.write(json.dumps(request).encode() + b"\n")
         except BrokenPipeError:
@@ -254,11 +271,24 @@ class H5Reader:
             return 0
 
 
-def _read_here(path: str, name: str | None, values: bool) -> Iterator[dict[str, Any] | np.ndarray]:
+def _read_here(
+    path: str, name: str | None, values: bool, mapped: Mapping[str, str] | None
+) -> Iterator[dict[str, Any] | np.ndarray]:
     """Read in this process, where the system cannot start another one with pipes (Windows)."""
     from . import h5_process
 
-    return h5_process.read(path, lambda memory, work: None, name, values)
+    return h5_process.read(path, lambda memory, work: None, name, values, mapped)
+
+
+def _convert(path: str, name: str, values: np.ndarray, out: np.ndarray) -> None:
+    try:
+        with np.errstate(over="raise"):
+            np.copyto(out, values, casting="same_kind")
+    except FloatingPointError:
+        raise ValueError(
+            f"{path}: dataset {name!r} has values beyond {np.finfo(out.dtype).max:g}; expected "
+            f"values that {out.dtype} can hold"
+        ) from None
 
 
 def _error(path: str, about: Mapping[str, Any]) -> OSError | ValueError:

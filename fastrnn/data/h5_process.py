@@ -1,9 +1,9 @@
 """The process that opens h5 files. `fastrnn.data.h5` starts it and talks to it through pipes.
 
-A request is a line of JSON: a path in hexadecimal digits, and the seconds of processor time and the
-bytes of memory that any file may take. The answer is a number of frames: for each dataset of the
-root group one that says what it is and some with its values, and at last one that says that this
-was all, or what is wrong.
+A request is a line of JSON: a path in hexadecimal digits, what to read of the file, and the seconds
+of processor time and the bytes of memory that any file may take. The answer is a number of frames:
+for each dataset of the root group one that says what it is and some with its values, and at last
+one that says that this was all, or what is wrong.
 
 This module imports nothing of fastrnn, so that the process starts quickly.
 """
@@ -16,7 +16,7 @@ import os
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,8 +51,9 @@ def serve(requests: BinaryIO, answers: BinaryIO, limits: Callable[[float, int], 
         answers.write(content)
 
     for line in requests:
-        place, name, values, *least = json.loads(line)
-        for found in read(os.fsdecode(bytes.fromhex(place)), limits(*least), name, values):
+        place, name, values, mapped, *least = json.loads(line)
+        path = os.fsdecode(bytes.fromhex(place))
+        for found in read(path, limits(*least), name, values, mapped):
             if isinstance(found, dict):
                 send(ABOUT, json.dumps(found).encode())
             else:
@@ -61,12 +62,17 @@ def serve(requests: BinaryIO, answers: BinaryIO, limits: Callable[[float, int], 
 
 
 def read(
-    path: str, allow: Allow, only: str | None = None, values: bool = True
+    path: str,
+    allow: Allow,
+    only: str | None = None,
+    values: bool = True,
+    mapped: Mapping[str, str] | None = None,
 ) -> Iterator[dict[str, Any] | np.ndarray]:
     """Yield what each dataset in the root group is, and its values; at last how it ended.
 
     Values come in blocks of bytes, each of whole rows. With a name in `only`, this is done for one
-    dataset. Without `values`, datasets are not read.
+    dataset. Without `values`, datasets are not read. `mapped` has the dtypes of datasets that are
+    not read either if the file has just these bytes in one piece: then their offset is given.
     """
     # h5py reports a truncated file on opening or, where only data are missing, on reading. Damaged
     # metadata raise RuntimeError, KeyError and others.
@@ -94,7 +100,14 @@ def read(
                     size = _check_dataset(node, file_size, remaining, allow)
                     remaining -= size
                     dtype = node.dtype.newbyteorder("=")
-                    yield {"dataset": text, "dtype": dtype.str, "shape": node.shape}
+                    about = {"dataset": text, "dtype": dtype.str, "shape": node.shape}
+                    offset = node.id.get_offset()  # None in chunks
+                    if size and (mapped or {}).get(name) == node.dtype.str and offset is not None:
+                        if offset + size > file_size:
+                            raise ValueError(f"ends beyond the {file_size} bytes of the file")
+                        yield {**about, "offset": offset}
+                        continue
+                    yield about
                     allow(0, size)
                     yield from _blocks(node, dtype, size, allow)
     except ValueError as error:

@@ -24,6 +24,7 @@ __all__ = [
     "CAPTIONS_FILE",
     "COURSE_URL",
     "CaptioningData",
+    "FEATURE_DTYPES",
     "SPLITS",
     "VOCABULARY_FILE",
     "dataset_shapes",
@@ -48,6 +49,9 @@ COURSE_URL = "http://cs231n.stanford.edu/coco_captioning.zip"
 
 DATA_VARIABLE = "FASTRNN_DATA"
 """The environment variable that names a data directory, where none is given."""
+
+FEATURE_DTYPES = ("float16", "float32")
+"""The dtypes that features can be kept in, other than that of their file."""
 
 _MAX_UNBACKED = 1 << 24
 """Bytes that the lines of a file may always use in memory, even if the file is small."""
@@ -102,11 +106,14 @@ class CaptioningData(dict[str, Any]):
         Whether the features are those before PCA.
     max_train : int or None
         The number of training captions that `fastrnn.training.read_training_data` was asked for.
+    features_dtype : str or None
+        The dtype that the features were converted to; None for that of the file.
     """
 
     directory: Path | None = None
     raw_features: bool = False
     max_train: int | None = None
+    features_dtype: str | None = None
 
     def __setitem__(self, name: str, value: Any) -> None:
         super().__setitem__(name, value)
@@ -133,6 +140,7 @@ def read_captioning_directory(
     max_train: int | None = None,
     pca_features: bool = True,
     splits: Sequence[str] = SPLITS,
+    features_dtype: str | None = None,
 ) -> CaptioningData:
     """Read a captioning data set from a directory.
 
@@ -148,6 +156,11 @@ def read_captioning_directory(
     splits : sequence of str, optional
         The splits whose features and URLs are read, and whose captions are checked: train, val
         and, by default not, test.
+    features_dtype : {'float16', 'float32'}, optional
+        The dtype to keep the features in; by default that of the file. Features in float16 take
+        half of the memory of float32. They are rounded to 11 bits, so each changes by at most
+        0.05 %, or by 3e-8 if it is below 6e-5. A file that has float16 already loses nothing, and
+        is mapped into memory rather than read, if its features are neither chunked nor compressed.
 
     Returns
     -------
@@ -164,8 +177,8 @@ def read_captioning_directory(
         If a file is truncated or is not an HDF5 file.
     ValueError
         If a dataset is missing, has the wrong number of axes or the wrong dtype, or contains image
-        indices or word ids outside the features, the URLs or the vocabulary; or if `max_train` is
-        negative.
+        indices or word ids outside the features, the URLs or the vocabulary; if `max_train` is
+        negative; or if `features_dtype` is another dtype or cannot hold the features.
 
     Notes
     -----
@@ -175,6 +188,12 @@ def read_captioning_directory(
     """
     if max_train is not None and max_train < 0:
         raise ValueError(f"max_train is {max_train}; expected at least 0")
+    if features_dtype is not None and features_dtype not in FEATURE_DTYPES:
+        raise ValueError(
+            f"features_dtype is {features_dtype!r:.60}; expected None or one of "
+            + ", ".join(FEATURE_DTYPES)
+        )
+    dtypes = {} if features_dtype is None else {"features": np.dtype(features_dtype)}
 
     def path_of(name: str) -> str:
         return str(Path(base_dir, name))
@@ -186,7 +205,7 @@ def read_captioning_directory(
         for split in splits:
             path = path_of(features_file(split, pca_features))
             _check_file(path)
-            found = _require(path, h5.read(path), "features", 2, "f")
+            found = _require(path, h5.read(path, dtypes), "features", 2, "f")
             data[f"{split}_features"] = found
             width = data[f"{splits[0]}_features"].shape[1]
             if found.shape[1] != width:
@@ -206,6 +225,7 @@ def read_captioning_directory(
         data["train_image_idxs"] = data["train_image_idxs"][rows]
     data.directory = Path(base_dir).absolute()
     data.raw_features = not pca_features
+    data.features_dtype = features_dtype
     return data
 
 

@@ -6,11 +6,13 @@ import dataclasses
 import warnings
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .._core import runtime
 from ..checks import ArgumentError
 from ..runs import SETTINGS_FILE
 from .config import CHANGEABLE_ON_RESUME, TrainConfig
@@ -19,12 +21,18 @@ from .run import Run
 
 def fingerprint(data: Mapping[str, Any]) -> dict[str, int]:
     """Return checksums of the arrays that training and validation depend on."""
-    return {
-        name: zlib.crc32(np.ascontiguousarray(data[name]).view(np.uint8).data)
+    names = [
+        name
         for split in ("train", "val")
         for name in (f"{split}_captions", f"{split}_image_idxs", f"{split}_features")
         if name in data and np.size(data[name])
-    }
+    ]
+
+    def checksum(name: str) -> int:
+        return zlib.crc32(np.ascontiguousarray(data[name]).view(np.uint8).data)
+
+    with ThreadPoolExecutor(runtime.get_threads()) as pool:
+        return dict(zip(names, pool.map(checksum, names), strict=True))
 
 
 def changed_config(

@@ -15,6 +15,7 @@ from ..checkpoint import load_model
 from ..classifiers.rnn import CaptioningRNN
 from ..data.layout import (
     CAPTIONS_FILE,
+    FEATURE_DTYPES,
     SPLITS,
     VOCABULARY_FILE,
     CaptioningData,
@@ -78,6 +79,7 @@ class Run:
         return read_training_data(
             place,
             raw_features=bool(self.settings.get("raw_features")),
+            features_dtype=self.features_dtype,
             max_train=max_train,
             seed=self.config.seed,
         )
@@ -131,9 +133,21 @@ class Run:
             place,
             pca_features=not self.settings.get("raw_features"),
             splits=tuple(dict.fromkeys((*SPLITS, split))),
+            features_dtype=self.features_dtype,
         )
         known, _ = find_references(found, place, split, references)
         return measure(model, found, split, references=known, **options)
+
+    @property
+    def features_dtype(self) -> str | None:
+        """The dtype that the features are kept in; None for that of their file."""
+        dtype = self.settings.get("features_dtype")
+        if dtype is not None and dtype not in FEATURE_DTYPES:
+            raise ValueError(
+                f"{self.directory / runs.SETTINGS_FILE}: features_dtype is {dtype!r:.60}; expected "
+                f"{' or '.join(FEATURE_DTYPES)}"
+            )
+        return dtype
 
     def _data_place(self, directory: str | os.PathLike[str] | None) -> Path:
         place = directory or self.data_directory
@@ -203,6 +217,7 @@ def read_training_data(
     directory: str | os.PathLike[str],
     *,
     raw_features: bool = False,
+    features_dtype: str | None = None,
     max_train: int | None = None,
     seed: int = 0,
 ) -> CaptioningData:
@@ -214,6 +229,8 @@ def read_training_data(
         In CS231n's layout.
     raw_features : bool, optional
         Read the features before PCA.
+    features_dtype : {'float16', 'float32'}, optional
+        The dtype to keep the features in, see `fastrnn.coco_utils.read_captioning_directory`.
     max_train : int, optional
         Use this many training captions, drawn without replacement. (`load_coco_data` draws with
         replacement.)
@@ -236,7 +253,9 @@ def read_training_data(
         training captions, or the vocabulary lacks ``<NULL>``, ``<START>`` or ``<END>``.
     """
     directory = Path(directory)
-    data = read_captioning_directory(directory, pca_features=not raw_features)
+    data = read_captioning_directory(
+        directory, pca_features=not raw_features, features_dtype=features_dtype
+    )
     remember_directory(directory)  # for image_from_url
     check_source(directory, data["train_features"].shape[1], raw=raw_features)
     for word in (NULL, START, END):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
+from .._core import runtime
 from ..classifiers.rnn import CaptioningRNN, seeded_model
 from ..words import NULL
 from .config import ModelConfig, checked
 
+_BLOCK = 1 << 17
+"""Features that are converted to float64 at a time: 1 MiB."""
 _FORGET_GATES = {"lstm": 1}
 """Which of the H-column blocks of the bias belongs to the forget gate, for cells that have one."""
 
@@ -24,9 +29,36 @@ def feature_scale(features: np.ndarray) -> tuple[np.ndarray, float]:
     that they keep their proportions: among principal components the small ones are mostly noise.
     It is 1 for constant features.
     """
-    mean = features.mean(axis=0, dtype=np.float64)
-    deviation = float(np.sqrt(features.var(axis=0, dtype=np.float64).mean()))
+    mean, variance = np.empty(features.shape[1]), np.empty(features.shape[1])
+
+    # NumPy's mean and variance would make float64 copies of all features. These add up the same
+    # numbers in the same order, in blocks of rows.
+    def measure(part: slice) -> None:
+        columns = features[:, part]
+        mean[part] = _column_sums(columns) / len(features)
+        variance[part] = _column_sums(columns, mean[part]) / len(features)
+
+    threads = max(min(runtime.get_threads(), len(mean) // 64), 1)  # lines of the cache
+    ends = [len(mean) * k // threads for k in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(measure, itertools.starmap(slice, itertools.pairwise(ends))):
+            pass
+    deviation = float(np.sqrt(variance.mean()))
     return mean, deviation if deviation > 1e-12 else 1.0
+
+
+@np.errstate(invalid="ignore", over="ignore")  # once more: it is in another thread
+def _column_sums(features: np.ndarray, mean: np.ndarray | None = None) -> np.ndarray:
+    """Return the sums of the columns, or of the squares of their differences from `mean`."""
+    rows = max(_BLOCK // max(features.shape[1], 1), 1)
+    sums = np.zeros((0, features.shape[1]))
+    for first in range(0, len(features), rows):
+        block = features[first : first + rows].astype(np.float64, order="C")
+        if mean is not None:
+            block -= mean
+            block *= block
+        sums = np.add.reduce(np.concatenate([sums, block]), axis=0, keepdims=True)
+    return sums[0] if len(sums) else np.zeros(features.shape[1])
 
 
 @np.errstate(invalid="ignore", over="ignore")

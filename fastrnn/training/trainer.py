@@ -96,6 +96,7 @@ def _settings_of(data: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "data": str(directory),
         "raw_features": getattr(data, "raw_features", False),
+        "features_dtype": getattr(data, "features_dtype", None),
         "max_train": getattr(data, "max_train", None),
         **({_REFERENCES: False} if unread else {}),
     }
