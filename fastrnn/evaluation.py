@@ -33,6 +33,7 @@ __all__ = [
     "evaluate",
     "evenly_spread",
     "find_references",
+    "images_with_references",
     "longest_caption",
     "loss_per_word",
     "measure",
@@ -58,28 +59,47 @@ def evenly_spread(count: int, limit: int | None) -> np.ndarray:
 # -- references
 
 
-def references_of(data: Mapping[str, Any], split: str = "val") -> list[list[str]]:
-    """Return the references of every image of a split.
+def references_of(
+    data: Mapping[str, Any], split: str = "val", images: np.ndarray | None = None
+) -> list[list[str]]:
+    """Return the references of the images of a split.
 
     Parameters
     ----------
     data : mapping
         As `fastrnn.coco_utils.load_coco_data` returns it.
     split : {'val', 'train'}, optional
+    images : int ndarray, optional
+        The images, as indices; all of the split by default.
 
     Returns
     -------
     list of list of str
-        For each image its captions as text, without special words; an image may have none. They
+        For each of the images its captions as text, without special words; an image may have none. They
         are ``<split>_references`` of the data if it has them, else its captions decoded.
     """
-    if data.get(f"{split}_references") is not None:
-        return [list(texts) for texts in data[f"{split}_references"]]
-    by_image: list[list[str]] = [[] for _ in data[f"{split}_features"]]
-    texts = decode_captions(data[f"{split}_captions"], data["idx_to_word"])
-    for image, text in zip(data[f"{split}_image_idxs"].tolist(), texts, strict=True):
-        by_image[image].append(strip_start_and_end(text))
-    return by_image
+    known = data.get(f"{split}_references")
+    if images is None:
+        images = np.arange(len(data[f"{split}_features"]) if known is None else len(known))
+    if known is not None:
+        return [list(known[image]) for image in images.tolist()]
+    captions, image_idxs = data[f"{split}_captions"], data[f"{split}_image_idxs"]
+    if len(images) < len(data[f"{split}_features"]):
+        rows = np.flatnonzero(np.isin(image_idxs, images))
+        captions, image_idxs = captions[rows], image_idxs[rows]
+    by_image: dict[int, list[str]] = {}
+    texts = decode_captions(captions, data["idx_to_word"])
+    for image, text in zip(image_idxs.tolist(), texts, strict=True):
+        by_image.setdefault(image, []).append(strip_start_and_end(text))
+    return [list(by_image.get(image, ())) for image in images.tolist()]
+
+
+def images_with_references(data: Mapping[str, Any], split: str = "val") -> np.ndarray:
+    """Return the images of a split for which `references_of` has any, as sorted indices."""
+    known = data.get(f"{split}_references")
+    if known is not None:
+        return np.flatnonzero([bool(texts) for texts in known])
+    return np.unique(data[f"{split}_image_idxs"])
 
 
 def find_references(
@@ -395,14 +415,17 @@ class Evaluator:
         images: Sequence[int] | np.ndarray | None = None,
         references: Sequence[Sequence[str]] | None = None,
     ) -> None:
-        known = references_of(data, split) if references is None else references
         every = data[f"{split}_features"]
         self.images: np.ndarray = (
             np.arange(len(every)) if images is None else np.asarray(images, np.intp)
         )
         whole = np.array_equal(self.images, np.arange(len(every)))
         self.features: np.ndarray = every if whole else every[self.images]
-        self.references: list[list[str]] = [list(known[image]) for image in self.images.tolist()]
+        self.references: list[list[str]] = (
+            references_of(data, split, self.images)
+            if references is None
+            else [list(references[image]) for image in self.images.tolist()]
+        )
         self.judged: list[int] = [row for row, texts in enumerate(self.references) if texts]
         self.scorer: CaptionScorer | None = None
         if self.judged:

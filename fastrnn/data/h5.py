@@ -323,6 +323,9 @@ def _open_pipe() -> tuple[FileIO, FileIO]:
     for low in os.pipe():
         ends.append(fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 3))
         os.close(low)
+    if hasattr(fcntl, "F_SETPIPE_SZ"):  # on Linux, where pipes are small at first
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, 1 << 20)
     return FileIO(ends[0], "rb"), FileIO(ends[1], "wb")
 
 

@@ -17,6 +17,8 @@ from .config import ModelConfig, checked
 
 _BLOCK = 1 << 17
 """Features that are converted to float64 at a time: 1 MiB."""
+_CAPTIONS = 1 << 14
+"""Captions whose words are counted at a time."""
 _FORGET_GATES = {"lstm": 1}
 """Which of the H-column blocks of the bias belongs to the forget gate, for cells that have one."""
 
@@ -134,10 +136,12 @@ def start_model(
     if cell_type in _FORGET_GATES:
         params["b"].reshape(-1, hidden_dim)[_FORGET_GATES[cell_type]] = forget_bias
     if bias_start == "frequencies":
-        words = data["train_captions"][:, 1:]
-        counts = np.bincount(
-            words[words != data["word_to_idx"][NULL]], minlength=len(model.word_to_idx)
-        )
+        counts = np.zeros(len(model.word_to_idx), np.int64)
+        captions = data["train_captions"]
+        for first in range(0, len(captions), _CAPTIONS):
+            words = captions[first : first + _CAPTIONS, 1:]
+            counts += np.bincount(words.ravel(), minlength=len(counts))
+        counts[data["word_to_idx"][NULL]] = 0
         params["b_vocab"][:] = np.log((counts + 0.1) / (counts + 0.1).sum())
     if len(features):
         fold(params, *feature_scale(features))

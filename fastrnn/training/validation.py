@@ -14,10 +14,10 @@ from ..classifiers.rnn import CaptioningRNN, CaptioningWorkspace
 from ..evaluation import (
     Evaluator,
     evenly_spread,
+    images_with_references,
     longest_caption,
     loss_per_word,
     perplexity,
-    references_of,
 )
 from .config import TrainConfig
 
@@ -42,11 +42,10 @@ class Validation:
         self.evaluator: Evaluator | None = None
         if not config.val_images or not len(data.get("val_features", ())):
             return
-        references = references_of(data)
-        known = np.flatnonzero([bool(texts) for texts in references])
+        known = images_with_references(data)
         if len(known):
             images = known[evenly_spread(len(known), config.val_images)]
-            self.evaluator = Evaluator(data, images=images, references=references)
+            self.evaluator = Evaluator(data, images=images)
 
     def measure(
         self, model: CaptioningRNN, workspace: CaptioningWorkspace
