@@ -151,10 +151,12 @@ class CaptioningSolver:
             loss, grads = self.model.loss(features, captions)
         self.loss_history.append(loss)
         params = self.model.params
-        reuse = {"in_place": True} if self.update_rule in optim.IN_PLACE_RULES else {}
+        if self.update_rule in optim.IN_PLACE_RULES:
+            optim.update_all(self.update_rule, params, grads, self.optim_configs)
+            return
         for name, w in params.items():
             params[name], self.optim_configs[name] = self.update_rule(
-                w, grads[name], self.optim_configs[name], **reuse
+                w, grads[name], self.optim_configs[name]
             )
 
     def _iterations_per_epoch(self) -> float:

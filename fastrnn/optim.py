@@ -21,12 +21,14 @@ __all__ = [
     "adam",
     "adamw",
     "average",
+    "average_all",
     "clip_by_norm",
     "clip_by_value",
     "np",
     "rmsprop",
     "sgd",
     "sgd_momentum",
+    "update_all",
 ]
 
 
@@ -321,24 +323,76 @@ def _adam(
     in_place: bool,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     config = {} if config is None else config
-    rate = float(config.setdefault("learning_rate", 1e-3))
-    beta1 = float(config.setdefault("beta1", 0.9))
-    beta2 = float(config.setdefault("beta2", 0.999))
-    epsilon = float(config.setdefault("epsilon", 1e-8))
-    t = config.setdefault("t", 0) + 1
-    alpha = rate * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
-    keep = 1 - rate * weight_decay
+    rates, t = _adam_rates(config, weight_decay)
 
     def step(w: np.ndarray, dw: np.ndarray, m: np.ndarray, v: np.ndarray, in_place: bool) -> Any:
-        return _core.adam(w, dw, m, v, alpha, beta1, beta2, epsilon, keep, in_place)
+        return _core.adam(w, dw, m, v, *rates, in_place)
 
     moments = _stepped(step, w, dw, in_place, m=config.get("m"), v=config.get("v"))
     (config["m"], config["v"]), config["t"] = moments, t
     return w, config
 
 
+def _adam_rates(config: dict[str, Any], weight_decay: float) -> tuple[tuple[float, ...], int]:
+    """Return alpha, beta1, beta2, epsilon and the factor of the weights; and the next t."""
+    rate = float(config.setdefault("learning_rate", 1e-3))
+    beta1 = float(config.setdefault("beta1", 0.9))
+    beta2 = float(config.setdefault("beta2", 0.999))
+    epsilon = float(config.setdefault("epsilon", 1e-8))
+    t = config.setdefault("t", 0) + 1
+    alpha = rate * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
+    return (alpha, beta1, beta2, epsilon, 1 - rate * weight_decay), t
+
+
 IN_PLACE_RULES = (sgd, sgd_momentum, rmsprop, adam, adamw)
 """The update rules that take the keyword ``in_place``."""
+
+
+def update_all(
+    rule: Callable[..., tuple[np.ndarray, dict[str, Any]]],
+    params: dict[str, np.ndarray],
+    grads: Mapping[str, np.ndarray],
+    configs: dict[str, dict[str, Any]],
+) -> None:
+    """Update all parameters in place by one rule, with the same bits as one by one.
+
+    Adam's steps are shared out among the threads together: most parameters are too small for
+    threads of their own.
+
+    Parameters
+    ----------
+    rule : callable
+        One of `IN_PLACE_RULES`.
+    params : dict of str to ndarray
+        Weights, updated in place.
+    grads : mapping of str to ndarray
+        The gradient of each.
+    configs : dict of str to dict
+        The hyperparameters and the state of each, as for the rule.
+
+    Raises
+    ------
+    KeyError
+        A parameter has no gradient or no config.
+    TypeError, ValueError
+        As the rule.
+    """
+    if rule in (adam, adamw) and all("m" in configs[name] for name in params):
+        arrays = [(w, grads[n], configs[n]["m"], configs[n].get("v")) for n, w in params.items()]
+        if _core.fit_together(arrays):
+            rates, steps = [], []
+            for name in params:
+                config = configs[name]
+                decay = float(config.setdefault("weight_decay", 1e-2)) if rule is adamw else 0.0
+                rate, t = _adam_rates(config, decay)
+                rates.append(rate)
+                steps.append(t)
+            _core.adam_each(arrays, rates)
+            for name, t in zip(params, steps, strict=True):
+                configs[name]["t"] = t
+            return
+    for name, w in params.items():
+        params[name], configs[name] = rule(w, grads[name], configs[name], in_place=True)
 
 
 def clip_by_value(grads: Mapping[str, np.ndarray], limit: float) -> None:
@@ -443,3 +497,32 @@ def average(mean: np.ndarray, w: np.ndarray, rate: float) -> np.ndarray:
         mean, w = _checks.as_weights(mean, w, ("mean", "w"))
         mean += rate * (w - mean)
     return mean
+
+
+def average_all(
+    means: Mapping[str, np.ndarray], params: Mapping[str, np.ndarray], rate: float
+) -> None:
+    """Update the running averages of all parameters in place, see `average`.
+
+    Parameters
+    ----------
+    means : mapping of str to ndarray
+        Running averages, updated in place.
+    params : mapping of str to ndarray
+        New weights of the same names.
+    rate : float
+        As for `average`.
+
+    Raises
+    ------
+    KeyError
+        A parameter has no average.
+    TypeError, ValueError
+        As `average`.
+    """
+    arrays = [(means[name], w) for name, w in params.items()]
+    if _core.fit_together(arrays):
+        _core.average_each(arrays, rate)
+        return
+    for mean, w in arrays:
+        average(mean, w, rate)

@@ -24,7 +24,7 @@ __all__ = ["CiderReward"]
 _ORDERS = 4
 _SIGMA = 6.0  # sigma of the length penalty, in words (Vedantam, Zitnick and Parikh 2015, section 8)
 # per chunk, which bounds the memory
-_ROWS = 5000  # captions in agreement()
+_ROWS = 3000  # captions in agreement()
 _IMAGES = 10000  # images in the counting of n-grams
 
 
@@ -118,18 +118,26 @@ class CiderReward:
         # the number of the n-gram that starts at each place, or -1
         numbers = np.where(word, np.int32(0), np.int32(-1))
         codes, places = np.zeros(1, np.int64), known.shape[1]
+        # Large arrays are allocated once: the memory of many smaller ones would not be given back.
+        keys, scratch = (
+            np.empty(most := np.count_nonzero(word), np.int64),
+            np.empty((2, most), np.int32),
+        )
+        columns, end = np.empty(_ORDERS * most, np.int32), 0
         for n in range(1, _ORDERS + 1):
             width = max(places - n + 1, 0)
             whole = (numbers[:, :width] >= 0) & word[:, n - 1 :]
-            key = numbers[:, :width][whole].astype(np.int64)
-            key *= self._base
-            key += known[:, n - 1 :][whole]
-            values, column = _number(key, len(codes) * self._base)
-            del key
-            prefix, last = np.divmod(values, self._base)
-            codes = codes[prefix] * self._base + last
             start = np.zeros(len(known) + 1, np.int64)
             np.cumsum(np.count_nonzero(whole, axis=1), out=start[1:])
+            key = keys[: start[-1]]
+            key[:] = numbers[:, :width][whole]
+            key *= self._base
+            key += known[:, n - 1 :][whole]
+            column = columns[end : end + len(key)]
+            end += len(key)
+            values = _number(key, len(codes) * self._base, column, scratch[:, : len(key)])
+            prefix, last = np.divmod(values, self._base)
+            codes = codes[prefix] * self._base + last
             numbers = numbers[:, :width]
             numbers[~whole] = -1
             numbers[whole] = column
@@ -287,17 +295,19 @@ def _is_new(values: np.ndarray) -> np.ndarray:
     return new
 
 
-def _number(key: np.ndarray, bound: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sorted distinct keys, int64 in [0, `bound`), and the number of each, int32.
+def _number(key: np.ndarray, bound: int, number: np.ndarray, scratch: np.ndarray) -> np.ndarray:
+    """Return the sorted distinct keys, int64 in [0, `bound`); `number` receives that of each.
 
-    It is `numpy.unique` with ``return_inverse``, in less time and memory; `key` is overwritten.
+    It is `numpy.unique` with ``return_inverse``, in less time and memory. `scratch` (2, keys) is
+    memory to use, and `key` is overwritten.
     """
-    bits, index = len(key).bit_length(), np.min_scalar_type(-len(key) - 1)
-    place = np.empty(len(key), index)
+    place, rank = scratch
+    bits = len(key).bit_length()
     if bound.bit_length() + bits < 64:
         # Keys with their places in the low bits: sorting is twice as fast as argsort.
         key <<= bits
-        key |= np.arange(len(key), dtype=index)
+        place[:] = np.arange(len(key), dtype=place.dtype)
+        key |= place
         key.sort()
         np.bitwise_and(key, (1 << bits) - 1, out=place, casting="unsafe")
         key >>= bits
@@ -305,12 +315,10 @@ def _number(key: np.ndarray, bound: int) -> tuple[np.ndarray, np.ndarray]:
         place[:] = np.argsort(key)
         key[:] = key[place]
     first = _is_new(key)
-    values = key[first]
-    ranks = np.cumsum(first, dtype=np.int32)
-    ranks -= 1
-    number = np.empty_like(ranks)
-    number[place] = ranks
-    return values, number
+    np.cumsum(first, out=rank)
+    rank -= 1
+    number[place] = rank
+    return key[first]
 
 
 def _norms(weights: sparse.csr_matrix) -> np.ndarray:

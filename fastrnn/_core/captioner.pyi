@@ -6,6 +6,7 @@ from numpy.typing import ArrayLike
 from .runtime import Workspace
 
 PHASE_NAMES: tuple[str, ...]
+SERIAL_PHASES: tuple[str, ...]
 
 def profile(reset: bool = True) -> dict[str, float]: ...
 def loss(

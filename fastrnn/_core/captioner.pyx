@@ -19,7 +19,7 @@ from .layers cimport sort_by_word
 from .model cimport BLOCK_ROWS, Model, read_model
 from .products cimport (
     Operands, depth_of, gathered, gathered_transposed, matrix, multiply, multiply_rows, multiply_strided, pack_panels,
-    pack_rows, panels_size, take_operands, tiles_size, transposed,
+    pack_rows, panels_size, tiles_size, transposed,
 )
 from .runtime cimport (
     Slices, Workspace, area, denormals_flush, denormals_restore, lock, random_key, seconds, share, slice_of,
@@ -41,11 +41,14 @@ cdef enum:
 # ---- Time per phase --------------------------------------------------------------------------------------------------
 
 cdef enum:
-    PREPARE, INPUTS, FORWARD, VOCABULARY, BACKWARD, RECURRENT_GRADIENTS, INPUT_GRADIENTS, VOCABULARY_GRADIENTS, PHASES
+    CHECK, SORT, WORDS, CLEAR, DROP, INPUTS, PACK, FORWARD, VOCABULARY, BACKWARD, RECURRENT_GRADIENTS, INPUT_GRADIENTS
+    VOCABULARY_GRADIENTS, PHASES
 
 cdef double[PHASES] total_time  # read and changed under the lock only
-PHASE_NAMES = ("prepare", "input product", "time loop forward", "vocabulary and softmax", "time loop backward",
+PHASE_NAMES = ("check and copy ids", "sort by length", "distinct words", "clear", "dropout of word vectors",
+               "input product", "pack weights", "time loop forward", "vocabulary and softmax", "time loop backward",
                "dWh", "dWx and dW_embed", "dW_vocab")
+SERIAL_PHASES = PHASE_NAMES[:DROP]  # in one thread, whatever the number of threads
 
 
 def profile(bint reset=True):
@@ -109,19 +112,21 @@ cdef struct Step:
     void* vectors             # (tokens, ldw) word vectors under dropout, or NULL
     void* gates               # (tokens, ldg)
     void* products            # (words, ldg)
-    void* dproducts           # (words, ldg)
+    void* dproducts           # (words, ldg), in the memory of products, or of gates with dropout
     void* dvectors            # (words, ldw)
     void* dscores             # (scored, ldv)
     void* dstate              # (N, ldh)
     void* dc                  # (N, ldh)
     Slices block_tiles
     Scratch loop_scratch
-    # packed weights, and packed operands of the other products
+    # packed weights, and packed operands of the other products, one after the other in the same memory
     void* Wh
     void* Wh_transposed
     void* W_vocab
     void* W_vocab_transposed
-    Operands h0_operands, products_operands, dWh_operands, dWx_operands, dvectors_operands, dW_proj_operands
+    Operands operands
+    # the projection of the features is float32: they may be large and differ little
+    Operands operands_float32
 
 
 cdef void take_memory(Step* step, Workspace workspace, size_t size) noexcept:
@@ -130,6 +135,7 @@ cdef void take_memory(Step* step, Workspace workspace, size_t size) noexcept:
     cdef ptrdiff_t N = step.N, D = step.model.D, W = step.model.W, H = step.model.H, G = step.model.G, V = step.model.V
     cdef ptrdiff_t ldw = step.model.ldw, ldh = step.model.ldh, ldg = step.model.ldg
     cdef ptrdiff_t tokens = step.max_tokens, words = step.max_words
+    cdef ptrdiff_t tiles, panels
     cdef bint bfloat16 = step.model.bfloat16
     step.batch_memory = workspace.take(batch_size(N, step.T), index)
     step.index_of_word = <ptrdiff_t*> workspace.take(V, index)
@@ -155,7 +161,7 @@ cdef void take_memory(Step* step, Workspace workspace, size_t size) noexcept:
     step.vectors = workspace.take(area(tokens, ldw), size) if step.embed_rate > 0 else NULL
     step.gates = workspace.take(area(tokens, ldg), size)
     step.products = workspace.take(area(words, ldg), size)
-    step.dproducts = workspace.take(area(words, ldg), size)
+    step.dproducts = step.gates if step.embed_rate > 0 else step.products
     step.dvectors = workspace.take(area(words, ldw), size)
     step.dscores = workspace.take(area(tokens, step.model.ldv), size)
     step.dstate = workspace.take(area(N, ldh), size)
@@ -170,20 +176,23 @@ cdef void take_memory(Step* step, Workspace workspace, size_t size) noexcept:
     step.Wh_transposed = workspace.take(panels_size(depth_of(G, bfloat16), H, size), size)
     step.W_vocab = workspace.take(panels_size(depth_of(H, bfloat16), V, size), size)
     step.W_vocab_transposed = workspace.take(panels_size(depth_of(V, bfloat16), H, size), size)
-    # the projection of the features is float32: they may be large and differ little
-    step.h0_operands = take_operands(workspace, N, H, D, size, False)
-    step.products_operands = take_operands(workspace, words, G, W, size, bfloat16)
-    # also the operands of dW_vocab
-    step.dWh_operands = take_operands(workspace, H, max(G, V), tokens, size, bfloat16)
-    step.dWx_operands = take_operands(workspace, W, G, words, size, bfloat16)
-    step.dvectors_operands = take_operands(workspace, words, W, G, size, bfloat16)
-    step.dW_proj_operands = take_operands(workspace, D, H, N, size, False)
+    # of h0, of products, of dWh and dW_vocab, of dWx, of dvectors and of dW_proj
+    tiles = max(tiles_size(N, D, size), tiles_size(words, depth_of(W, bfloat16), size),
+                tiles_size(H, depth_of(tokens, bfloat16), size), tiles_size(W, depth_of(words, bfloat16), size),
+                tiles_size(words, depth_of(G, bfloat16), size), tiles_size(D, N, size))
+    panels = max(panels_size(D, H, size), panels_size(depth_of(W, bfloat16), G, size),
+                 panels_size(depth_of(tokens, bfloat16), max(G, V), size),
+                 panels_size(depth_of(words, bfloat16), G, size), panels_size(depth_of(G, bfloat16), W, size),
+                 panels_size(N, H, size))
+    step.operands = step.operands_float32 = Operands(
+        workspace.take(tiles, size), workspace.take(panels, size), bfloat16)
+    step.operands_float32.bfloat16 = False
 
 
 cdef inline double charge(Step* step, int phase, double since) noexcept nogil:
     """Add the time since `since` to a phase. Return the present time."""
     cdef double now = seconds()
-    step.time[phase] = now - since
+    step.time[phase] += now - since
     return now
 
 
@@ -296,17 +305,22 @@ cdef void vocabulary_block(const Step* step, const floating* b_vocab, floating* 
     denormals_restore(mode)
 
 
-cdef void vocabulary(Step* step, const floating* W_vocab, const floating* b_vocab, bint gradients) noexcept nogil:
+cdef void pack_vocabulary(Step* step, const floating* W_vocab, bint gradients) noexcept nogil:
+    cdef ptrdiff_t H = step.model.H, V = step.model.V
+    cdef bint bfloat16 = step.model.bfloat16
+    cdef floating* nowhere = NULL
+    pack_panels(<floating*> step.W_vocab, 0, nowhere, matrix(W_vocab, V), H, V, bfloat16, step.threads)
+    if gradients:
+        pack_panels(<floating*> step.W_vocab_transposed, 0, nowhere, transposed(W_vocab, V), V, H, bfloat16,
+                    step.threads)
+
+
+cdef void vocabulary(Step* step, const floating* b_vocab, bint gradients) noexcept nogil:
     """Compute scores, losses and, if `gradients` is set, dscores and dh of all scored tokens."""
-    cdef ptrdiff_t H = step.model.H, V = step.model.V, scored = step.scored, q
+    cdef ptrdiff_t scored = step.scored, q
     cdef int threads = step.threads
     # the same number of blocks for each thread
     cdef ptrdiff_t blocks = (scored + BLOCK_ROWS * threads - 1) // (BLOCK_ROWS * threads) * threads
-    cdef floating* nowhere = NULL
-    pack_panels(<floating*> step.W_vocab, 0, nowhere, matrix(W_vocab, V), H, V, step.model.bfloat16, threads)
-    if gradients:
-        pack_panels(<floating*> step.W_vocab_transposed, 0, nowhere, transposed(W_vocab, V), V, H, step.model.bfloat16,
-                    threads)
     for q in prange(blocks, num_threads=threads, schedule="static", chunksize=1):
         if share(scored, q + 1, blocks, 1) > share(scored, q, blocks, 1):
             vocabulary_block(step, b_vocab, <floating*> slice_of(step.block_tiles, threadid()),
@@ -324,15 +338,13 @@ cdef void input_gradients(Step* step, floating* dW_embed, floating* dWx, const f
     cdef const floating* da = <const floating*> step.gates
     cdef const floating* no_bias = NULL
     cdef floating* nowhere = NULL
-    if step.embed_rate > 0:
-        dproducts = <floating*> step.gates
-    else:
+    if step.embed_rate == 0:
         for q in prange(words, num_threads=threads, schedule="dynamic", chunksize=8):
             kernels.rows_sum(dproducts + q * ldg, da, step.by_word + step.start[q], step.start[q + 1] - step.start[q],
                              G)
-    multiply(dWx, G, gathered_transposed(embedding, step.vector_at), matrix(dproducts, ldg), step.dWx_operands, no_bias,
+    multiply(dWx, G, gathered_transposed(embedding, step.vector_at), matrix(dproducts, ldg), step.operands, no_bias,
              nowhere, W, G, words, threads)
-    multiply(dvectors, ldw, matrix(dproducts, ldg), transposed(Wx, G), step.dvectors_operands, no_bias, nowhere, words,
+    multiply(dvectors, ldw, matrix(dproducts, ldg), transposed(Wx, G), step.operands, no_bias, nowhere, words,
              W, G, threads)
     if step.embed_rate > 0:
         drop_vectors(step, dvectors, ldw, <const floating*> dvectors, NULL, ldw)
@@ -340,9 +352,18 @@ cdef void input_gradients(Step* step, floating* dW_embed, floating* dWx, const f
             kernels.rows_sum(dW_embed + q * W, <const floating*> dvectors, step.by_word + step.start[q],
                              step.start[q + 1] - step.start[q], W)
     else:
-        memset(dW_embed, 0, V * W * sizeof(floating))
-        for q in range(words):
-            memcpy(dW_embed + step.vector_at[q], dvectors + q * ldw, W * sizeof(floating))
+        for q in prange(words + 1, num_threads=threads, schedule="static"):
+            embed_row(step, dW_embed, <const floating*> dvectors, q)
+
+
+cdef void embed_row(const Step* step, floating* dW_embed, const floating* dvectors, ptrdiff_t q) noexcept nogil:
+    """Copy the gradient of the q-th distinct word to its row of dW_embed, and clear the rows before it."""
+    cdef ptrdiff_t W = step.model.W
+    cdef ptrdiff_t first = step.vector_at[q - 1] + W if q > 0 else 0
+    cdef ptrdiff_t last = step.vector_at[q] if q < step.words else step.model.V * W
+    memset(dW_embed + first, 0, (last - first) * sizeof(floating))
+    if q < step.words:
+        memcpy(dW_embed + last, dvectors + q * step.model.ldw, W * sizeof(floating))
 
 
 cdef double train_step(Step* step, Workspace workspace, floating** grads, double* log_probs, const floating* features,
@@ -380,25 +401,34 @@ cdef double train_step(Step* step, Workspace workspace, floating** grads, double
         since = seconds()
         batch_sort(batch, step.batch_memory, step.lengths, N, step.T, H, step.model.cell, sizeof(floating),
                    step.model.bfloat16)
+        since = charge(step, SORT, since)
         prepare(step)
+        since = charge(step, WORDS, since)
+        memset(c, 0, N * ldh * sizeof(floating))
+        memset(dstate, 0, N * ldh * sizeof(floating))
+        memset(dc, 0, N * ldh * sizeof(floating))
+        memset(dh + step.scored * ldh, 0, H * sizeof(floating))
+        since = charge(step, CLEAR, since)
         if step.embed_rate > 0:
             drop_vectors(step, <floating*> step.vectors, step.model.ldw, params[0], step.word, W)
-        since = charge(step, PREPARE, since)
+        since = charge(step, DROP, since)
 
         # initial states, and the input product of each distinct word
-        multiply(h, ldh, gathered(features, step.feature_at), matrix(params[1], H), step.h0_operands, params[2],
+        multiply(h, ldh, gathered(features, step.feature_at), matrix(params[1], H), step.operands_float32, params[2],
                  nowhere, N, H, D, threads)
-        memset(c, 0, N * ldh * sizeof(floating))
         multiply(<floating*> step.products, ldg, gathered(embedding, step.vector_at), matrix(params[3], G),
-                 step.products_operands, params[5], nowhere, step.words, G, W, threads)
+                 step.operands, params[5], nowhere, step.words, G, W, threads)
         since = charge(step, INPUTS, since)
 
         pack_panels(<floating*> step.Wh, 0, nowhere, matrix(params[4], G), H, G, batch.bfloat16, threads)
+        since = charge(step, PACK, since)
         steps_forward(batch, gates, h, c, nowhere, NULL, <const floating*> step.products, step.product_at, 0, no_bias,
                       <const floating*> step.Wh, step.loop_scratch, loop_threads)
         since = charge(step, FORWARD, since)
 
-        vocabulary(step, params[6], params[7], log_probs == NULL)
+        pack_vocabulary(step, params[6], log_probs == NULL)
+        since = charge(step, PACK, since)
+        vocabulary(step, params[7], log_probs == NULL)
         for i in range(step.scored):
             loss += step.losses[i]
         since = charge(step, VOCABULARY, since)
@@ -406,27 +436,25 @@ cdef double train_step(Step* step, Workspace workspace, floating** grads, double
             for i in range(step.scored):
                 log_probs[step.scored_place[i]] = -step.losses[i]
             return loss
-        memset(dh + step.scored * ldh, 0, H * sizeof(floating))
 
         pack_panels(<floating*> step.Wh_transposed, 0, nowhere, transposed(params[4], G), G, H, batch.bfloat16, threads)
-        memset(dstate, 0, N * ldh * sizeof(floating))
-        memset(dc, 0, N * ldh * sizeof(floating))
+        since = charge(step, PACK, since)
         steps_backward(batch, gates, dstate, dc, nowhere, 0, 0, 0, <const floating*> dh, step.dh_at,
                        <const floating*> gates, <const floating*> h, <const floating*> c,
                        <const floating*> step.Wh_transposed, no_bias, step.loop_scratch, loop_threads)
         since = charge(step, BACKWARD, since)
 
-        multiply(grads[4], G, gathered_transposed(h, step.h_prev_at), matrix(gates, ldg), step.dWh_operands, no_bias,
+        multiply(grads[4], G, gathered_transposed(h, step.h_prev_at), matrix(gates, ldg), step.operands, no_bias,
                  grads[5], H, G, batch.tokens, threads)
         since = charge(step, RECURRENT_GRADIENTS, since)
 
         input_gradients(step, grads[0], grads[3], params[3], embedding)
         multiply(grads[1], H, gathered_transposed(features, step.feature_at), matrix(dstate, ldh),
-                 step.dW_proj_operands, no_bias, grads[2], D, H, N, threads)
+                 step.operands_float32, no_bias, grads[2], D, H, N, threads)
         since = charge(step, INPUT_GRADIENTS, since)
 
         multiply(grads[6], V, transposed(step.h_dropped, ldh) if step.vocab_rate > 0
-                 else gathered_transposed(h, step.scored_at), matrix(step.dscores, step.model.ldv), step.dWh_operands,
+                 else gathered_transposed(h, step.scored_at), matrix(step.dscores, step.model.ldv), step.operands,
                  no_bias, grads[7], H, V, step.scored, threads)
         charge(step, VOCABULARY_GRADIENTS, since)
     return loss / N if N > 0 else 0.0
@@ -495,6 +523,7 @@ cdef tuple run_step(object params, object features, object captions, object null
     cdef double value
     cdef int k
     cdef ptrdiff_t n, t, last, id, V = step.model.V
+    cdef double began = seconds()
     memset(step.time, 0, sizeof(step.time))
     step.N, step.T = dim(features_, 0), dim(captions_, 1) - 1
     step.weights = NULL
@@ -546,6 +575,7 @@ cdef tuple run_step(object params, object features, object captions, object null
             array = written[k]
             to[k] = data(array)
     cdef double* word_scores = NULL if log_probs is None else <double*> data(log_probs)
+    charge(&step, CHECK, began)
     workspace.hold()
     try:
         if cnp.PyArray_TYPE(features_) == cnp.NPY_FLOAT32:

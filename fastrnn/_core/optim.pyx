@@ -4,6 +4,7 @@ import numpy as np
 
 cimport numpy as cnp
 from cython cimport floating
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cython.parallel cimport prange
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
@@ -156,6 +157,115 @@ def adam(w, dw, m, v, double alpha, double beta1, double beta2, double epsilon, 
     next_m, next_v = (m, v) if in_place else (new_like(w), new_like(w))
     apply(&step, w, next_m, next_v, m, v, dw)
     return next_m, next_v
+
+
+# ---- Several parameters together -------------------------------------------------------------------------------------
+
+cdef enum:
+    UPDATE_BLOCK = 16384  # elements that a thread takes at a time
+    MOST_ARRAYS = 4       # w, dw, m and v
+
+
+# A rule for one parameter; its blocks are counted over all parameters.
+cdef struct Update:
+    Step step
+    void* w
+    void* a
+    void* b
+    const void* dw
+    ptrdiff_t n, first_block
+
+
+def fit_together(list updates):
+    """Return whether tuples (w, dw, states...) pass fits() in place, have one dtype and share no memory at all."""
+    cdef list arrays = []
+    cdef tuple update
+    cdef Py_ssize_t k, earlier
+    for update in updates:
+        if len(update) > MOST_ARRAYS or not fits(update[0], update[1:], True):
+            return False
+        if cnp.PyArray_TYPE(<cnp.ndarray> update[0]) != cnp.PyArray_TYPE(<cnp.ndarray> updates[0][0]):
+            return False
+        arrays.extend(update)
+    for k in range(len(arrays)):
+        for earlier in range(k):
+            if overlap(arrays[k], arrays[earlier]):
+                return False
+    return True
+
+
+cdef void block_of(const Update* updates, ptrdiff_t count, ptrdiff_t block, const floating* like) noexcept nogil:
+    """Apply a block of the parameter that it belongs to. `like` gives the dtype."""
+    cdef const Update* update = updates
+    cdef ptrdiff_t k, first
+    for k in range(1, count):
+        if updates[k].first_block <= block:
+            update = updates + k
+    first = (block - update.first_block) * UPDATE_BLOCK
+    step_part(&update.step, <floating*> update.w, <floating*> update.a, <floating*> update.b,
+              <const floating*> update.a, <const floating*> update.b, <const floating*> update.dw, first,
+              min(first + UPDATE_BLOCK, update.n))
+
+
+cdef int apply_each(Update* updates, list arrays) except -1:
+    """Apply rules to tuples (w, dw, states...) in place, in one parallel region."""
+    cdef ptrdiff_t k, block, blocks = 0, total = 0, count = len(arrays)
+    cdef const float* single = NULL
+    cdef const double* double_ = NULL
+    cdef bint is_single
+    cdef int threads
+    if not fit_together(arrays):
+        raise ValueError("the arrays are not supported together; expected arrays that fit_together() accepts")
+    for k in range(count):
+        updates[k].w, updates[k].dw = data(arrays[k][0]), data(arrays[k][1])
+        updates[k].a = data(arrays[k][2]) if len(arrays[k]) > 2 else NULL
+        updates[k].b = data(arrays[k][3]) if len(arrays[k]) > 3 else NULL
+        updates[k].n = cnp.PyArray_SIZE(arrays[k][0])
+        updates[k].first_block = blocks
+        blocks += (updates[k].n + UPDATE_BLOCK - 1) // UPDATE_BLOCK
+        total += updates[k].n
+    if blocks == 0:
+        return 0
+    is_single = cnp.PyArray_TYPE(arrays[0][0]) == cnp.NPY_FLOAT32
+    # bound by memory bandwidth, as above
+    threads = threads_for(10.0 * total)
+    with nogil:
+        for block in prange(blocks, num_threads=threads, schedule="dynamic"):
+            if is_single:
+                block_of(updates, count, block, single)
+            else:
+                block_of(updates, count, block, double_)
+    return 0
+
+
+def adam_each(list arrays, list rates):
+    """Adam in place for tuples (w, dw, m, v), each with its (alpha, beta1, beta2, epsilon, keep); see adam()."""
+    cdef Py_ssize_t k
+    cdef double alpha, beta1, beta2, epsilon, keep
+    cdef Update* updates = <Update*> PyMem_Calloc(max(len(arrays), 1), sizeof(Update))
+    if updates == NULL:
+        raise MemoryError
+    try:
+        for k in range(len(arrays)):
+            alpha, beta1, beta2, epsilon, keep = rates[k]
+            updates[k].step = Step(ADAM, alpha, beta1, beta2, epsilon, keep)
+        apply_each(updates, arrays)
+    finally:
+        PyMem_Free(updates)
+
+
+def average_each(list arrays, double rate):
+    """Do mean += rate * (w - mean) for pairs (mean, w)."""
+    cdef Py_ssize_t k
+    cdef Update* updates = <Update*> PyMem_Calloc(max(len(arrays), 1), sizeof(Update))
+    if updates == NULL:
+        raise MemoryError
+    try:
+        for k in range(len(arrays)):
+            updates[k].step = Step(AVERAGE, rate, 0, 0, 0, 1)
+        apply_each(updates, arrays)
+    finally:
+        PyMem_Free(updates)
 
 
 # ---- Gradients and averages ------------------------------------------------------------------------------------------

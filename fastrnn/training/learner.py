@@ -58,20 +58,16 @@ class Learner:
             optim.clip_by_value(grads, config.clip_value)
         if config.clip_norm:
             optim.clip_by_norm(grads, config.clip_norm)
-        for name, w in self.network.params.items():
-            state = self.moments[name]
-            state["learning_rate"] = rate
-            if weight_decay and w.ndim > 1:
-                state["weight_decay"] = weight_decay
-                optim.adamw(w, grads[name], state, in_place=True)
-            else:
-                optim.adam(w, grads[name], state, in_place=True)
+        params = self.network.params
+        for name, w in params.items():
+            decay = weight_decay if w.ndim > 1 else 0.0
+            self.moments[name].update(learning_rate=rate, weight_decay=decay)
+        optim.update_all(optim.adamw, params, grads, self.moments)
         if self.average is not None:
             # The bias-corrected average, (1 - d) sum_i d^(t-i) w_i / (1 - d^t), as an update.
             decay = config.weight_average
             share = (1 - decay) / (1 - decay ** (step + 1))
-            for name, w in self.network.params.items():
-                optim.average(self.average[name], w, share)
+            optim.average_all(self.average, params, share)
 
     def restart(self) -> None:
         """Continue from the average of the weights, if there is one, with a new Adam state."""
