@@ -359,7 +359,7 @@ def test_full_coco_reports_rate_memory_and_shares(tmp_path: Path) -> None:
     )
     assert 0 < memory["over"] < 300
     assert sum(report_["shares"].values()) == pytest.approx(100)
-    around = {"adam", "sample_coco_minibatch", "the rest"}
+    around = {"update_all", "sample_coco_minibatch", "the rest"}
     assert report_["shares"].keys() == around | set(captioner.PHASE_NAMES)
 
 

@@ -1,5 +1,6 @@
 """Instruction set, threads and memory. The C code is linked into this module; the others reach it from here."""
 
+from cython.parallel cimport prange
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
 
@@ -160,6 +161,25 @@ def fma_flops(size_t size, ptrdiff_t rounds):
     with nogil:
         flops = frn_fma_flops(size, rounds)
     return flops
+
+
+def fork_join(int threads, ptrdiff_t rounds):
+    """Return the seconds of `rounds` parallel regions that do nothing."""
+    cdef ptrdiff_t r
+    cdef int k
+    cdef double began
+    with nogil:
+        began = frn_seconds()
+        for r in range(rounds):
+            for k in prange(threads, num_threads=threads, schedule="static"):
+                pass
+        began = frn_seconds() - began
+    return began
+
+
+def panel_columns(size_t size):
+    """Return the columns of a panel of elements of `size` bytes: threads divide columns by panels."""
+    return panel_width(size)
 
 
 cdef int threads_for(double work) noexcept nogil:
