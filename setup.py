@@ -135,7 +135,7 @@ class build_core(build_ext):
         with ThreadPoolExecutor(self.parallel) as pool:
             objects = [o for made in pool.map(compile_kernels, variants) for o in made]
         objects += self.compiler.compile(
-            ["src_c/dispatch.c"],
+            ["src_c/dispatch.c", "src_c/team.c"],
             output_dir=self.build_temp,
             macros=[
                 ("FRN_SWITCHES", SWITCHES),
@@ -144,7 +144,7 @@ class build_core(build_ext):
                 *hooks,
             ],
             include_dirs=["src_c"],
-            depends=["src_c/dispatch.c", *HEADERS],
+            depends=["src_c/dispatch.c", "src_c/team.c", *HEADERS],
             extra_postargs=strict,
         )
         for extension in self.extensions:

@@ -8,7 +8,7 @@ import numpy as np
 
 cimport numpy as cnp
 from cython cimport floating
-from cython.parallel cimport prange, threadid
+from cython.parallel cimport prange
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
@@ -18,15 +18,15 @@ from .arrays cimport data, dim, has_shape, ids_of, new, new_like, overlap, wrap_
 from .layers cimport sort_by_word
 from .model cimport BLOCK_ROWS, Model, read_model
 from .products cimport (
-    Operands, depth_of, gathered, gathered_transposed, matrix, multiply, multiply_rows, multiply_strided, pack_panels,
-    pack_rows, panels_size, tiles_size, transposed,
+    Operands, depth_of, gathered, gathered_transposed, matrix, multiply_rows, multiply_strided, pack_rows, panels_size,
+    team_multiply, team_pack_panels, tiles_size, transposed,
 )
 from .runtime cimport (
-    Slices, Workspace, area, denormals_flush, denormals_restore, lock, random_key, seconds, share, slice_of,
-    threads_for, unlock,
+    Slices, Team, Worker, Workspace, area, denormals_flush, denormals_restore, leave, lock, next_block, random_key,
+    seconds, share, slice_of, team_start, threads_for, unlock, worker_of,
 )
 from .time_loop cimport (
-    Batch, Scratch, batch_size, batch_sort, rounded_size, state_before, steps_backward, steps_forward,
+    Batch, Scratch, batch_size, batch_sort, rounded_size, state_before, team_steps_backward, team_steps_forward,
 )
 
 from .. import checks
@@ -36,6 +36,7 @@ cnp.import_array()
 
 cdef enum:
     PARAMS = 8
+    WORDS_TOGETHER = 8  # that a thread takes at a time
 
 
 # ---- Time per phase --------------------------------------------------------------------------------------------------
@@ -72,7 +73,8 @@ cdef struct Step:
     # regularization: dropout rates and seeds of the word vectors and of the vocabulary's input; label smoothing
     double embed_rate, vocab_rate, smoothing
     uint64_t embed_seed, vocab_seed
-    double[PHASES] time
+    double[PHASES] time        # of the first thread
+    double since               # when the present phase began
     # data of the batch
     const ptrdiff_t* lengths   # (N,) steps up to the last scored one
     const ptrdiff_t* inputs    # (N, input_stride) words
@@ -189,11 +191,13 @@ cdef void take_memory(Step* step, Workspace workspace, size_t size) noexcept:
     step.operands_float32.bfloat16 = False
 
 
-cdef inline double charge(Step* step, int phase, double since) noexcept nogil:
-    """Add the time since `since` to a phase. Return the present time."""
-    cdef double now = seconds()
-    step.time[phase] += now - since
-    return now
+cdef inline void charge(Step* step, int phase, double* since, int k) noexcept nogil:
+    """Add the time since `since` to a phase, and set it to the present time, if k is 0: the first thread's."""
+    cdef double now
+    if k == 0:
+        now = seconds()
+        step.time[phase] += now - since[0]
+        since[0] = now
 
 
 cdef void prepare(Step* step) noexcept nogil:
@@ -255,12 +259,15 @@ cdef inline void drop(floating* y, const floating* x, ptrdiff_t n, uint64_t seed
 
 
 cdef void drop_vectors(const Step* step, floating* y, ptrdiff_t ldy, const floating* x, const ptrdiff_t* x_row,
-                       ptrdiff_t ldx) noexcept nogil:
+                       ptrdiff_t ldx, Worker* me) noexcept nogil:
     """Apply dropout to word vectors: row q of y from row x_row[q] of x, or from row q if x_row is NULL."""
-    cdef ptrdiff_t q
-    for q in prange(step.words, num_threads=step.threads, schedule="static"):
-        drop(y + q * ldy, x + (q if x_row == NULL else x_row[q]) * ldx, step.model.W, step.embed_seed, step.place[q],
-             step.T, step.embed_rate)
+    cdef ptrdiff_t blocks = (step.words + WORDS_TOGETHER - 1) // WORDS_TOGETHER, block, q
+    block = next_block(me, blocks, -1)
+    while block >= 0:
+        for q in range(share(step.words, block, blocks, 1), share(step.words, block + 1, blocks, 1)):
+            drop(y + q * ldy, x + (q if x_row == NULL else x_row[q]) * ldx, step.model.W, step.embed_seed,
+                 step.place[q], step.T, step.embed_rate)
+        block = next_block(me, blocks, block)
 
 
 cdef void vocabulary_block(const Step* step, const floating* b_vocab, floating* tiles, ptrdiff_t first, ptrdiff_t last,
@@ -305,55 +312,63 @@ cdef void vocabulary_block(const Step* step, const floating* b_vocab, floating* 
     denormals_restore(mode)
 
 
-cdef void pack_vocabulary(Step* step, const floating* W_vocab, bint gradients) noexcept nogil:
+cdef void pack_vocabulary(const Step* step, const floating* W_vocab, bint gradients, Worker* me) noexcept nogil:
     cdef ptrdiff_t H = step.model.H, V = step.model.V
     cdef bint bfloat16 = step.model.bfloat16
     cdef floating* nowhere = NULL
-    pack_panels(<floating*> step.W_vocab, 0, nowhere, matrix(W_vocab, V), H, V, bfloat16, step.threads)
+    team_pack_panels(<floating*> step.W_vocab, 0, nowhere, matrix(W_vocab, V), H, V, bfloat16, me)
     if gradients:
-        pack_panels(<floating*> step.W_vocab_transposed, 0, nowhere, transposed(W_vocab, V), V, H, bfloat16,
-                    step.threads)
+        team_pack_panels(<floating*> step.W_vocab_transposed, 0, nowhere, transposed(W_vocab, V), V, H, bfloat16, me)
 
 
-cdef void vocabulary(Step* step, const floating* b_vocab, bint gradients) noexcept nogil:
+cdef void vocabulary(const Step* step, const floating* b_vocab, bint gradients, Worker* me) noexcept nogil:
     """Compute scores, losses and, if `gradients` is set, dscores and dh of all scored tokens."""
     cdef ptrdiff_t scored = step.scored, q
-    cdef int threads = step.threads
     # the same number of blocks for each thread
-    cdef ptrdiff_t blocks = (scored + BLOCK_ROWS * threads - 1) // (BLOCK_ROWS * threads) * threads
-    for q in prange(blocks, num_threads=threads, schedule="static", chunksize=1):
+    cdef ptrdiff_t blocks = (scored + BLOCK_ROWS * me.threads - 1) // (BLOCK_ROWS * me.threads) * me.threads
+    q = next_block(me, blocks, -1)
+    while q >= 0:
         if share(scored, q + 1, blocks, 1) > share(scored, q, blocks, 1):
-            vocabulary_block(step, b_vocab, <floating*> slice_of(step.block_tiles, threadid()),
-                             share(scored, q, blocks, 1), share(scored, q + 1, blocks, 1), gradients)
+            vocabulary_block(step, b_vocab, <floating*> slice_of(step.block_tiles, me.k), share(scored, q, blocks, 1),
+                             share(scored, q + 1, blocks, 1), gradients)
+        q = next_block(me, blocks, q)
 
 
-cdef void input_gradients(Step* step, floating* dW_embed, floating* dWx, const floating* Wx,
-                          const floating* embedding) noexcept nogil:
+cdef void sum_rows(floating* sums, ptrdiff_t ld, const floating* rows, const ptrdiff_t* row_at, const ptrdiff_t* start,
+                   ptrdiff_t count, ptrdiff_t columns, Worker* me) noexcept nogil:
+    """Row q of sums becomes the sum of the rows at row_at[start[q]:start[q + 1]]."""
+    cdef ptrdiff_t blocks = (count + WORDS_TOGETHER - 1) // WORDS_TOGETHER, block, q
+    block = next_block(me, blocks, -1)
+    while block >= 0:
+        for q in range(share(count, block, blocks, 1), share(count, block + 1, blocks, 1)):
+            kernels.rows_sum(sums + q * ld, rows, row_at + start[q], start[q + 1] - start[q], columns)
+        block = next_block(me, blocks, block)
+
+
+cdef void input_gradients(const Step* step, floating* dW_embed, floating* dWx, const floating* Wx,
+                          const floating* embedding, Worker* me) noexcept nogil:
     """Compute dWx and dW_embed: add up the gates of each word, then one product for all distinct words."""
     cdef ptrdiff_t W = step.model.W, G = step.model.G, V = step.model.V, ldw = step.model.ldw, ldg = step.model.ldg
-    cdef ptrdiff_t words = step.words, q
-    cdef int threads = step.threads
+    cdef ptrdiff_t words = step.words, blocks = (words + WORDS_TOGETHER) // WORDS_TOGETHER, block, q
     cdef floating* dproducts = <floating*> step.dproducts
     cdef floating* dvectors = <floating*> step.dvectors
-    cdef const floating* da = <const floating*> step.gates
     cdef const floating* no_bias = NULL
     cdef floating* nowhere = NULL
     if step.embed_rate == 0:
-        for q in prange(words, num_threads=threads, schedule="dynamic", chunksize=8):
-            kernels.rows_sum(dproducts + q * ldg, da, step.by_word + step.start[q], step.start[q + 1] - step.start[q],
-                             G)
-    multiply(dWx, G, gathered_transposed(embedding, step.vector_at), matrix(dproducts, ldg), step.operands, no_bias,
-             nowhere, W, G, words, threads)
-    multiply(dvectors, ldw, matrix(dproducts, ldg), transposed(Wx, G), step.operands, no_bias, nowhere, words,
-             W, G, threads)
+        sum_rows(dproducts, ldg, <const floating*> step.gates, step.by_word, step.start, words, G, me)
+    team_multiply(dWx, G, gathered_transposed(embedding, step.vector_at), matrix(dproducts, ldg), step.operands,
+                  no_bias, nowhere, W, G, words, me)
+    team_multiply(dvectors, ldw, matrix(dproducts, ldg), transposed(Wx, G), step.operands, no_bias, nowhere, words, W,
+                  G, me)
     if step.embed_rate > 0:
-        drop_vectors(step, dvectors, ldw, <const floating*> dvectors, NULL, ldw)
-        for q in prange(V, num_threads=threads, schedule="dynamic", chunksize=16):
-            kernels.rows_sum(dW_embed + q * W, <const floating*> dvectors, step.by_word + step.start[q],
-                             step.start[q + 1] - step.start[q], W)
+        drop_vectors(step, dvectors, ldw, <const floating*> dvectors, NULL, ldw, me)
+        sum_rows(dW_embed, W, <const floating*> dvectors, step.by_word, step.start, V, W, me)
     else:
-        for q in prange(words + 1, num_threads=threads, schedule="static"):
-            embed_row(step, dW_embed, <const floating*> dvectors, q)
+        block = next_block(me, blocks, -1)
+        while block >= 0:
+            for q in range(share(words + 1, block, blocks, 1), share(words + 1, block + 1, blocks, 1)):
+                embed_row(step, dW_embed, <const floating*> dvectors, q)
+            block = next_block(me, blocks, block)
 
 
 cdef void embed_row(const Step* step, floating* dW_embed, const floating* dvectors, ptrdiff_t q) noexcept nogil:
@@ -372,22 +387,61 @@ cdef double train_step(Step* step, Workspace workspace, floating** grads, double
 
     If log_probs (N, T) is not NULL, it receives the log-probabilities of the words, and gradients are not computed.
     """
-    cdef ptrdiff_t N = step.N, D = step.model.D, W = step.model.W, H = step.model.H, G = step.model.G, V = step.model.V
-    cdef ptrdiff_t ldh = step.model.ldh, ldg = step.model.ldg
-    cdef Batch* batch = &step.batch
+    cdef ptrdiff_t N = step.N, W = step.model.W, H = step.model.H, G = step.model.G, V = step.model.V
+    cdef ptrdiff_t ldh = step.model.ldh
     cdef ptrdiff_t n, i, most = 0
-    cdef int pass_, threads, loop_threads
-    cdef double loss = 0, since
+    cdef int pass_, k, threads
+    cdef double loss = 0
+    cdef Team team
     for n in range(N):
         most += step.lengths[n]
     step.max_tokens = most
     step.max_words = most if step.embed_rate > 0 else min(V, most)
     threads = step.threads = threads_for(6.0 * most * H * (G + V) + 6.0 * step.max_words * W * G)
-    loop_threads = <int> max(<ptrdiff_t> 1, min(<ptrdiff_t> threads, N))
     for pass_ in range(2):
         workspace.begin(pass_)
         take_memory(step, workspace, sizeof(floating))
+    with nogil:
+        step.since = seconds()
+        batch_sort(&step.batch, step.batch_memory, step.lengths, N, step.T, H, step.model.cell, sizeof(floating),
+                   step.model.bfloat16)
+        charge(step, SORT, &step.since, 0)
+        prepare(step)
+        charge(step, WORDS, &step.since, 0)
+        memset(step.c, 0, N * ldh * sizeof(floating))
+        memset(step.dstate, 0, N * ldh * sizeof(floating))
+        memset(step.dc, 0, N * ldh * sizeof(floating))
+        memset(<floating*> step.dh + step.scored * ldh, 0, H * sizeof(floating))
+        charge(step, CLEAR, &step.since, 0)
+        team_start(&team, threads, True)
+        if threads == 1:
+            team_step(step, &team, 0, grads, log_probs == NULL, features, params)
+        else:
+            for k in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+                team_step(step, &team, k, grads, log_probs == NULL, features, params)
+        for i in range(step.scored):
+            loss += step.losses[i]
+        if log_probs != NULL:
+            for i in range(step.scored):
+                log_probs[step.scored_place[i]] = -step.losses[i]
+            return loss
+    return loss / N if N > 0 else 0.0
 
+
+cdef void team_step(Step* step, Team* team, int k, floating** grads, bint gradients, const floating* features,
+                    const floating** params) noexcept nogil:
+    """Be the k-th thread of a team in what is left of a step after prepare()."""
+    cdef Worker me = worker_of(team, k)
+    forward_and_backward(step, grads, gradients, features, params, &me)
+    leave(&me)
+
+
+cdef void forward_and_backward(Step* step, floating** grads, bint gradients, const floating* features,
+                               const floating** params, Worker* me) noexcept nogil:
+    cdef int k = me.k
+    cdef ptrdiff_t N = step.N, D = step.model.D, W = step.model.W, H = step.model.H, G = step.model.G, V = step.model.V
+    cdef ptrdiff_t ldh = step.model.ldh, ldg = step.model.ldg
+    cdef Batch* batch = &step.batch
     cdef floating* h = <floating*> step.h
     cdef floating* c = <floating*> step.c
     cdef floating* gates = <floating*> step.gates
@@ -397,67 +451,51 @@ cdef double train_step(Step* step, Workspace workspace, floating** grads, double
     cdef const floating* embedding = params[0] if step.vectors == NULL else <const floating*> step.vectors
     cdef const floating* no_bias = NULL
     cdef floating* nowhere = NULL
-    with nogil:
-        since = seconds()
-        batch_sort(batch, step.batch_memory, step.lengths, N, step.T, H, step.model.cell, sizeof(floating),
-                   step.model.bfloat16)
-        since = charge(step, SORT, since)
-        prepare(step)
-        since = charge(step, WORDS, since)
-        memset(c, 0, N * ldh * sizeof(floating))
-        memset(dstate, 0, N * ldh * sizeof(floating))
-        memset(dc, 0, N * ldh * sizeof(floating))
-        memset(dh + step.scored * ldh, 0, H * sizeof(floating))
-        since = charge(step, CLEAR, since)
-        if step.embed_rate > 0:
-            drop_vectors(step, <floating*> step.vectors, step.model.ldw, params[0], step.word, W)
-        since = charge(step, DROP, since)
+    cdef double since = step.since
+    if step.embed_rate > 0:
+        drop_vectors(step, <floating*> step.vectors, step.model.ldw, params[0], step.word, W, me)
+    charge(step, DROP, &since, k)
 
-        # initial states, and the input product of each distinct word
-        multiply(h, ldh, gathered(features, step.feature_at), matrix(params[1], H), step.operands_float32, params[2],
-                 nowhere, N, H, D, threads)
-        multiply(<floating*> step.products, ldg, gathered(embedding, step.vector_at), matrix(params[3], G),
-                 step.operands, params[5], nowhere, step.words, G, W, threads)
-        since = charge(step, INPUTS, since)
+    # initial states, and the input product of each distinct word
+    team_multiply(h, ldh, gathered(features, step.feature_at), matrix(params[1], H), step.operands_float32, params[2],
+                  nowhere, N, H, D, me)
+    team_multiply(<floating*> step.products, ldg, gathered(embedding, step.vector_at), matrix(params[3], G),
+                  step.operands, params[5], nowhere, step.words, G, W, me)
+    charge(step, INPUTS, &since, k)
 
-        pack_panels(<floating*> step.Wh, 0, nowhere, matrix(params[4], G), H, G, batch.bfloat16, threads)
-        since = charge(step, PACK, since)
-        steps_forward(batch, gates, h, c, nowhere, NULL, <const floating*> step.products, step.product_at, 0, no_bias,
-                      <const floating*> step.Wh, step.loop_scratch, loop_threads)
-        since = charge(step, FORWARD, since)
+    team_pack_panels(<floating*> step.Wh, 0, nowhere, matrix(params[4], G), H, G, batch.bfloat16, me)
+    charge(step, PACK, &since, k)
+    team_steps_forward(batch, gates, h, c, nowhere, NULL, <const floating*> step.products, step.product_at, 0, no_bias,
+                       <const floating*> step.Wh, step.loop_scratch, me)
+    charge(step, FORWARD, &since, k)
 
-        pack_vocabulary(step, params[6], log_probs == NULL)
-        since = charge(step, PACK, since)
-        vocabulary(step, params[7], log_probs == NULL)
-        for i in range(step.scored):
-            loss += step.losses[i]
-        since = charge(step, VOCABULARY, since)
-        if log_probs != NULL:
-            for i in range(step.scored):
-                log_probs[step.scored_place[i]] = -step.losses[i]
-            return loss
+    pack_vocabulary(step, params[6], gradients, me)
+    charge(step, PACK, &since, k)
+    vocabulary(step, params[7], gradients, me)
+    charge(step, VOCABULARY, &since, k)
+    if not gradients:
+        return
 
-        pack_panels(<floating*> step.Wh_transposed, 0, nowhere, transposed(params[4], G), G, H, batch.bfloat16, threads)
-        since = charge(step, PACK, since)
-        steps_backward(batch, gates, dstate, dc, nowhere, 0, 0, 0, <const floating*> dh, step.dh_at,
-                       <const floating*> gates, <const floating*> h, <const floating*> c,
-                       <const floating*> step.Wh_transposed, no_bias, step.loop_scratch, loop_threads)
-        since = charge(step, BACKWARD, since)
+    team_pack_panels(<floating*> step.Wh_transposed, 0, nowhere, transposed(params[4], G), G, H, batch.bfloat16, me)
+    charge(step, PACK, &since, k)
+    team_steps_backward(batch, gates, dstate, dc, nowhere, 0, 0, 0, <const floating*> dh, step.dh_at,
+                        <const floating*> gates, <const floating*> h, <const floating*> c,
+                        <const floating*> step.Wh_transposed, no_bias, step.loop_scratch, me)
+    charge(step, BACKWARD, &since, k)
 
-        multiply(grads[4], G, gathered_transposed(h, step.h_prev_at), matrix(gates, ldg), step.operands, no_bias,
-                 grads[5], H, G, batch.tokens, threads)
-        since = charge(step, RECURRENT_GRADIENTS, since)
+    team_multiply(grads[4], G, gathered_transposed(h, step.h_prev_at), matrix(gates, ldg), step.operands, no_bias,
+                  grads[5], H, G, batch.tokens, me)
+    charge(step, RECURRENT_GRADIENTS, &since, k)
 
-        input_gradients(step, grads[0], grads[3], params[3], embedding)
-        multiply(grads[1], H, gathered_transposed(features, step.feature_at), matrix(dstate, ldh),
-                 step.operands_float32, no_bias, grads[2], D, H, N, threads)
-        since = charge(step, INPUT_GRADIENTS, since)
+    input_gradients(step, grads[0], grads[3], params[3], embedding, me)
+    team_multiply(grads[1], H, gathered_transposed(features, step.feature_at), matrix(dstate, ldh),
+                  step.operands_float32, no_bias, grads[2], D, H, N, me)
+    charge(step, INPUT_GRADIENTS, &since, k)
 
-        multiply(grads[6], V, transposed(step.h_dropped, ldh) if step.vocab_rate > 0
-                 else gathered_transposed(h, step.scored_at), matrix(step.dscores, step.model.ldv), step.operands,
-                 no_bias, grads[7], H, V, step.scored, threads)
-        charge(step, VOCABULARY_GRADIENTS, since)
-    return loss / N if N > 0 else 0.0
+    team_multiply(grads[6], V, transposed(step.h_dropped, ldh) if step.vocab_rate > 0
+                  else gathered_transposed(h, step.scored_at), matrix(step.dscores, step.model.ldv), step.operands,
+                  no_bias, grads[7], H, V, step.scored, me)
+    charge(step, VOCABULARY_GRADIENTS, &since, k)
 
 
 # ---- Over NumPy arrays -----------------------------------------------------------------------------------------------
@@ -575,7 +613,7 @@ cdef tuple run_step(object params, object features, object captions, object null
             array = written[k]
             to[k] = data(array)
     cdef double* word_scores = NULL if log_probs is None else <double*> data(log_probs)
-    charge(&step, CHECK, began)
+    charge(&step, CHECK, &began, 0)
     workspace.hold()
     try:
         if cnp.PyArray_TYPE(features_) == cnp.NPY_FLOAT32:

@@ -3,7 +3,7 @@
 from cython cimport floating
 from libc.stddef cimport ptrdiff_t
 
-from .runtime cimport Workspace
+from .runtime cimport Worker, Workspace
 
 
 cdef struct Matrix:
@@ -70,7 +70,15 @@ cdef void multiply_columns(floating* C, ptrdiff_t ldc, const floating* A, ptrdif
                            ptrdiff_t ldb, const floating* bias, ptrdiff_t M, ptrdiff_t K, ptrdiff_t n0, ptrdiff_t n1,
                            bint accumulate) noexcept nogil
 
-# divided among threads
+# shared out to a team
+cdef void team_pack_panels(floating* panels, ptrdiff_t step, floating* colsum, Matrix B, ptrdiff_t K, ptrdiff_t N,
+                           bint bfloat16, Worker* me) noexcept nogil
+cdef void team_multiply_panels(floating* C, ptrdiff_t ldc, Matrix A, Operands packed, const floating* bias, ptrdiff_t M,
+                               ptrdiff_t N, ptrdiff_t K, Worker* me) noexcept nogil
+cdef void team_multiply(floating* C, ptrdiff_t ldc, Matrix A, Matrix B, Operands packed, const floating* bias,
+                        floating* colsum, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, Worker* me) noexcept nogil
+
+# by a team of threads of their own
 cdef void pack_panels(floating* panels, ptrdiff_t step, floating* colsum, Matrix B, ptrdiff_t K, ptrdiff_t N,
                       bint bfloat16, int threads) noexcept nogil
 cdef void multiply_panels(floating* C, ptrdiff_t ldc, Matrix A, Operands packed, const floating* bias, ptrdiff_t M,

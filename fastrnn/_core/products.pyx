@@ -14,12 +14,15 @@ from libc.stdint cimport uint64_t
 
 from . cimport kernels
 from .runtime cimport (
-    Workspace, area, denormals_flush, denormals_restore, max_tile_height, panel_width, share,
+    Team, Worker, Workspace, area, denormals_flush, denormals_restore, max_tile_height, next_block, panel_width, share,
+    team_start, worker_of,
 )
 
 cdef enum:
     FEW_ROWS = 4              # up to this many rows, multiply_columns() is bound by reading B
     CACHED_BYTES = 448 << 10  # of the second-level cache, for the tiles of A
+    TILES_TOGETHER = 5        # that a thread packs at a time
+    BLOCKS_PER_THREAD = 16    # of a product
 
 
 # ---- Sizes -----------------------------------------------------------------------------------------------------------
@@ -134,22 +137,24 @@ cdef void multiply_columns(floating* C, ptrdiff_t ldc, const floating* A, ptrdif
     denormals_restore(mode)
 
 
-# ---- Divided among threads -------------------------------------------------------------------------------------------
+# ---- Shared out to a team --------------------------------------------------------------------------------------------
+# All threads of a team call these functions, see src_c/team.h.
 
-cdef void pack_panels(floating* panels, ptrdiff_t step, floating* colsum, Matrix B, ptrdiff_t K, ptrdiff_t N,
-                      bint bfloat16, int threads) noexcept nogil:
+cdef void team_pack_panels(floating* panels, ptrdiff_t step, floating* colsum, Matrix B, ptrdiff_t K, ptrdiff_t N,
+                           bint bfloat16, Worker* me) noexcept nogil:
     """Pack B (K, N) into panels `step` elements apart, or one after the other if step is 0; see gemm_pack()."""
     cdef ptrdiff_t width = panel_width(sizeof(floating))
     cdef ptrdiff_t count = (N + width - 1) // width
     cdef ptrdiff_t q
     if step == 0:
         step = width * depth_of(K, bfloat16)
-    if threads == 1:
+    if me.threads == 1:
         pack_some(panels, step, colsum, B, K, N, 0, count, bfloat16)
         return
-    for q in prange(threads, num_threads=threads, schedule="static"):
-        pack_some(panels + share(count, q, threads, 1) * step, step, colsum, B, K, N, share(count, q, threads, 1),
-                  share(count, q + 1, threads, 1), bfloat16)
+    q = next_block(me, count, -1)
+    while q >= 0:
+        pack_some(panels + q * step, step, colsum, B, K, N, q, q + 1, bfloat16)
+        q = next_block(me, count, q)
 
 
 cdef void pack_some(floating* panels, ptrdiff_t step, floating* colsum, Matrix B, ptrdiff_t K, ptrdiff_t N,
@@ -162,42 +167,43 @@ cdef void pack_some(floating* panels, ptrdiff_t step, floating* colsum, Matrix B
     kernels.gemm_pack(panels, step, colsum, <const floating*> B.data, B.row, B.rs, B.cs, K, N, first, last)
 
 
-cdef void pack_all_rows(floating* tiles, Matrix A, ptrdiff_t M, ptrdiff_t K, bint bfloat16, int threads) noexcept nogil:
+cdef void team_pack_rows(floating* tiles, Matrix A, ptrdiff_t M, ptrdiff_t K, bint bfloat16, Worker* me) noexcept nogil:
     """Pack A (M, K) into tiles."""
     cdef ptrdiff_t height = tile_height(M, sizeof(floating))
     cdef ptrdiff_t count = (M + height - 1) // height, step = height * depth_of(K, bfloat16)
-    cdef ptrdiff_t q
-    if threads == 1:
+    # several tiles together, because A may be transposed: then their rows are contiguous
+    cdef ptrdiff_t blocks = (count + TILES_TOGETHER - 1) // TILES_TOGETHER, q, first
+    if me.threads == 1:
         pack_rows(tiles, A, M, K, bfloat16)
         return
-    for q in prange(threads, num_threads=threads, schedule="static"):
-        pack_tiles(tiles + share(count, q, threads, 1) * step, step, A, M, K, height, share(count, q, threads, 1),
-                   share(count, q + 1, threads, 1), bfloat16)
+    q = next_block(me, blocks, -1)
+    while q >= 0:
+        first = share(count, q, blocks, 1)
+        pack_tiles(tiles + first * step, step, A, M, K, height, first, share(count, q + 1, blocks, 1), bfloat16)
+        q = next_block(me, blocks, q)
 
 
-cdef void multiply_packed(floating* C, ptrdiff_t ldc, Operands packed, const floating* bias, ptrdiff_t M, ptrdiff_t N,
-                          ptrdiff_t depth, int threads) noexcept nogil:
+cdef void team_multiply_packed(floating* C, ptrdiff_t ldc, Operands packed, const floating* bias, ptrdiff_t M,
+                               ptrdiff_t N, ptrdiff_t depth, Worker* me) noexcept nogil:
     cdef ptrdiff_t height = tile_height(M, sizeof(floating))
     cdef ptrdiff_t width = panel_width(sizeof(floating))
     cdef ptrdiff_t panel_count = (N + width - 1) // width
     cdef ptrdiff_t tile_count = (M + height - 1) // height
-    cdef ptrdiff_t across, down, task
+    cdef ptrdiff_t across = 1, down, blocks, q
     if M == 0 or N == 0:
         return
-    # Each task takes few enough rows for their tiles to stay in the second-level cache. Several tasks for each thread,
-    # so that a thread that is held up does not hold up the others.
+    # Each block takes few enough rows for their tiles to stay in the second-level cache.
     down = min(tile_count, 1 + M * depth * <ptrdiff_t> sizeof(floating) // CACHED_BYTES)
-    if threads > 1:
-        across = min(panel_count, (6 * threads + down - 1) // down)
-        down = min(tile_count, max(down, (6 * threads + across - 1) // across))
-        for task in prange(across * down, num_threads=threads, schedule="dynamic"):
-            multiply_part(C, ldc, packed, height, bias, depth,
-                          share(N, task % across, across, width), share(N, task % across + 1, across, width),
-                          share(M, task // across, down, height), share(M, task // across + 1, down, height))
-    else:
-        for task in range(down):
-            multiply_part(C, ldc, packed, height, bias, depth, 0, N, share(M, task, down, height),
-                          share(M, task + 1, down, height))
+    if me.threads > 1:
+        blocks = BLOCKS_PER_THREAD * me.threads
+        across = min(panel_count, (blocks + down - 1) // down)
+        down = min(tile_count, max(down, (blocks + across - 1) // across))
+    q = next_block(me, across * down, -1)
+    while q >= 0:
+        multiply_part(C, ldc, packed, height, bias, depth,
+                      share(N, q % across, across, width), share(N, q % across + 1, across, width),
+                      share(M, q // across, down, height), share(M, q // across + 1, down, height))
+        q = next_block(me, across * down, q)
 
 
 cdef void multiply_part(floating* C, ptrdiff_t ldc, Operands packed, ptrdiff_t height, const floating* bias,
@@ -210,19 +216,78 @@ cdef void multiply_part(floating* C, ptrdiff_t ldc, Operands packed, ptrdiff_t h
     denormals_restore(mode)
 
 
+cdef void team_multiply_panels(floating* C, ptrdiff_t ldc, Matrix A, Operands packed, const floating* bias, ptrdiff_t M,
+                               ptrdiff_t N, ptrdiff_t K, Worker* me) noexcept nogil:
+    """C (M, N) = A (M, K) B + bias, with B packed in packed.panels already. bias may be NULL."""
+    team_pack_rows(<floating*> packed.tiles, A, M, K, packed.bfloat16, me)
+    team_multiply_packed(C, ldc, packed, bias, M, N, depth_of(K, packed.bfloat16), me)
+
+
+cdef void team_multiply(floating* C, ptrdiff_t ldc, Matrix A, Matrix B, Operands packed, const floating* bias,
+                        floating* colsum, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, Worker* me) noexcept nogil:
+    """C (M, N) = A (M, K) B (K, N) + bias; colsum (N,) = the column sums of B. bias and colsum may be NULL."""
+    team_pack_panels(<floating*> packed.panels, 0, colsum, B, K, N, packed.bfloat16, me)
+    team_multiply_panels(C, ldc, A, packed, bias, M, N, K, me)
+
+
+# ---- By a team for one product ---------------------------------------------------------------------------------------
+
+cdef void pack_panels(floating* panels, ptrdiff_t step, floating* colsum, Matrix B, ptrdiff_t K, ptrdiff_t N,
+                      bint bfloat16, int threads) noexcept nogil:
+    """Call team_pack_panels() with `threads` threads."""
+    cdef Team team
+    cdef Worker me
+    cdef int k
+    team_start(&team, threads, False)
+    if threads == 1:
+        me = worker_of(&team, 0)
+        team_pack_panels(panels, step, colsum, B, K, N, bfloat16, &me)
+        return
+    for k in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+        pack_panels_of(&team, k, panels, step, colsum, B, K, N, bfloat16)
+
+
+cdef void pack_panels_of(Team* team, int k, floating* panels, ptrdiff_t step, floating* colsum, Matrix B, ptrdiff_t K,
+                         ptrdiff_t N, bint bfloat16) noexcept nogil:
+    cdef Worker me = worker_of(team, k)
+    team_pack_panels(panels, step, colsum, B, K, N, bfloat16, &me)
+
+
 cdef void multiply_panels(floating* C, ptrdiff_t ldc, Matrix A, Operands packed, const floating* bias, ptrdiff_t M,
                           ptrdiff_t N, ptrdiff_t K, int threads) noexcept nogil:
-    """C (M, N) = A (M, K) B + bias, with B packed in packed.panels already. bias may be NULL."""
-    pack_all_rows(<floating*> packed.tiles, A, M, K, packed.bfloat16, threads)
-    multiply_packed(C, ldc, packed, bias, M, N, depth_of(K, packed.bfloat16), threads)
+    """Call team_multiply_panels() with `threads` threads."""
+    multiply_by_team(C, ldc, A, NULL, packed, bias, <floating*> NULL, M, N, K, threads)
 
 
 cdef void multiply(floating* C, ptrdiff_t ldc, Matrix A, Matrix B, Operands packed, const floating* bias,
                    floating* colsum, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int threads) noexcept nogil:
-    """C (M, N) = A (M, K) B (K, N) + bias; colsum (N,) = the column sums of B. bias and colsum may be NULL."""
-    pack_panels(<floating*> packed.panels, 0, colsum, B, K, N, packed.bfloat16, threads)
-    multiply_panels(C, ldc, A, packed, bias, M, N, K, threads)
+    """Call team_multiply() with `threads` threads."""
+    multiply_by_team(C, ldc, A, &B, packed, bias, colsum, M, N, K, threads)
 
+
+cdef void multiply_by_team(floating* C, ptrdiff_t ldc, Matrix A, const Matrix* B, Operands packed, const floating* bias,
+                           floating* colsum, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int threads) noexcept nogil:
+    cdef Team team
+    cdef int k
+    team_start(&team, threads, False)
+    if threads == 1:
+        multiply_of(&team, 0, C, ldc, A, B, packed, bias, colsum, M, N, K)
+        return
+    for k in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+        multiply_of(&team, k, C, ldc, A, B, packed, bias, colsum, M, N, K)
+
+
+cdef void multiply_of(Team* team, int k, floating* C, ptrdiff_t ldc, Matrix A, const Matrix* B, Operands packed,
+                      const floating* bias, floating* colsum, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K) noexcept nogil:
+    """Do the part of the k-th thread. B is packed already if it is NULL."""
+    cdef Worker me = worker_of(team, k)
+    if B == NULL:
+        team_multiply_panels(C, ldc, A, packed, bias, M, N, K, &me)
+    else:
+        team_multiply(C, ldc, A, B[0], packed, bias, colsum, M, N, K, &me)
+
+
+# ---- Of few rows, divided among threads ------------------------------------------------------------------------------
 
 cdef void multiply_unpacked(floating* C, ptrdiff_t ldc, const floating* A, ptrdiff_t lda, const floating* B,
                             ptrdiff_t ldb, const floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K,

@@ -21,6 +21,14 @@ cdef extern from "flag.h" nogil:
     void flag_set "frn_flag_set"(frn_flag* flag)
     bint flag_is_set "frn_flag_is_set"(frn_flag* flag)
 
+cdef extern from "team.h" nogil:
+    enum: MAX_CHAINS "FRN_MAX_CHAINS"
+    ctypedef struct Team "frn_team":
+        pass
+    ctypedef struct Worker "frn_worker":
+        int threads
+        int k
+
 cdef extern from "sizes.h" nogil:
     const ptrdiff_t TOO_LARGE "FRN_TOO_LARGE"
     enum: MAX_TILE_HEIGHT "FRN_MAX_TILE_HEIGHT"
@@ -49,6 +57,14 @@ cdef bint interrupted(double* looked) noexcept nogil
 cdef void lock() noexcept nogil
 cdef void unlock() noexcept nogil
 cdef int threads_for(double work) noexcept nogil
+
+# ---- Loops that threads share out, see src_c/team.h ------------------------------------------------------------------
+
+cdef void team_start(Team* team, int threads, bint bound) noexcept nogil
+cdef Worker worker_of(Team* team, int k) noexcept nogil
+cdef void leave(const Worker* me) noexcept nogil
+cdef ptrdiff_t next_block(Worker* me, ptrdiff_t count, ptrdiff_t previous) noexcept nogil
+cdef int next_step(Worker* me, int chains, ptrdiff_t steps, int chain, ptrdiff_t* step) noexcept nogil
 
 
 # ---- Memory ----------------------------------------------------------------------------------------------------------

@@ -22,6 +22,13 @@ cdef extern from "fastrnn.h" nogil:
     int frn_forked()
     double frn_seconds()
 
+cdef extern from "team.h" nogil:
+    void frn_team_start(Team* team, int threads, bint bound)
+    Worker frn_worker_of(Team* team, int k)
+    void frn_worker_leave(const Worker* worker)
+    ptrdiff_t frn_next_block(Worker* worker, ptrdiff_t count, ptrdiff_t previous)
+    int frn_next_step(Worker* worker, int chains, ptrdiff_t steps, int chain, ptrdiff_t* step)
+
 cdef extern from "Python.h":
     int PyErr_CheckSignals() noexcept  # the exception stays set
 
@@ -82,6 +89,26 @@ cdef void denormals_restore(uint64_t mode) noexcept nogil:
 
 cdef double seconds() noexcept nogil:
     return frn_seconds()
+
+
+cdef void team_start(Team* team, int threads, bint bound) noexcept nogil:
+    frn_team_start(team, threads, bound)
+
+
+cdef Worker worker_of(Team* team, int k) noexcept nogil:
+    return frn_worker_of(team, k)
+
+
+cdef void leave(const Worker* me) noexcept nogil:
+    frn_worker_leave(me)
+
+
+cdef ptrdiff_t next_block(Worker* me, ptrdiff_t count, ptrdiff_t previous) noexcept nogil:
+    return frn_next_block(me, count, previous)
+
+
+cdef int next_step(Worker* me, int chains, ptrdiff_t steps, int chain, ptrdiff_t* step) noexcept nogil:
+    return frn_next_step(me, chains, steps, chain, step)
 
 
 # Seconds between two looks for signals: each takes the GIL.

@@ -4,7 +4,7 @@ from cython cimport floating
 from libc.stddef cimport ptrdiff_t
 
 from .cell cimport Cell
-from .runtime cimport Slices, Workspace
+from .runtime cimport Slices, Worker, Workspace
 
 
 cdef struct Batch:
@@ -37,9 +37,16 @@ cdef Scratch take_forward(Workspace workspace, const Batch* batch, ptrdiff_t D, 
 cdef void steps_forward(const Batch* batch, floating* gates, floating* h, floating* c, floating* out,
                         const ptrdiff_t* out_at, const floating* x, const ptrdiff_t* x_at, ptrdiff_t D,
                         const floating* bias, const floating* weights, Scratch scratch, int threads) noexcept nogil
+cdef void team_steps_forward(const Batch* batch, floating* gates, floating* h, floating* c, floating* out,
+                             const ptrdiff_t* out_at, const floating* x, const ptrdiff_t* x_at, ptrdiff_t D,
+                             const floating* bias, const floating* weights, Scratch scratch, Worker* me) noexcept nogil
 cdef Scratch take_backward(Workspace workspace, const Batch* batch, int threads, size_t size) noexcept
 cdef ptrdiff_t rounded_size(ptrdiff_t N, ptrdiff_t columns) noexcept nogil
 cdef void steps_backward(const Batch* batch, floating* da, floating* dstate, floating* dc, floating* dx,
                          ptrdiff_t dx_step, ptrdiff_t dx_row, ptrdiff_t D, const floating* dh, const ptrdiff_t* dh_at,
                          const floating* gates, const floating* h, const floating* c, const floating* Wh_transposed,
                          const floating* Wx_transposed, Scratch scratch, int threads) noexcept nogil
+cdef void team_steps_backward(const Batch* batch, floating* da, floating* dstate, floating* dc, floating* dx,
+                              ptrdiff_t dx_step, ptrdiff_t dx_row, ptrdiff_t D, const floating* dh, const ptrdiff_t* dh_at,
+                              const floating* gates, const floating* h, const floating* c, const floating* Wh_transposed,
+                              const floating* Wx_transposed, Scratch scratch, Worker* me) noexcept nogil

@@ -18,13 +18,20 @@ from .products cimport (
     tile_height, tiles_size,
 )
 from .runtime cimport (
-    MAX_TILE_HEIGHT, Workspace, area, denormals_flush, denormals_restore, panel_width, share, slice_of,
+    MAX_CHAINS, MAX_TILE_HEIGHT, Team, Worker, Workspace, area, denormals_flush, denormals_restore, next_block, next_step,
+    panel_width, share, slice_of, team_start, worker_of,
 )
 
 # See by_columns().
 cdef enum:
     ROWS_PER_THREAD = 20
     LARGE_WEIGHTS = 1 << 18  # elements of Wh
+    COLUMN_PARTS = 4         # for each thread
+
+# See row_chains() and steps_together().
+cdef enum:
+    CHAIN_ROWS = 28
+    TOGETHER = 4000000       # multiplications
 
 
 # ---- Batches ---------------------------------------------------------------------------------------------------------
@@ -71,11 +78,6 @@ cdef void batch_sort(Batch* batch, void* memory, const ptrdiff_t* lengths, ptrdi
     batch.tokens = batch.offset[T]
 
 
-cdef inline ptrdiff_t rows_of_thread(const Batch* batch, int threads) noexcept nogil:
-    """Return the largest number of rows of a thread."""
-    return (batch.active[0] + threads - 1) // threads if batch.T > 0 else 0
-
-
 cdef inline bint by_columns(const Batch* batch, int threads) noexcept nogil:
     """Return whether the threads divide the columns of each step rather than the rows of the batch.
 
@@ -85,6 +87,41 @@ cdef inline bint by_columns(const Batch* batch, int threads) noexcept nogil:
     """
     return (threads > 1 and batch.N < ROWS_PER_THREAD * threads and batch.N >= 4
             and batch.H * batch.G >= LARGE_WEIGHTS)
+
+
+cdef inline ptrdiff_t rows_of_chain(const Batch* batch, int threads) noexcept nogil:
+    """Return the largest number of rows of a chain."""
+    cdef ptrdiff_t chains
+    if batch.T == 0:
+        return 0
+    chains = row_chains(batch, threads)
+    return (batch.active[0] + chains - 1) // chains
+
+
+cdef int row_chains(const Batch* batch, int threads) noexcept nogil:
+    """Return the number of chains of a batch: the q-th consists of the steps of every chains-th row from the q-th on.
+
+    There are more than threads, so that the others go on with the rows of a thread that is held up. Each has about two
+    tiles of rows, because a product of fewer reads the weights too often.
+    """
+    cdef ptrdiff_t rows = batch.active[0], chains
+    if threads == 1:
+        return 1
+    chains = (rows + CHAIN_ROWS * threads - 1) // (CHAIN_ROWS * threads) * threads
+    return <int> max(<ptrdiff_t> 1, min(chains, min(rows, <ptrdiff_t> MAX_CHAINS)))
+
+
+cdef ptrdiff_t steps_together(const Batch* batch, int chains, int threads) noexcept nogil:
+    """Return the number of steps of a chain that a thread runs at a time, so that taking them costs little."""
+    if threads == 1:
+        return batch.T
+    return 1 + <ptrdiff_t> (TOGETHER / (1.0 + batch.active[0] // chains * batch.H * batch.G))
+
+
+cdef ptrdiff_t column_parts(ptrdiff_t most, ptrdiff_t columns, size_t size) noexcept nogil:
+    """Return the number of parts, up to `most`, into which the panels of a step are divided."""
+    cdef ptrdiff_t width = panel_width(size)
+    return max(<ptrdiff_t> 1, min(most, (columns + width - 1) // width))
 
 
 # ---- Forward ---------------------------------------------------------------------------------------------------------
@@ -101,7 +138,7 @@ cdef inline ptrdiff_t ld_rounded(ptrdiff_t columns) noexcept nogil:
 
 cdef Scratch take_forward(Workspace workspace, const Batch* batch, ptrdiff_t D, int threads, size_t size) noexcept:
     """Take the scratch memory of steps_forward() with inputs of size D from a workspace."""
-    cdef ptrdiff_t rows = rows_of_thread(batch, 1 if by_columns(batch, threads) else threads)
+    cdef ptrdiff_t rows = rows_of_chain(batch, 1 if by_columns(batch, threads) else threads)
     cdef Scratch scratch
     scratch.tiles = workspace.take_slices(threads, tiles_size(rows, depth_forward(batch, D), size), size)
     scratch.rounded = workspace.take(rounded_size(batch.N, batch.H), size) if batch.bfloat16 and D == 0 else NULL
@@ -116,6 +153,28 @@ cdef ptrdiff_t rounded_size(ptrdiff_t N, ptrdiff_t columns) noexcept nogil:
 cdef void steps_forward(const Batch* batch, floating* gates, floating* h, floating* c, floating* out,
                         const ptrdiff_t* out_at, const floating* x, const ptrdiff_t* x_at, ptrdiff_t D,
                         const floating* bias, const floating* weights, Scratch scratch, int threads) noexcept nogil:
+    """Call team_steps_forward() with `threads` threads."""
+    cdef Team team
+    cdef int k
+    team_start(&team, threads, False)
+    if threads == 1:
+        steps_forward_of(&team, 0, batch, gates, h, c, out, out_at, x, x_at, D, bias, weights, scratch)
+        return
+    for k in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+        steps_forward_of(&team, k, batch, gates, h, c, out, out_at, x, x_at, D, bias, weights, scratch)
+
+
+cdef void steps_forward_of(Team* team, int k, const Batch* batch, floating* gates, floating* h, floating* c,
+                           floating* out, const ptrdiff_t* out_at, const floating* x, const ptrdiff_t* x_at,
+                           ptrdiff_t D, const floating* bias, const floating* weights, Scratch scratch) noexcept nogil:
+    cdef Worker me = worker_of(team, k)
+    team_steps_forward(batch, gates, h, c, out, out_at, x, x_at, D, bias, weights, scratch, &me)
+
+
+cdef void team_steps_forward(const Batch* batch, floating* gates, floating* h, floating* c, floating* out,
+                             const ptrdiff_t* out_at, const floating* x, const ptrdiff_t* x_at, ptrdiff_t D,
+                             const floating* bias, const floating* weights, Scratch scratch,
+                             Worker* me) noexcept nogil:
     """Run all steps.
 
     The input (D,) of a token is at x[x_at[token]], and `weights` are the panels of Wx stacked on Wh, (D + H, G). If D
@@ -123,35 +182,44 @@ cdef void steps_forward(const Batch* batch, floating* gates, floating* h, floati
     of scratch only the rounded rows of h are used, in bfloat16. gates (tokens, G) receives the activations; h and c
     (N + tokens, H) start with the N initial states; out[out_at[token]], unless out is NULL, receives a copy of h.
     """
-    cdef int k
-    cdef ptrdiff_t t, r
+    cdef ptrdiff_t t, q, parts, done = 0
+    cdef int chains, chain
     cdef floating* rounded = <floating*> scratch.rounded if batch.bfloat16 and D == 0 else NULL
+    cdef floating* tiles = <floating*> slice_of(scratch.tiles, me.k)
+    if batch.T == 0:
+        return
     if rounded != NULL:
-        for r in range(batch.active[0] if batch.T > 0 else 0):
-            round_row(rounded + r * ld_rounded(batch.H), <const floating*> h + r * batch.ldh, batch.H)
-    if threads == 1:
-        rows_forward(batch, gates, h, c, out, out_at, x, x_at, D, bias, weights, <floating*> scratch.tiles.memory,
-                     rounded, 0, 1)
-        return
-    if by_columns(batch, threads):
+        q = next_block(me, batch.active[0], -1)
+        while q >= 0:
+            round_row(rounded + q * ld_rounded(batch.H), <const floating*> h + q * batch.ldh, batch.H)
+            q = next_block(me, batch.active[0], q)
+    if by_columns(batch, me.threads):
+        parts = column_parts(me.threads if D > 0 else COLUMN_PARTS * me.threads, batch.G, sizeof(floating))
         for t in range(batch.T):
-            for k in prange(threads, num_threads=threads, schedule="static"):
-                columns_forward(batch, gates, h, x, x_at, D, bias, weights, <floating*> slice_of(scratch.tiles, k),
-                                rounded, t, k, threads)
-            for k in prange(threads, num_threads=threads, schedule="static"):
-                gates_forward(batch, gates, h, c, out, out_at, x, x_at, D, rounded, t, k, threads)
+            q = next_block(me, parts, -1)
+            while q >= 0:
+                columns_forward(batch, gates, h, x, x_at, D, bias, weights, tiles, rounded, t, q, parts)
+                q = next_block(me, parts, q)
+            q = next_block(me, me.threads, -1)
+            while q >= 0:
+                gates_forward(batch, gates, h, c, out, out_at, x, x_at, D, rounded, t, q, me.threads)
+                q = next_block(me, me.threads, q)
         return
-    for k in prange(threads, num_threads=threads, schedule="static"):
-        rows_forward(batch, gates, h, c, out, out_at, x, x_at, D, bias, weights,
-                     <floating*> slice_of(scratch.tiles, k), rounded, k, threads)
+    chains = row_chains(batch, me.threads)
+    chain = next_step(me, chains, batch.T, -1, &done)
+    while chain >= 0:
+        done = rows_forward(batch, gates, h, c, out, out_at, x, x_at, D, bias, weights, tiles, rounded, chain, chains,
+                            done, steps_together(batch, chains, me.threads))
+        chain = next_step(me, chains, batch.T, chain, &done)
 
 
 cdef void columns_forward(const Batch* batch, floating* gates, const floating* h, const floating* x,
                           const ptrdiff_t* x_at, ptrdiff_t D, const floating* bias, const floating* weights,
-                          floating* tiles, const floating* rounded, ptrdiff_t t, int k, int threads) noexcept nogil:
-    """Compute the k-th part of the columns of the products at step t."""
+                          floating* tiles, const floating* rounded, ptrdiff_t t, ptrdiff_t q,
+                          ptrdiff_t parts) noexcept nogil:
+    """Compute the q-th part of the columns of the products at step t."""
     cdef ptrdiff_t width = panel_width(sizeof(floating))
-    cdef ptrdiff_t n0 = share(batch.G, k, threads, width), n1 = share(batch.G, k + 1, threads, width)
+    cdef ptrdiff_t n0 = share(batch.G, q, parts, width), n1 = share(batch.G, q + 1, parts, width)
     cdef uint64_t mode
     if n1 <= n0 or batch.active[t] == 0:
         return
@@ -161,20 +229,23 @@ cdef void columns_forward(const Batch* batch, floating* gates, const floating* h
     denormals_restore(mode)
 
 
-cdef void rows_forward(const Batch* batch, floating* gates, floating* h, floating* c, floating* out,
-                       const ptrdiff_t* out_at, const floating* x, const ptrdiff_t* x_at, ptrdiff_t D,
-                       const floating* bias, const floating* weights, floating* tiles, floating* rounded,
-                       ptrdiff_t first, ptrdiff_t stride) noexcept nogil:
-    """Run all steps of rows first, first + stride, ..."""
+cdef ptrdiff_t rows_forward(const Batch* batch, floating* gates, floating* h, floating* c, floating* out,
+                            const ptrdiff_t* out_at, const floating* x, const ptrdiff_t* x_at, ptrdiff_t D,
+                            const floating* bias, const floating* weights, floating* tiles, floating* rounded,
+                            ptrdiff_t first, ptrdiff_t stride, ptrdiff_t done, ptrdiff_t steps) noexcept nogil:
+    """Run some steps of rows first, first + stride, ..., after `done` ones. Return how many are done then."""
     cdef ptrdiff_t t
     cdef uint64_t mode = denormals_flush()
-    for t in range(batch.T):
+    for t in range(done, min(done + steps, batch.T)):
         if batch.active[t] <= first:
+            done = batch.T  # there are no more
             break
         products_forward(batch, gates, <const floating*> h, x, x_at, D, bias, weights, batch.G, tiles,
                          <const floating*> rounded, t, first, stride)
         gates_forward(batch, gates, h, c, out, out_at, x, x_at, D, rounded, t, first, stride)
+        done = t + 1
     denormals_restore(mode)
+    return done
 
 
 cdef void products_forward(const Batch* batch, floating* gates, const floating* h, const floating* x,
@@ -250,7 +321,7 @@ cdef Scratch take_backward(Workspace workspace, const Batch* batch, int threads,
     if batch.bfloat16:
         scratch.rounded = workspace.take(rounded_size(batch.N, batch.G), size)
     else:
-        scratch.tiles = workspace.take_slices(threads, tiles_size(rows_of_thread(batch, threads), batch.G, size), size)
+        scratch.tiles = workspace.take_slices(threads, tiles_size(rows_of_chain(batch, threads), batch.G, size), size)
     return scratch
 
 
@@ -258,6 +329,34 @@ cdef void steps_backward(const Batch* batch, floating* da, floating* dstate, flo
                          ptrdiff_t dx_step, ptrdiff_t dx_row, ptrdiff_t D, const floating* dh, const ptrdiff_t* dh_at,
                          const floating* gates, const floating* h, const floating* c, const floating* Wh_transposed,
                          const floating* Wx_transposed, Scratch scratch, int threads) noexcept nogil:
+    """Call team_steps_backward() with `threads` threads."""
+    cdef Team team
+    cdef int k
+    team_start(&team, threads, False)
+    if threads == 1:
+        steps_backward_of(&team, 0, batch, da, dstate, dc, dx, dx_step, dx_row, D, dh, dh_at, gates, h, c,
+                          Wh_transposed, Wx_transposed, scratch)
+        return
+    for k in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+        steps_backward_of(&team, k, batch, da, dstate, dc, dx, dx_step, dx_row, D, dh, dh_at, gates, h, c,
+                          Wh_transposed, Wx_transposed, scratch)
+
+
+cdef void steps_backward_of(Team* team, int k, const Batch* batch, floating* da, floating* dstate, floating* dc,
+                            floating* dx, ptrdiff_t dx_step, ptrdiff_t dx_row, ptrdiff_t D, const floating* dh,
+                            const ptrdiff_t* dh_at, const floating* gates, const floating* h, const floating* c,
+                            const floating* Wh_transposed, const floating* Wx_transposed,
+                            Scratch scratch) noexcept nogil:
+    cdef Worker me = worker_of(team, k)
+    team_steps_backward(batch, da, dstate, dc, dx, dx_step, dx_row, D, dh, dh_at, gates, h, c, Wh_transposed,
+                        Wx_transposed, scratch, &me)
+
+
+cdef void team_steps_backward(const Batch* batch, floating* da, floating* dstate, floating* dc, floating* dx,
+                              ptrdiff_t dx_step, ptrdiff_t dx_row, ptrdiff_t D, const floating* dh,
+                              const ptrdiff_t* dh_at, const floating* gates, const floating* h, const floating* c,
+                              const floating* Wh_transposed, const floating* Wx_transposed, Scratch scratch,
+                              Worker* me) noexcept nogil:
     """Run all steps backward.
 
     da (tokens, G) receives the gradient of the pre-activations, and may be gates. dstate and dc (N, H) start with the
@@ -267,24 +366,32 @@ cdef void steps_backward(const Batch* batch, floating* da, floating* dstate, flo
     dx receives the gradient of the inputs, unless it is NULL: that of row r at step t at t * dx_step + r * dx_row, for
     a batch of equal lengths, or that of a token at token * dx_row if dx_step is 0.
     """
-    cdef int k
-    cdef ptrdiff_t t
+    cdef ptrdiff_t t, q, parts, done = 0
+    cdef int chains, chain
     cdef floating* rounded = <floating*> scratch.rounded if batch.bfloat16 else NULL
-    if threads == 1:
-        rows_backward(batch, da, dstate, dc, dx, dx_step, dx_row, D, dh, dh_at, gates, h, c, Wh_transposed,
-                      Wx_transposed, <floating*> scratch.tiles.memory, rounded, 0, 1)
+    cdef floating* tiles = <floating*> slice_of(scratch.tiles, me.k)
+    if batch.T == 0:
         return
-    if by_columns(batch, threads):
+    if by_columns(batch, me.threads):
+        parts = column_parts(COLUMN_PARTS * me.threads, batch.H, sizeof(floating))
         for t in range(batch.T - 1, -1, -1):
-            for k in prange(threads, num_threads=threads, schedule="static"):
-                gates_backward(batch, da, dstate, dc, dh, dh_at, gates, h, c, rounded, t, k, threads)
-            for k in prange(threads, num_threads=threads, schedule="static"):
+            q = next_block(me, me.threads, -1)
+            while q >= 0:
+                gates_backward(batch, da, dstate, dc, dh, dh_at, gates, h, c, rounded, t, q, me.threads)
+                q = next_block(me, me.threads, q)
+            q = next_block(me, parts, -1)
+            while q >= 0:
                 columns_backward(batch, da, dstate, dx, dx_step, dx_row, D, Wh_transposed, Wx_transposed,
-                                 <const floating*> rounded, t, k, threads)
+                                 <const floating*> rounded, t, q, parts)
+                q = next_block(me, parts, q)
         return
-    for k in prange(threads, num_threads=threads, schedule="static"):
-        rows_backward(batch, da, dstate, dc, dx, dx_step, dx_row, D, dh, dh_at, gates, h, c, Wh_transposed,
-                      Wx_transposed, <floating*> slice_of(scratch.tiles, k), rounded, k, threads)
+    chains = row_chains(batch, me.threads)
+    chain = next_step(me, chains, batch.T, -1, &done)
+    while chain >= 0:
+        done = rows_backward(batch, da, dstate, dc, dx, dx_step, dx_row, D, dh, dh_at, gates, h, c, Wh_transposed,
+                             Wx_transposed, tiles, rounded, chain, chains, done,
+                             steps_together(batch, chains, me.threads))
+        chain = next_step(me, chains, batch.T, chain, &done)
 
 
 cdef inline floating* dx_of(const Batch* batch, floating* dx, ptrdiff_t dx_step, ptrdiff_t dx_row, ptrdiff_t t,
@@ -295,11 +402,11 @@ cdef inline floating* dx_of(const Batch* batch, floating* dx, ptrdiff_t dx_step,
 
 cdef void columns_backward(const Batch* batch, const floating* da, floating* dstate, floating* dx, ptrdiff_t dx_step,
                            ptrdiff_t dx_row, ptrdiff_t D, const floating* Wh_transposed, const floating* Wx_transposed,
-                           const floating* rounded, ptrdiff_t t, int k, int threads) noexcept nogil:
-    """Compute the k-th part of the columns of dstate and of dx at step t."""
+                           const floating* rounded, ptrdiff_t t, ptrdiff_t q, ptrdiff_t parts) noexcept nogil:
+    """Compute the q-th part of the columns of dstate and of dx at step t."""
     cdef ptrdiff_t width = panel_width(sizeof(floating)), H = batch.H
     cdef ptrdiff_t depth = depth_of(batch.G, batch.bfloat16), lda = batch.ldg
-    cdef ptrdiff_t n0 = share(H, k, threads, width), n1 = share(H, k + 1, threads, width)
+    cdef ptrdiff_t n0 = share(H, q, parts, width), n1 = share(H, q + 1, parts, width)
     cdef const floating* no_bias = NULL
     cdef const floating* da_step = da + batch.offset[t] * batch.ldg
     cdef uint64_t mode = denormals_flush()
@@ -308,28 +415,29 @@ cdef void columns_backward(const Batch* batch, const floating* da, floating* dst
     if n1 > n0:
         multiply_strided(dstate + n0, batch.ldh, da_step, lda, Wh_transposed + n0 * depth, no_bias, batch.active[t],
                          n1 - n0, depth, batch.cell.direct, batch.bfloat16)
-    n0, n1 = share(D, k, threads, width), share(D, k + 1, threads, width)
+    n0, n1 = share(D, q, parts, width), share(D, q + 1, parts, width)
     if dx != NULL and n1 > n0:
         multiply_strided(dx_of(batch, dx, dx_step, dx_row, t, 0) + n0, dx_row, da_step, lda, Wx_transposed + n0 * depth,
                          no_bias, batch.active[t], n1 - n0, depth, False, batch.bfloat16)
     denormals_restore(mode)
 
 
-cdef void rows_backward(const Batch* batch, floating* da, floating* dstate, floating* dc, floating* dx,
-                        ptrdiff_t dx_step, ptrdiff_t dx_row, ptrdiff_t D, const floating* dh, const ptrdiff_t* dh_at,
-                        const floating* gates, const floating* h, const floating* c, const floating* Wh_transposed,
-                        const floating* Wx_transposed, floating* tiles, floating* rounded, ptrdiff_t first,
-                        ptrdiff_t stride) noexcept nogil:
-    """Run all steps of rows first, first + stride, ... backward."""
+cdef ptrdiff_t rows_backward(const Batch* batch, floating* da, floating* dstate, floating* dc, floating* dx,
+                             ptrdiff_t dx_step, ptrdiff_t dx_row, ptrdiff_t D, const floating* dh, const ptrdiff_t* dh_at,
+                             const floating* gates, const floating* h, const floating* c, const floating* Wh_transposed,
+                             const floating* Wx_transposed, floating* tiles, floating* rounded, ptrdiff_t first,
+                             ptrdiff_t stride, ptrdiff_t done, ptrdiff_t steps) noexcept nogil:
+    """Run some steps of rows first, first + stride, ... backward, after `done` ones. Return how many are done then."""
     cdef ptrdiff_t t, rows
     cdef ptrdiff_t ldh = batch.ldh, H = batch.H, G = batch.G, lda = batch.ldg
     cdef ptrdiff_t depth = depth_of(G, batch.bfloat16)
     cdef const floating* no_bias = NULL
     cdef const floating* da_step
     cdef uint64_t mode = denormals_flush()
-    for t in range(batch.T - 1, -1, -1):
-        if batch.active[t] <= first:
-            continue
+    while done < batch.T and batch.active[batch.T - 1 - done] <= first:
+        done += 1
+    steps = min(steps, batch.T - done)
+    for t in range(batch.T - 1 - done, batch.T - 1 - done - steps, -1):
         rows = (batch.active[t] - first + stride - 1) // stride
         gates_backward(batch, da, dstate, dc, dh, dh_at, gates, h, c, rounded, t, first, stride)
         da_step = da + (batch.offset[t] + first) * batch.ldg
@@ -349,6 +457,7 @@ cdef void rows_backward(const Batch* batch, floating* da, floating* dstate, floa
         multiply_rows(dx_of(batch, dx, dx_step, dx_row, t, first), stride * dx_row, <const floating*> tiles,
                       Wx_transposed, no_bias, rows, D, G, False, False)
     denormals_restore(mode)
+    return done + steps
 
 
 cdef void gates_backward(const Batch* batch, floating* da, floating* dstate, floating* dc, const floating* dh,
