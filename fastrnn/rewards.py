@@ -107,6 +107,7 @@ class CiderReward:
         with ThreadPoolExecutor(1) as thread:  # beside the sorting of the next n-grams
             orders = [(ngrams, thread.submit(self._idf, ngrams)) for ngrams in self._count(known)]
         self._orders = [(ngrams, idf.result()) for ngrams, idf in orders]
+        runtime.trim_memory()
 
     def _count(self, known: np.ndarray) -> Iterator[_NGrams]:
         """Yield the n-grams of the references for n = 1 to 4.
@@ -141,6 +142,8 @@ class CiderReward:
             numbers = numbers[:, :width]
             numbers[~whole] = -1
             numbers[whole] = column
+            del whole
+            runtime.trim_memory()
             yield _NGrams(codes, column, start)
 
     def _idf(self, ngrams: _NGrams) -> np.ndarray:
@@ -225,6 +228,7 @@ class CiderReward:
         with ThreadPoolExecutor(runtime.get_threads()) as threads:
             for _ in threads.map(score, chunks):
                 pass
+        runtime.trim_memory()
         known = others > 0
         scores[known] /= others[known]
         scores[~known] = scores[known].mean() if known.any() else 0.0
