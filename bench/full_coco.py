@@ -5,6 +5,10 @@ images with 512 random features each. They train `CaptioningSolver` with Adam. T
 captions per second, the time of an epoch, the share of each operation, and the peak memory beyond
 a bare import and the data. Random features take as much time as real ones, but the losses are not
 meaningful.
+
+``--train pca`` measures the command line instead: ``fastrnn train --recipe coco`` on files of that
+size, with features of 512 numbers (``raw``: 4096). It runs for some minutes, and says how long it
+is from the start to the first step, and which share of an epoch is not its steps.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import json
 import pstats
 import subprocess
 import sys
+import tempfile
 import time
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from . import machine, report
+from . import coco_training, machine, report
 from .data import COCO_IMAGES, COCO_ROWS, read_captions, vocabulary
 from .peak import peak_bytes
 from .shapes import Shape
@@ -96,6 +101,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="stop after this many and extrapolate")
     parser.add_argument("--json", help="also write the report to this file; - is standard output")
     parser.add_argument("--cell", choices=("rnn", "lstm"), default="lstm", help="recurrent cell")
+    parser.add_argument(
+        "--train", choices=tuple(coco_training.FEATURES), metavar="{pca,raw}",
+        help="measure fastrnn train --recipe coco with these features",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", type=Path, default=Path(tempfile.gettempdir(), "fastrnn-coco"),
+        help="with --train, where the files are, or are written if they are not there",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seconds", type=float, default=180, help="with --train, how long to take steps"
+    )
+    parser.add_argument("--features-dtype", help="with --train, that of fastrnn train")
     for name, default, what in (
         ("hidden", 512, "number of hidden units"),
         ("wordvec", 256, "size of the word vectors"),
@@ -113,9 +130,72 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def measure_training(options: argparse.Namespace) -> int:
+    """Measure the command line in a process of its own; return the exit status."""
+    source = coco_training.write_coco(options.data, options.train)
+    bare = bare_import_bytes()
+    others = machine.Others()
+    with tempfile.TemporaryDirectory() as out:
+        chosen = ["--data", str(options.data), "--recipe", "coco", "--out", str(Path(out, "run"))]
+        chosen += ["--threads", str(options.threads)]
+        if options.train == "raw":
+            chosen.append("--raw-features")
+        if options.features_dtype:
+            chosen += ["--features-dtype", options.features_dtype]
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.coco_training", repr(time.time()), str(options.seconds)]
+            + chosen,
+            cwd=Path(__file__).resolve().parents[1], stdout=subprocess.PIPE, check=True,
+        )  # fmt: skip
+    found = json.loads(done.stdout)
+    found["others"] = others.average()
+    found["captions"], found["options"] = source, chosen[2:4] + chosen[8:]
+    found["shares"] = coco_training.shares(found)
+    found["memory_mb"] = {
+        "peak": found["peak_bytes"] / MB,
+        "bare_import": bare / MB,
+        "data": found["data_bytes"] / MB,
+        "over": (found["peak_bytes"] - bare - found["data_bytes"]) / MB,
+    }
+    print(training_text(found))
+    if options.json:
+        report.write_whole(Path(options.json), json.dumps(found, indent=1).encode() + b"\n")
+    return 0
+
+
+def training_text(found: dict[str, Any]) -> str:
+    """Return the report of `measure_training`."""
+    memory, parts = found["memory_mb"], found["epoch_seconds"]
+    whole = sum(parts.values())
+    lines = [
+        f"fastrnn train {' '.join(found['options'])}: {COCO_ROWS} captions: {found['captions']}; "
+        f"features: {found['features']}",
+        f"start to first step {found['start_seconds']:.1f} s, of which reading "
+        f"{found['reading_seconds']:.1f} s",
+        f"{found['steps']} steps in {found['seconds']:.0f} s, "
+        f"{found['captions_per_second']:.0f} captions/s; an epoch would take {whole:.0f} s:",
+    ]
+    seconds = {**parts, "start": found["start_seconds"] / found["epochs"]}
+    lines += [
+        f"{share:7.2f} %  {seconds[name]:8.2f} s  {name}"
+        + (f" (divided among {found['epochs']} epochs)" if name == "start" else "")
+        for name, share in sorted(found["shares"].items(), key=lambda item: -item[1])
+    ]
+    other = 100 - found["shares"]["step"]
+    lines += [
+        f"all but the steps: {other:.2f} %; with the whole start in one epoch "
+        f"{100 - 100 * parts['step'] / (whole + found['start_seconds']):.2f} %",
+        f"peak memory {memory['peak']:.0f} MB = bare import {memory['bare_import']:.0f} + data "
+        f"{memory['data']:.0f} + training {memory['over']:.0f}",
+    ]
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; return the exit status."""
     options = parse(arguments)
+    if options.train:
+        return measure_training(options)
     bare = bare_import_bytes()
 
     import fastrnn

@@ -41,9 +41,7 @@ class Stepper:
 
         self.shape, self.cell = shape, cell
         self.data, self.source = draw_pool(shape)
-        model = CaptioningRNN(
-            self.data["word_to_idx"], shape.F, shape.D, shape.H, cell, np.float32
-        )
+        model = CaptioningRNN(self.data["word_to_idx"], shape.F, shape.D, shape.H, cell, np.float32)
         self.solver: Any = CaptioningSolver(
             model, self.data, update_rule="adam", optim_config={"learning_rate": 1e-3},
             batch_size=shape.N, verbose=False,
@@ -164,12 +162,9 @@ def describe(
     def panels(columns: int) -> int:
         return -(-columns // width)
 
-    def product(M: float, columns: int, count: int = 1) -> tuple[Cut, ...]:
-        """Packing of both operands by panels and tiles, then tasks that threads come for."""
-        del M
-        return tuple(
-            Cut(p, TASKS * p if panels(columns) > 1 else p, 3 * count) for p in (2, 4, 8, 16, 32, 64)
-        )
+    def products(count: int = 1) -> tuple[Cut, ...]:
+        """Two packings and a product, each; the threads come for its tasks, so none waits."""
+        return tuple(Cut(p, TASKS * p, 3 * count) for p in (2, 4, 8, 16, 32, 64))
 
     def loop(columns: int) -> tuple[Cut, ...]:
         by_rows = Cut(2, N, 1)
@@ -194,7 +189,7 @@ def describe(
         *(Piece(name, seconds[name]) for name in serial),
         Piece("call Adam", adam_call),
         Piece(
-            "input product", seconds["input product"], product(words, G, 2),
+            "input product", seconds["input product"], products(2),
             FLOAT * (N * (F + H) + F * H + words * (D + G) + D * G),
         ),
         packing(H, G), packing(G, H), packing(H, V), packing(V, H),
@@ -209,11 +204,11 @@ def describe(
             "time loop backward", seconds["time loop backward"], loop(H),
             FLOAT * (2 * state + tokens * H + H * G),
         ),
-        Piece("dWh", seconds["dWh"], product(H, G), FLOAT * (tokens * (H + G) + H * G)),
+        Piece("dWh", seconds["dWh"], products(), FLOAT * (tokens * (H + G) + H * G)),
         Piece(
-            "dWx and dW_embed", seconds["dWx and dW_embed"], product(words, G, 4),
+            "dWx and dW_embed", seconds["dWx and dW_embed"], products(4),
             FLOAT * (tokens * G + 2 * words * (G + D) + 2 * D * G + V * D + N * (F + H) + F * H),
         ),
-        Piece("dW_vocab", seconds["dW_vocab"], product(H, V), FLOAT * (tokens * (H + V) + H * V)),
+        Piece("dW_vocab", seconds["dW_vocab"], products(), FLOAT * (tokens * (H + V) + H * V)),
         Piece("Adam", adam, (Cut(2, blocks, 1),), 7 * FLOAT * params),
     ]  # fmt: skip

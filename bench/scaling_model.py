@@ -104,9 +104,7 @@ def serial_share(pieces: Sequence[Piece]) -> float:
     return serial / sum(piece.seconds for piece in pieces)
 
 
-def bottlenecks(
-    pieces: Sequence[Piece], threads: int, machine: Machine
-) -> list[tuple[str, float]]:
+def bottlenecks(pieces: Sequence[Piece], threads: int, machine: Machine) -> list[tuple[str, float]]:
     """Return the pieces by what they lose with some threads, in seconds; serial ones as one."""
     lost = {"serial parts": 0.0}
     for piece in pieces:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
@@ -99,63 +98,77 @@ class CiderReward:
         self._by_image = np.argsort(image_idxs, kind="stable")
         self._log_images = math.log(max(int((counts > 0).sum()), 1))
 
-        # as small as it can be: there may be millions
-        known = captions.astype(np.min_scalar_type(-self._base))
-        if UNK in word_to_idx:
-            known[known == word_to_idx[UNK]] = self._base - 2
+        self._unknown = word_to_idx.get(UNK)
+        known = self._known(captions)
         self._lengths = self._bigrams(known)
+        # For each n: sorted codes of the G n-grams, and their idf.
+        self._orders: list[tuple[np.ndarray, np.ndarray]] = []
         with ThreadPoolExecutor(1) as thread:  # beside the sorting of the next n-grams
-            orders = [(ngrams, thread.submit(self._idf, ngrams)) for ngrams in self._count(known)]
-        self._orders = [(ngrams, idf.result()) for ngrams, idf in orders]
+            before = None
+            for codes, numbers, start in self._count(known):
+                if before is not None:
+                    self._orders.append((before[0], before[1].result()))
+                before = codes, thread.submit(self._idf, len(codes), numbers, start)
+            assert before is not None
+            self._orders.append((before[0], before[1].result()))
+        runtime.trim_memory()
 
-    def _count(self, known: np.ndarray) -> Iterator[_NGrams]:
+    def _known(self, references: np.ndarray) -> np.ndarray:
+        """Return references as ids of their own for <UNK>, in as small a dtype as they fit."""
+        known = references.astype(np.min_scalar_type(-self._base))
+        if self._unknown is not None:
+            known[known == self._unknown] = self._base - 2
+        return known
+
+    def _count(self, known: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield the n-grams of the references for n = 1 to 4.
 
-        Each n-gram is numbered by the one without its last word. This sorts, where `numpy.unique`
-        would look up every n-gram in a hash table.
+        Each time these are the sorted codes; the number of every n-gram of the captions, its place
+        among the codes; and where the numbers of each caption start. The numbers are overwritten
+        after the next ones. An n-gram is numbered by the one without its last word. This sorts,
+        where `numpy.unique` would look up every n-gram in a hash table.
         """
         word = ~np.isin(known, self._silent)
         # the number of the n-gram that starts at each place, or -1
-        numbers = np.where(word, np.int32(0), np.int32(-1))
-        codes, places = np.zeros(1, np.int64), known.shape[1]
+        at = np.where(word, np.int32(0), np.int32(-1))
+        codes, places, most = np.zeros(1, np.int64), known.shape[1], np.count_nonzero(word)
         # Large arrays are allocated once: the memory of many smaller ones would not be given back.
-        keys, scratch = (
-            np.empty(most := np.count_nonzero(word), np.int64),
-            np.empty((2, most), np.int32),
-        )
-        columns, end = np.empty(_ORDERS * most, np.int32), 0
+        keys, scratch = np.empty(most, np.int64), np.empty((4, most), np.int32)
         for n in range(1, _ORDERS + 1):
             width = max(places - n + 1, 0)
-            whole = (numbers[:, :width] >= 0) & word[:, n - 1 :]
+            whole = (at[:, :width] >= 0) & word[:, n - 1 :]
             start = np.zeros(len(known) + 1, np.int64)
             np.cumsum(np.count_nonzero(whole, axis=1), out=start[1:])
             key = keys[: start[-1]]
-            key[:] = numbers[:, :width][whole]
+            key[:] = at[:, :width][whole]
             key *= self._base
             key += known[:, n - 1 :][whole]
-            column = columns[end : end + len(key)]
-            end += len(key)
-            values = _number(key, len(codes) * self._base, column, scratch[:, : len(key)])
+            numbers = scratch[2 + n % 2, : len(key)]
+            values = _number(key, len(codes) * self._base, numbers, scratch[:2, : len(key)])
             prefix, last = np.divmod(values, self._base)
             codes = codes[prefix] * self._base + last
-            numbers = numbers[:, :width]
-            numbers[~whole] = -1
-            numbers[whole] = column
-            yield _NGrams(codes, column, start)
+            at = at[:, :width]
+            at[~whole] = -1
+            at[whole] = numbers
+            del whole
+            runtime.trim_memory()
+            yield codes, numbers, start
 
-    def _idf(self, ngrams: _NGrams) -> np.ndarray:
+    def _idf(self, count: int, numbers: np.ndarray, start: np.ndarray) -> np.ndarray:
         """Return the logarithm of images over those in whose captions each n-gram occurs."""
-        count, images = max(len(ngrams.codes), 1), len(self._first) - 1
-        times = np.zeros(len(ngrams.codes), np.int64)
+        images = len(self._first) - 1
+        times = np.zeros(count, np.int64)
         for image in range(0, images, _IMAGES):
             ends = self._first[image], self._first[min(image + _IMAGES, images)]
             captions = self._by_image[slice(*ends)]
-            row, column = ngrams.of(captions)
+            counts = start[captions + 1] - start[captions]
+            row = np.repeat(np.arange(len(captions)), counts)
+            shift = start[captions] - np.cumsum(counts) + counts
             said = self._image_idxs[captions].astype(np.int64)[row]
             said *= count
-            said += column
+            said += numbers[np.arange(len(row)) + shift[row]]
             said.sort()
-            times += np.bincount(said[_is_new(said)] % count, minlength=len(times))
+            times += np.bincount(said[_is_new(said)] % max(count, 1), minlength=count)
         return self._log_images - np.log(times)
 
     def _bigrams(self, ids: np.ndarray) -> np.ndarray:
@@ -213,18 +226,21 @@ class CiderReward:
         """
         others = np.diff(self._first)[self._image_idxs] - 1
         scores = np.zeros(len(others))
+        # the captions of an image together, since they are each other's references
+        ends = self._first[np.searchsorted(self._first, np.arange(0, len(others), _ROWS))]
+        chunks = np.split(self._by_image, np.unique(ends))
 
         def score(rows: np.ndarray) -> None:
+            rows = np.sort(rows)
             row, against = self._pairs(self._image_idxs[rows])
             other = against != rows[row]
             found = self._compare(self._captions[rows], row[other], against[other], rows)
             scores[rows] = np.bincount(row[other], found, len(rows))
 
-        # captions of the same images together, since they are each other's references
-        chunks = np.split(self._by_image, range(_ROWS, len(others), _ROWS))
         with ThreadPoolExecutor(runtime.get_threads()) as threads:
             for _ in threads.map(score, chunks):
                 pass
+        runtime.trim_memory()
         known = others > 0
         scores[known] /= others[known]
         scores[~known] = scores[known].mean() if known.any() else 0.0
@@ -235,19 +251,26 @@ class CiderReward:
     ) -> np.ndarray:
         """Return, for each p, CIDEr-D of caption ``ids[row[p]]`` with one reference, against[p].
 
-        If the captions are references themselves, `own` says which; then it is faster.
+        If the captions are references themselves, and all of `against` are among them, `own` says
+        which, in ascending order; then it is faster.
         """
         ids = np.asarray(ids).astype(np.int64)
         scores = np.zeros(len(row))
-        needed, which = np.unique(against, return_inverse=True)
-        for (ngrams, idf), (at, code) in zip(self._orders, self._ngrams(ids), strict=True):
-            codes = ngrams.codes
+        if own is None:
+            needed, which = np.unique(against, return_inverse=True)
+        else:
+            needed, which = own, np.searchsorted(own, against)
+        texts = self._known(self._captions[needed]).astype(np.int64)
+        for (codes, idf), (at, code), (theirs_at, theirs_code) in zip(
+            self._orders, self._ngrams(ids), self._ngrams(texts), strict=True
+        ):
             if not len(codes):
                 continue
+            theirs_place = np.searchsorted(codes, theirs_code)
             if own is None:
                 place = np.minimum(np.searchsorted(codes, code), len(codes) - 1)
             else:
-                place = ngrams.of(own)[1]
+                place = theirs_place
             known = codes[place] == code  # <UNK> has another code in a reference
             weights = _weigh(idf, at[known], place[known], len(ids))
             # n-grams that occur in no reference count in the norm, with the largest idf
@@ -257,7 +280,7 @@ class CiderReward:
             times = np.diff(first, append=len(by_code))
             squares = np.bincount(at[by_code[first]], (times * self._log_images) ** 2, len(ids))
             mine = np.sqrt(_norms(weights) ** 2 + squares)
-            references = _weigh(idf, *ngrams.of(needed), len(needed))
+            references = _weigh(idf, theirs_at, theirs_place, len(needed))
             theirs = references[which]
             both = weights[row].minimum(theirs).multiply(theirs)
             norm = mine[row] * _norms(references)[which]
@@ -265,22 +288,6 @@ class CiderReward:
             scores += np.divide(dots, norm, out=np.zeros_like(dots), where=norm > 0)
         change = self._bigrams(ids)[row] - self._lengths[against]
         return scores * np.exp(-(change**2) / (2 * _SIGMA**2)) * (10 / _ORDERS)
-
-
-@dataclass(frozen=True)
-class _NGrams:
-    """The n-grams of the references, for one n."""
-
-    codes: np.ndarray  # int64 (G,), sorted: the place of a code is the number of the n-gram
-    column: np.ndarray  # int32, the numbers of the n-grams of each caption, one after the other
-    start: np.ndarray  # int64 (M + 1,), where those of each caption start
-
-    def of(self, captions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the row and the number of every n-gram of some references."""
-        counts = self.start[captions + 1] - self.start[captions]
-        row = np.repeat(np.arange(len(captions)), counts)
-        shift = self.start[captions] - np.cumsum(counts) + counts
-        return row, self.column[np.arange(len(row)) + shift[row]]
 
 
 def _weigh(idf: np.ndarray, row: np.ndarray, column: np.ndarray, rows: int) -> sparse.csr_matrix:

@@ -18,8 +18,10 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
-#if defined(_WIN32)
+#if defined(__GLIBC__) || defined(_WIN32)
 #include <malloc.h>
+#endif
+#if defined(_WIN32)
 #include <windows.h>
 #endif
 #if defined(__unix__) || defined(__APPLE__)
@@ -185,6 +187,12 @@ ptrdiff_t frn_live_blocks(void) { return live_blocks; }
 #else
 #define COUNT_BLOCKS(change) ((void)0)
 #endif
+
+void frn_trim(void) {
+#if defined(__GLIBC__)
+    malloc_trim(0);
+#endif
+}
 
 void *frn_alloc(size_t bytes) {
     /* huge pages for large blocks, where the system has them: fewer page faults and TLB misses */

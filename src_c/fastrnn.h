@@ -94,6 +94,9 @@ double frn_fma_flops(size_t size, ptrdiff_t rounds);
 uint64_t frn_denormals_flush(void);
 void frn_denormals_restore(uint64_t mode);
 
+/* Give the memory that free() has kept for later back to the system, where the C library can. */
+void frn_trim(void);
+
 /* Allocate `bytes` of uninitialized memory, aligned to 64 bytes. Returns NULL on failure. Free it with frn_free(). */
 void *frn_alloc(size_t bytes);
 void frn_free(void *memory);

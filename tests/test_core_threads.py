@@ -434,3 +434,27 @@ def test_weights_of_one_model_in_many_threads():
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(step, range(24)))) == 1
+
+
+@pytest.mark.parametrize("size", [(100, 16), (7, 16)])
+def test_more_threads_than_processors(size):
+    """Sixteen threads end, on any number of processors, with the bits of one."""
+    N, T = size
+    rng = np.random.default_rng(0)
+    words = {word: i for i, word in enumerate(["<NULL>", "<START>", "<END>", *map(str, range(90))])}
+    model = classifier.CaptioningRNN(words, 64, 32, 256, "lstm", np.float32)
+    captions = rng.integers(3, len(words), (N, T + 1))
+    captions[np.arange(T + 1) > rng.integers(4, T, (N, 1))] = 0
+    features = rng.standard_normal((N, 64)).astype(np.float32)
+    count = fastrnn.get_num_threads()
+    found = {}
+    try:
+        for threads in (1, 16):
+            fastrnn.set_num_threads(threads)
+            for _ in range(3):
+                found[threads] = model.loss(features, captions)
+    finally:
+        fastrnn.set_num_threads(count)
+    assert found[1][0] == found[16][0]
+    for name, grad in found[1][1].items():
+        np.testing.assert_array_equal(found[16][1][name], grad)

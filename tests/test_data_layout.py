@@ -239,3 +239,65 @@ def test_what_is_written_is_read(tmp_path, rng):
     np.testing.assert_array_equal(data["train_captions"], [[1, 4, 5, 2, 0], [1, 4, 5, 6, 2]])
     np.testing.assert_array_equal(data["train_image_idxs"], [0, 0])
     np.testing.assert_array_equal(data["val_captions"], [[1, 4, 2, 0, 0]])
+
+
+# -- features in another dtype
+
+
+def save_features(base_dir, values, **how):
+    for split in ("train", "val"):
+        with h5py.File(base_dir / features_file(split), "w") as file:
+            file.create_dataset("features", data=values[split], **how)
+
+
+def test_features_are_converted_while_they_are_read(layout):
+    base_dir, _ = layout
+    exact = read_captioning_directory(base_dir)
+    data = read_captioning_directory(base_dir, features_dtype="float16")
+    assert (data.features_dtype, exact.features_dtype) == ("float16", None)
+    for name in ("train_features", "val_features"):
+        np.testing.assert_array_equal(data[name], exact[name].astype(np.float16))
+        np.testing.assert_allclose(data[name], exact[name], rtol=2**-11, atol=3e-8)
+    assert data["train_captions"].dtype == exact["train_captions"].dtype
+    wide = read_captioning_directory(base_dir, features_dtype="float32")
+    assert wide["train_features"].dtype == np.float32
+
+
+@pytest.mark.parametrize("how", [{}, {"chunks": True}, {"compression": "gzip"}])
+def test_features_that_are_float16_lose_nothing(layout, how):
+    base_dir, _ = layout
+    before = read_captioning_directory(base_dir)
+    halves = {s: before[f"{s}_features"].astype(np.float16) for s in ("train", "val")}
+    save_features(base_dir, halves, **how)
+    data = read_captioning_directory(base_dir, features_dtype="float16")
+    np.testing.assert_array_equal(data["train_features"], halves["train"])
+    # mapped, if they are in one piece; changes stay in memory
+    assert isinstance(data["train_features"].base, np.memmap) is (not how)
+    data["train_features"][:] = 0
+    again = read_captioning_directory(base_dir, features_dtype="float16")
+    np.testing.assert_array_equal(again["train_features"], halves["train"])
+    assert read_captioning_directory(base_dir)["train_features"].base is None
+
+
+def test_features_of_the_other_byte_order_are_not_mapped(layout):
+    base_dir, _ = layout
+    before = read_captioning_directory(base_dir)
+    halves = {s: before[f"{s}_features"].astype(">f2") for s in ("train", "val")}
+    save_features(base_dir, halves)
+    data = read_captioning_directory(base_dir, features_dtype="float16")
+    np.testing.assert_array_equal(data["train_features"], halves["train"].astype("<f2"))
+
+
+def test_features_that_float16_cannot_hold(layout):
+    base_dir, _ = layout
+    features = read_captioning_directory(base_dir)
+    features["val_features"][0, 0] = 1e5
+    save_features(base_dir, {s: features[f"{s}_features"] for s in ("train", "val")})
+    where = re.escape(str(base_dir / features_file("val")))
+    with pytest.raises(ValueError, match=f"^{where}: dataset 'features' has values beyond 65504"):
+        read_captioning_directory(base_dir, features_dtype="float16")
+
+
+def test_other_dtypes_are_refused(layout):
+    with pytest.raises(ValueError, match=r"^features_dtype is 'int8'; expected None or one of"):
+        read_captioning_directory(layout[0], features_dtype="int8")

@@ -12,7 +12,9 @@ from equivalence import RULES, assert_equal, compiled, draw, twin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fastrnn
 from fastrnn import optim
+from fastrnn._core import optim as core
 from fastrnn.captioning_solver import CaptioningSolver
 from fastrnn.classifiers.rnn import CaptioningRNN
 from fastrnn.coco_utils import read_captioning_directory
@@ -335,3 +337,73 @@ def test_trainer_on_weights_in_a_file(data, tmp_path):
         trained.append({name: values(w) for name, w in model.params.items()})
     for name, w in trained[0].items():
         np.testing.assert_array_equal(w, trained[1][name])
+
+
+# -- all parameters together
+
+SHAPES = {"W": (300, 700), "b": (5,), "empty": (0, 3), "V": (40, 50)}
+
+
+def parameters(dtype, seed):
+    rng = np.random.default_rng(seed)
+    return {name: rng.standard_normal(shape).astype(dtype) for name, shape in SHAPES.items()}
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rule", optim.IN_PLACE_RULES)
+def test_all_together_are_one_by_one_to_the_bit(rule, dtype, threads):
+    count = fastrnn.get_num_threads()
+    fastrnn.set_num_threads(threads)
+    try:
+        params = parameters(dtype, 0)
+        together, configs = dict(parameters(dtype, 0)), {name: {} for name in SHAPES}
+        alone = {name: {} for name in SHAPES}
+        configs["b"] = {"learning_rate": 0.5}
+        alone["b"] = {"learning_rate": 0.5}
+        for step in range(1, 4):
+            grads = parameters(dtype, step)
+            optim.update_all(rule, together, grads, configs)
+            for name, w in params.items():
+                params[name], alone[name] = rule(w, grads[name], alone[name], in_place=True)
+        for name, w in params.items():
+            np.testing.assert_array_equal(together[name], w)
+            assert configs[name].keys() == alone[name].keys()
+            for key, value in alone[name].items():
+                np.testing.assert_array_equal(configs[name][key], value)
+    finally:
+        fastrnn.set_num_threads(count)
+
+
+def test_parameters_that_share_memory_are_updated_one_by_one():
+    w = np.ones((4, 5))
+    params, grads = {"a": w, "b": w}, {"a": np.ones((4, 5)), "b": np.full((4, 5), 2.0)}
+    configs = {name: {} for name in params}
+    wanted, alone = np.ones((4, 5)), {name: {} for name in params}
+    for _ in range(3):
+        optim.update_all(optim.adam, params, grads, configs)
+        for name in params:
+            optim.adam(wanted, grads[name], alone[name], in_place=True)
+    np.testing.assert_array_equal(w, wanted)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_all_averages_are_one_by_one_to_the_bit(dtype):
+    means, wanted, params = (parameters(dtype, seed) for seed in (0, 0, 1))
+    optim.average_all(means, params, 0.25)
+    for name, w in params.items():
+        np.testing.assert_array_equal(means[name], optim.average(wanted[name], w, 0.25))
+    strided = {"a": np.zeros((4, 6))[:, ::2]}
+    optim.average_all(strided, {"a": np.ones((4, 3))}, 0.5)
+    np.testing.assert_array_equal(strided["a"], np.full((4, 3), 0.5))
+    with pytest.raises(KeyError):
+        optim.average_all({}, params, 0.5)
+
+
+def test_arrays_that_do_not_fit_together_are_refused():
+    w, m = np.ones(3), np.ones(3)
+    assert core.fit_together([(w, m)]) and not core.fit_together([(w, m), (m, np.ones(3))])
+    assert not core.fit_together([(w, m), (np.ones(3, np.float32), np.ones(3, np.float32))])
+    with pytest.raises(ValueError, match="fit_together"):
+        core.average_each([(w, w)], 0.5)
+    core.adam_each([], [])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fastrnn import rewards
+from fastrnn._core import runtime
 from fastrnn.rewards import CiderReward
 
 WORDS = ["<NULL>", "<START>", "<END>", "<UNK>", *"abcdefgh"]
@@ -105,6 +107,27 @@ def test_agreement_in_chunks(rng, monkeypatch):
     monkeypatch.setattr("fastrnn.rewards._ROWS", 7)
     found = CiderReward(references, image_idxs, 13, WORD_TO_IDX).agreement()
     np.testing.assert_allclose(found, whole, rtol=1e-13)
+
+
+@pytest.mark.parametrize("bound", [200, 1 << 62])
+def test_n_grams_are_numbered_as_numpy_does(rng, bound):
+    keys = rng.integers(0, 200, 1000)
+    wanted = np.unique(keys, return_inverse=True)
+    numbers, scratch = np.empty(1000, np.int32), np.empty((2, 1000), np.int32)
+    values = rewards._number(keys.copy(), bound, numbers, scratch)
+    np.testing.assert_array_equal(values, wanted[0])
+    np.testing.assert_array_equal(numbers, wanted[1])
+
+
+def test_chunks_and_threads_change_no_bit(rng, monkeypatch):
+    captions, images = some_captions(rng, 200), rng.integers(0, 40, 200)
+    whole = CiderReward(captions, images, 40, WORD_TO_IDX).agreement()
+    monkeypatch.setattr(rewards, "_ROWS", 7)
+    monkeypatch.setattr(rewards, "_IMAGES", 3)
+    for threads in (1, 3):
+        monkeypatch.setattr(runtime, "get_threads", lambda threads=threads: threads)
+        again = CiderReward(captions, images, 40, WORD_TO_IDX)
+        np.testing.assert_array_equal(again.agreement(), whole)
 
 
 def test_nothing_to_compare_with():

@@ -62,6 +62,48 @@ def test_features_before_pca_are_known_too(capsys):
     assert read_run("r").evaluate(beam=1)["cider"] == trainer.evaluate(beam=1)["cider"]
 
 
+def test_features_in_float16_are_known_too(capsys):
+    """Training on them is training on their values: resuming and measuring read the same."""
+    data = load_coco_data("data", features_dtype="float16")
+    assert data["train_features"].dtype == np.float16
+    trainer = trained(data)
+    assert read_settings("r")["features_dtype"] == "float16"
+    assert run("evaluate", "r") == 0
+    assert read_run("r").evaluate(beam=1)["cider"] == trainer.evaluate(beam=1)["cider"]
+    wide = {
+        name: values.astype(np.float32) if name.endswith("_features") else values
+        for name, values in data.items()
+    }
+    config = TrainConfig(**{**vars(CONFIG), "epochs": 3})
+    same = Trainer(start_model(wide, "lstm", 4, 8), wide, config)
+    same.fit()
+    resumed = Trainer.resume("r", epochs=3)
+    assert resumed.data["train_features"].dtype == np.float16
+    resumed.fit()
+    for name, w in same.model.params.items():
+        np.testing.assert_array_equal(resumed.model.params[name], w)
+
+
+def test_the_command_keeps_features_in_float16(capsys):
+    options = ["--hidden-dim", 8, "--wordvec-dim", 4, "--epochs", 1, "--no-report"]
+    command = ["train", "--data", "data", "--features-dtype", "float16", "--out", "r", *options]
+    assert run(*command) == 0
+    assert read_run("r").features_dtype == "float16"
+    assert read_run("r").read_data()["val_features"].dtype == np.float16
+    line = refused(capsys, "train", "--resume", "r", "--features-dtype", "float32")
+    assert "--features-dtype cannot be given with --resume; the run has float16" in line
+
+
+def test_a_dtype_that_is_none_is_refused():
+    trained(load_coco_data("data"))
+    path = Path("r/settings.json")
+    settings = json.loads(path.read_text())
+    settings["data"]["features_dtype"] = "int8"
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="features_dtype is 'int8'; expected float16 or float32"):
+        read_run("r").read_data()
+
+
 def test_what_is_not_known_is_not_invented(capsys):
     data = load_coco_data("data")
     trained(dict(data))

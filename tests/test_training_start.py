@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from coco_layout import write_layout
 
+from fastrnn._core import runtime
 from fastrnn.classifiers.rnn import CaptioningRNN
 from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.training import (
+    start,
     start_model,
 )
 
@@ -46,3 +48,15 @@ def test_start_model_as_the_course_has_it(data):
     for bad in ({"bias_start": "uniform"}, {"forget_bias": math.nan}, {"embed_scale": 0.0}):
         with pytest.raises(ValueError, match=f"^{next(iter(bad))} is "):
             start_model(data, "lstm", 8, 16, **bad)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(7, 5), (3000, 200), (1200, 512)])
+def test_the_scale_in_blocks_is_numpys_to_the_bit(shape, dtype, monkeypatch):
+    monkeypatch.setattr(start, "_BLOCK", 4096)
+    features = (3 * np.random.default_rng(0).standard_normal(shape) + 1).astype(dtype)
+    for threads in (1, 3):
+        monkeypatch.setattr(runtime, "get_threads", lambda threads=threads: threads)
+        mean, deviation = start.feature_scale(features)
+        np.testing.assert_array_equal(mean, features.mean(axis=0, dtype=np.float64))
+        assert deviation == np.sqrt(features.var(axis=0, dtype=np.float64).mean())

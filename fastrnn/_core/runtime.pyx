@@ -13,6 +13,7 @@ cdef extern from "fastrnn.h" nogil:
     double frn_fma_flops(size_t size, ptrdiff_t rounds)
     uint64_t frn_denormals_flush()
     void frn_denormals_restore(uint64_t mode)
+    void frn_trim()
     void* frn_alloc(size_t size)
     void frn_free(void* memory)
     void frn_lock()
@@ -243,6 +244,12 @@ def live_blocks():
 
 
 # ---- Memory ----------------------------------------------------------------------------------------------------------
+
+def trim_memory():
+    """Give the memory that the C library has kept for later back to the system, after large temporary arrays."""
+    with nogil:
+        frn_trim()
+
 
 # A pool of freed blocks: a call that is repeated does not fault its pages in each time.
 cdef enum:

@@ -239,6 +239,7 @@ class Trainer:
         self._saver = Saver(None if run is None else Path(run).absolute())
         self._training = TrainingSet(data, model, self.config.batch_size)
         self.steps_per_epoch: int = self._training.steps_per_epoch
+        runtime.trim_memory()  # reading and measuring the data took large temporary arrays
         self._learner = Learner(model, self._training.mean, self._training.deviation, self.config)
         self._workspace = CaptioningWorkspace()
         shared = self._training, self._learner.network, self.config, self._workspace
