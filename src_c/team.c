@@ -19,7 +19,7 @@
 #endif
 
 enum {
-    SPINS = 20000, /* before a waiting thread sleeps: about 0.1 ms */
+    SPINS = 4000, /* before a waiting thread sleeps: about 0.1 ms */
     NAP_NS = 50000
 };
 
