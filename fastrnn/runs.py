@@ -251,7 +251,7 @@ def read_rows(run: str | os.PathLike[str]) -> list[int] | None:
     if not isinstance(found, list):
         raise ValueError(f"{path}: holds a {type(found).__name__}; expected a JSON array")
     for row in found:
-        if type(row) is not int or row < 0:
+        if type(row) is not int or not 0 <= row < 2**63:
             raise ValueError(f"{path}: holds {row!r:.60}; expected rows of captions, from 0")
     return found
 
