@@ -233,6 +233,11 @@ def write_rows(run: str | os.PathLike[str], rows: Sequence[int]) -> None:
 def read_rows(run: str | os.PathLike[str]) -> list[int] | None:
     """Read which training captions of its data directory a run is trained on.
 
+    Parameters
+    ----------
+    run : path
+        The run directory.
+
     Returns
     -------
     list of int or None
