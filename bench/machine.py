@@ -19,6 +19,18 @@ THREAD_VARIABLES = (
     "NPROC",  # XLA's pool of workers
 )
 
+# What the libraries of the contenders read to keep to an instruction set, when they are loaded.
+ISA_VARIABLES = {
+    "avx2": {
+        "FASTRNN_MAX_ISA": "avx2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "OPENBLAS_CORETYPE": "Haswell",
+        "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
+    },
+}
+
 
 def processors() -> int:
     """Return the number of processors available to this process."""

@@ -4,6 +4,9 @@ Each contender runs in a separate process. The contenders take turns in blocks o
 alternating order. A pause between blocks keeps the spinning threads of one library from slowing
 the next. The minimum and the median of all calls are reported; ratios are ratios of medians. All
 contenders draw the same minibatches from the same captions and start with the same weights.
+
+With ``--isa avx2`` every contender keeps to AVX2, as on a machine without AVX-512. Then bfloat16 is
+not measured, which needs AVX512_BF16 to be fast.
 """
 
 from __future__ import annotations
@@ -82,12 +85,16 @@ class Absent(Exception):
 class Contender:
     """The process of one contender, and the communication with it.
 
-    It imports packages from the directory `place` first, if that is given.
+    It imports packages from the directory `place` first, if that is given, and keeps to the
+    instruction set `isa` (see `machine.ISA_VARIABLES`).
     """
 
-    def __init__(self, name: str, threads: int, place: Path | None = None) -> None:
+    def __init__(
+        self, name: str, threads: int, place: Path | None = None, isa: str | None = None
+    ) -> None:
         self.name = name
         variables = dict.fromkeys(machine.THREAD_VARIABLES, str(threads))
+        variables |= machine.ISA_VARIABLES[isa] if isa else {}
         first = [] if place is None else [str(place)]
         path = os.pathsep.join([*first, str(ROOT), os.environ.get("PYTHONPATH", "")])
         path = path.rstrip(os.pathsep)
@@ -141,6 +148,7 @@ class Race:
 
     plan: Plan
     threads: int
+    isa: str | None = None
     contenders: dict[str, Contender] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -148,7 +156,7 @@ class Race:
 
     def enter(self, names: list[str]) -> None:
         """Start the processes, and record the contenders whose library is not installed."""
-        started = {name: Contender(name, self.threads) for name in names}
+        started = {name: Contender(name, self.threads, isa=self.isa) for name in names}
         for name, contender in started.items():
             try:
                 contender.greet()
@@ -168,7 +176,7 @@ class Race:
         if "fastrnn" not in self.contenders:
             return
         seconds = min(0.1, self.plan.seconds)
-        for dtype in ("float32", "float64", "bfloat16"):
+        for dtype in ("float32", "float64", *(() if self.isa else ("bfloat16",))):
             best = self.peak.setdefault(dtype, {})
             for threads in sorted({1, self.threads}):
                 found = self.contenders["fastrnn"].ask(
@@ -302,11 +310,16 @@ def run_calls(race: Race, shapes: list[Shape]) -> None:
         race.run(["fastrnn", "reference"], "calls", label, "step", arguments, brief=True)
 
 
-def run_samples(race: Race, shape: Shape, images: int = 1000, steps: int = 17) -> None:
-    """Measure greedy decoding: many images, many images with stop_at_end, and a single image."""
+def run_samples(
+    race: Race, shape: Shape, rounded: bool = True, images: int = 1000, steps: int = 17
+) -> None:
+    """Measure greedy decoding: many images, many images with stop_at_end, and a single image.
+
+    `rounded`: in bfloat16, too.
+    """
     names = ["fastrnn", "torch padded"]
     jobs = [((images, 0), "float32"), ((images, race.plan.trained), "float32"), ((1, 0), "float32")]
-    jobs += [((images, 0), "bfloat16"), ((1, 0), "bfloat16")]
+    jobs += [((images, 0), "bfloat16"), ((1, 0), "bfloat16")] if rounded else []
     for (count, trained), precision in jobs:
         arguments = {"shape": asdict(shape), "images": count, "steps": steps}
         arguments |= {"trained": trained, "precision": precision}
@@ -342,6 +355,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="quick look: too few calls to quote")
     parser.add_argument(
         "--threads", type=int, default=min(2, machine.processors()), help="threads per contender"
+    )
+    parser.add_argument(
+        "--isa",
+        choices=list(machine.ISA_VARIABLES),
+        help="instruction set that every contender keeps to; without bfloat16",
     )
     parser.add_argument(
         "--shapes",
@@ -386,7 +404,9 @@ def main(arguments: list[str] | None = None) -> int:
         dtypes = ("float32", "float64", "bfloat16")
         layers = [(name, dtype) for dtype in dtypes for name in options.shapes]
         first, single = SHAPES[options.shapes[0]], []
-    race = Race(plan, options.threads)
+    if options.isa:
+        rounded, layers = [], [(name, dtype) for name, dtype in layers if dtype != "bfloat16"]
+    race = Race(plan, options.threads, options.isa)
     others = machine.Others()
     memory = None
     try:
@@ -403,7 +423,7 @@ def main(arguments: list[str] | None = None) -> int:
         if "calls" in options.sections:
             run_calls(race, single)
         if "sample" in options.sections:
-            run_samples(race, first)
+            run_samples(race, first, rounded=not options.isa)
         race.measure_peak()
     finally:
         race.leave()
@@ -415,6 +435,7 @@ def main(arguments: list[str] | None = None) -> int:
         "format": 1,
         "quick": options.quick,
         "threads": options.threads,
+        "isa": options.isa,
         "date": time.strftime("%Y-%m-%d"),
         "others": others.average(),
         "machine": described,
@@ -424,7 +445,7 @@ def main(arguments: list[str] | None = None) -> int:
         "peak": race.peak,
         "rows": race.rows,
         "memory": memory,
-        "goals": report.goals(race.rows, memory),
+        "goals": report.goals(race.rows, memory, options.isa),
     }
     print(report.text(result))
     if options.json is not None:

@@ -2,6 +2,7 @@
 
 The README has a small table between two comments; ``docs/figures/performance.md`` has every table,
 and ``docs/pictures/peers.png`` the chart. All are made from the output of `bench.peers --json`.
+That of ``bench.peers --isa avx2`` is written to ``docs/figures/performance_avx2.md`` alone.
 Results with warnings, from a ``--quick`` run or a busy machine, are written only with ``--anyway``.
 """
 
@@ -17,7 +18,7 @@ from . import report
 BEGIN = "<!-- performance: written by python -m bench.readme -->"
 END = "<!-- performance: end -->"
 PAGE = Path("figures") / "performance.md"
-"""The tables, in the directory of the docs."""
+"""The tables, in the directory of the docs. Those of an instruction set have its name, too."""
 CHART = Path("pictures") / "peers.png"
 """The chart, in the directory of the docs."""
 
@@ -50,7 +51,6 @@ def main(arguments: list[str] | None = None) -> int:
         "--anyway", action="store_true", help="write results that have warnings, with the warnings"
     )
     options = parser.parse_args(arguments)
-    page, chart = options.docs / PAGE, options.docs / CHART
     try:
         result = json.loads(options.figures.read_text(encoding="utf-8"))
         if result.get("format") != 1:
@@ -58,6 +58,12 @@ def main(arguments: list[str] | None = None) -> int:
         doubts = report.warnings(result)
         if doubts and not options.anyway:
             raise ValueError(f"{options.figures}: {' '.join(doubts)} (--anyway writes it)")
+        if result.get("isa"):
+            page = options.docs / PAGE.with_stem(f"{PAGE.stem}_{result['isa']}")
+            page.parent.mkdir(parents=True, exist_ok=True)
+            report.write_whole(page, f"{BEGIN}\n\n{report.markdown(result)}\n".encode())
+            return 0
+        page, chart = options.docs / PAGE, options.docs / CHART
         readme = options.readme.read_text(encoding="utf-8")
         changed = replaced(readme, report.short_markdown(result))
         for path in (page, chart):

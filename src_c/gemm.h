@@ -9,28 +9,46 @@ INLINE vec operand_part(vec x, int pass) {
 INLINE vec multiply_add(vec c, vec a, vec b) { return c + a * b; }
 #include "product.h"
 
+enum { TOGETHER = 4 };
+
+/* Pack `panels` panels from panel p of B, whose rows are contiguous. `panels` is a constant after inlining. */
+INLINE void pack_panels_of_rows(REAL *packed, ptrdiff_t step, REAL *colsum, const REAL *B, const ptrdiff_t *row,
+                                ptrdiff_t rs, ptrdiff_t K, ptrdiff_t p, const int panels) {
+    enum { AHEAD = 8 };
+    const ptrdiff_t n0 = p * PANEL_WIDTH;
+    vec sum[TOGETHER * PANEL_VECTORS];
+    for (int j = 0; j < panels * PANEL_VECTORS; j++)
+        sum[j] = splat(0);
+    for (ptrdiff_t k = 0; k < K; k++) {
+        const REAL *from = B + (row ? row[k] : k * rs) + n0;
+        const REAL *ahead = B + (row ? row[k + AHEAD < K ? k + AHEAD : k] : (k + AHEAD) * rs) + n0;
+        for (int j = 0; j < panels * PANEL_VECTORS; j++) {
+            const vec x = load(from + j * LANES);
+            PREFETCH(ahead + j * LANES);
+            store(packed + j / PANEL_VECTORS * step + k * PANEL_WIDTH + j % PANEL_VECTORS * LANES, x);
+            sum[j] = sum[j] + x;
+        }
+    }
+    for (int j = 0; j < panels * PANEL_VECTORS && colsum; j++)
+        store(colsum + n0 + j * LANES, sum[j]);
+}
+
 void KERNEL(gemm_pack)(REAL *packed, ptrdiff_t step, REAL *colsum, const REAL *B, const ptrdiff_t *row, ptrdiff_t rs,
                        ptrdiff_t cs, ptrdiff_t K, ptrdiff_t N, ptrdiff_t first, ptrdiff_t last) {
-    for (ptrdiff_t p = first; p < last; p++, packed += step) {
+    ptrdiff_t p = first;
+    for (; cs == 1 && p < last && (p + 1) * PANEL_WIDTH <= N;) {
+        /* several panels at a time, because short runs of each row would be slow to read */
+        const ptrdiff_t whole = N / PANEL_WIDTH < last ? N / PANEL_WIDTH : last;
+        const ptrdiff_t panels = whole - p < TOGETHER ? 1 : TOGETHER;
+        if (panels == 1)
+            pack_panels_of_rows(packed, step, colsum, B, row, rs, K, p, 1);
+        else
+            pack_panels_of_rows(packed, step, colsum, B, row, rs, K, p, TOGETHER);
+        p += panels;
+        packed += panels * step;
+    }
+    for (; p < last; p++, packed += step) {
         const ptrdiff_t n0 = p * PANEL_WIDTH, width = N - n0 < PANEL_WIDTH ? N - n0 : PANEL_WIDTH;
-        if (cs == 1 && width == PANEL_WIDTH) {
-            vec sum[PANEL_VECTORS];
-            for (int j = 0; j < PANEL_VECTORS; j++)
-                sum[j] = splat(0);
-            for (ptrdiff_t k = 0; k < K; k++) {
-                const REAL *from = B + (row ? row[k] : k * rs) + n0;
-                PREFETCH(B + (row ? row[k + 8 < K ? k + 8 : k] : (k + 8) * rs) + n0);
-                for (int j = 0; j < PANEL_VECTORS; j++) {
-                    const vec x = load(from + j * LANES);
-                    store(packed + k * PANEL_WIDTH + j * LANES, x);
-                    sum[j] = sum[j] + x;
-                }
-            }
-            if (colsum)
-                for (int j = 0; j < PANEL_VECTORS; j++)
-                    store(colsum + n0 + j * LANES, sum[j]);
-            continue;
-        }
         if (rs == 1 && !row && !colsum && width == PANEL_WIDTH) { /* B transposed: each column is contiguous */
             for (ptrdiff_t k = 0; k < K; k += LANES) {
                 const ptrdiff_t run = K - k < LANES ? K - k : LANES;

@@ -59,6 +59,8 @@ cdef Operands take_operands(Workspace workspace, ptrdiff_t M, ptrdiff_t N, ptrdi
 cdef void pack_tiles(floating* tiles, ptrdiff_t step, Matrix A, ptrdiff_t M, ptrdiff_t K, ptrdiff_t height,
                      ptrdiff_t first, ptrdiff_t last, bint bfloat16) noexcept nogil
 cdef void pack_rows(floating* tiles, Matrix A, ptrdiff_t M, ptrdiff_t K, bint bfloat16) noexcept nogil
+cdef void pack_some(floating* panels, ptrdiff_t step, floating* colsum, Matrix B, ptrdiff_t K, ptrdiff_t N,
+                    ptrdiff_t first, ptrdiff_t last, bint bfloat16) noexcept nogil
 cdef void multiply_rows(floating* C, ptrdiff_t ldc, const floating* tiles, const floating* panels,
                         const floating* bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t depth, bint accumulate,
                         bint bfloat16) noexcept nogil

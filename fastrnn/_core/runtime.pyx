@@ -254,7 +254,7 @@ def trim_memory():
 # A pool of freed blocks: a call that is repeated does not fault its pages in each time.
 cdef enum:
     POOL_BLOCKS = 32
-    POOL_BYTES = 128 << 20
+    POOL_BYTES = 256 << 20
 # read and changed under the lock only
 cdef void* pool[POOL_BLOCKS]  # oldest first
 cdef size_t pool_size[POOL_BLOCKS]

@@ -10,13 +10,15 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
 from .arrays cimport data, dim, floats, has_shape, new, new_like, raise_error
-from .cell cimport Cell, row_forward
+from .cell cimport Cell, row_backward, row_forward
 from .products cimport (
     Operands, depth_of, gathered_transposed, leading_dimension, matrix, multiply, multiply_columns, multiply_panels,
-    pack_panels, panels_size, take_operands, tiles_size, transposed,
+    multiply_rows, multiply_strided, pack_panels, pack_some, pack_tiles, panels_size, take_operands, tile_height,
+    tiles_size, transposed,
 )
 from .runtime cimport (
-    TOO_LARGE, Workspace, area, denormals_flush, denormals_restore, find_cell, panel_width, share, threads_for,
+    TOO_LARGE, Slices, Workspace, area, denormals_flush, denormals_restore, find_cell, panel_width, share, slice_of,
+    threads_for,
 )
 from .time_loop cimport (
     Batch, Scratch, batch_size, batch_sort, state_before, steps_backward, steps_forward, take_backward, take_forward,
@@ -31,6 +33,7 @@ cdef const Cell* LSTM = find_cell("lstm")
 
 cdef enum:
     MODERATE_ROWS = 64  # up to this many rows, a single step does not pay for packing the weights
+    MANY_ROWS = 256     # up to this many, it packs a panel at a time, which stays in the cache until it is used
 
 
 # ---- Cache -----------------------------------------------------------------------------------------------------------
@@ -141,6 +144,8 @@ cdef int run_forward(ForwardCache s, floating* out, floating* c_out, const float
     cdef int across = <int> max(<ptrdiff_t> 1, min(<ptrdiff_t> threads, batch.N))
     cdef bint bfloat16 = batch.bfloat16
     cdef bint packing = batch.T > 1 or N > MODERATE_ROWS or tokens < area(N, batch.T) or bfloat16
+    cdef bint by_panels = packing and single_by_panels(s)
+    cdef Slices panels
     cdef Workspace scratch = Workspace()
     cdef floating* gates = <floating*> s.gates
     cdef floating* h = <floating*> s.h
@@ -148,13 +153,17 @@ cdef int run_forward(ForwardCache s, floating* out, floating* c_out, const float
     cdef ptrdiff_t* x_at
     cdef ptrdiff_t* out_at
     cdef floating* weights = NULL
+    cdef floating* tiles = NULL
     cdef Scratch loop_scratch
     cdef ptrdiff_t depth = depth_of(D, bfloat16) + depth_of(H, bfloat16), step = depth * panel_width(size)
     for pass_ in range(2):
         scratch.begin(pass_)
         x_at = <ptrdiff_t*> scratch.take(tokens, sizeof(ptrdiff_t))
         out_at = <ptrdiff_t*> scratch.take(tokens, sizeof(ptrdiff_t))
-        if packing:
+        if by_panels:
+            tiles = <floating*> scratch.take(tiles_size(N, depth, size), size)
+            panels = scratch.take_slices(threads, panels_size(depth, 1, size), size)
+        elif packing:
             weights = <floating*> scratch.take(panels_size(depth, G, size), size)
             loop_scratch = take_forward(scratch, batch, D, across, size)
     with nogil:
@@ -169,7 +178,9 @@ cdef int run_forward(ForwardCache s, floating* out, floating* c_out, const float
             out_at[i] = s.position[i] * H
         if D == 0:
             x = b  # the input product of every token is the bias
-        if packing:
+        if by_panels:
+            panels_forward(batch, gates, h, c, out, x, D, Wx, Wh, b, tiles, panels, threads)
+        elif packing:
             # the panels of Wx stacked on Wh
             pack_panels(weights, step, <floating*> NULL, matrix(Wx, G), D, G, bfloat16, threads)
             pack_panels(weights + depth_of(D, bfloat16) * panel_width(size), step, <floating*> NULL, matrix(Wh, G), H,
@@ -187,16 +198,32 @@ cdef void single_forward(const Batch* batch, floating* gates, floating* h, float
                          const floating* x, ptrdiff_t D, const floating* Wx, const floating* Wh, const floating* b,
                          int threads) noexcept nogil:
     """Run one step of a moderate number of rows, all active, with unpacked weights. Threads divide the columns."""
-    cdef ptrdiff_t q, r, ldh = batch.ldh
-    cdef uint64_t mode
+    cdef ptrdiff_t q
     if threads == 1:
         single_columns(batch, gates, h, x, D, Wx, Wh, b, 0, batch.G)
     else:
         for q in prange(threads, num_threads=threads, schedule="static"):
             single_columns(batch, gates, h, x, D, Wx, Wh, b, share(batch.G, q, threads, 64),
                            share(batch.G, q + 1, threads, 64))
-    mode = denormals_flush()
-    for r in range(batch.tokens):
+    single_rows(batch, gates, h, c, out, threads)
+
+
+cdef void single_rows(const Batch* batch, floating* gates, floating* h, floating* c, floating* out,
+                      int threads) noexcept nogil:
+    """Apply the gates of a single step. Threads divide the rows."""
+    cdef ptrdiff_t q
+    if threads == 1:
+        some_rows(batch, gates, h, c, out, 0, batch.N)
+    else:
+        for q in prange(threads, num_threads=threads, schedule="static"):
+            some_rows(batch, gates, h, c, out, share(batch.N, q, threads, 1), share(batch.N, q + 1, threads, 1))
+
+
+cdef void some_rows(const Batch* batch, floating* gates, floating* h, floating* c, floating* out, ptrdiff_t first,
+                    ptrdiff_t last) noexcept nogil:
+    cdef ptrdiff_t r, ldh = batch.ldh
+    cdef uint64_t mode = denormals_flush()
+    for r in range(first, last):
         row_forward(batch.cell, gates + r * batch.ldg, h + (batch.N + r) * ldh, c + (batch.N + r) * ldh,
                     out + r * batch.H, <const floating*> NULL, <const floating*> h + r * ldh,
                     <const floating*> c + r * ldh, batch.H)
@@ -211,6 +238,92 @@ cdef void single_columns(const Batch* batch, floating* gates, const floating* h,
                      True)
 
 
+cdef bint single_by_panels(ForwardCache s) noexcept:
+    """Return whether a pass is a single step that packs its weights a panel at a time, which changes no bit."""
+    return s.batch.T == 1 and s.batch.tokens == s.batch.N <= MANY_ROWS and s.D > 0 and not s.batch.bfloat16
+
+
+cdef void panels_forward(const Batch* batch, floating* gates, floating* h, floating* c, floating* out,
+                         const floating* x, ptrdiff_t D, const floating* Wx, const floating* Wh, const floating* b,
+                         floating* tiles, Slices panels, int threads) noexcept nogil:
+    """Run one step of many rows, all active. Threads divide the panels of the weights."""
+    cdef ptrdiff_t q, N = batch.N, depth = D + batch.H, height = tile_height(N, sizeof(floating))
+    cdef ptrdiff_t count = (N + height - 1) // height
+    # each row of a tile is [x, previous h]
+    pack_tiles(tiles, height * depth, matrix(x, D), N, D, height, 0, count, False)
+    pack_tiles(tiles + height * D, height * depth, matrix(h, batch.ldh), N, batch.H, height, 0, count, False)
+    if threads == 1:
+        some_panels_forward(batch, gates, D, Wx, Wh, b, tiles, <floating*> panels.memory, 0, 1)
+    else:
+        for q in prange(threads, num_threads=threads, schedule="static"):
+            some_panels_forward(batch, gates, D, Wx, Wh, b, tiles, <floating*> slice_of(panels, q), q, threads)
+    single_rows(batch, gates, h, c, out, threads)
+
+
+cdef void some_panels_forward(const Batch* batch, floating* gates, ptrdiff_t D, const floating* Wx, const floating* Wh,
+                              const floating* b, const floating* tiles, floating* panel, ptrdiff_t q,
+                              int threads) noexcept nogil:
+    """Compute the q-th part of the columns of the products. Each panel is one of Wx stacked on one of Wh."""
+    cdef ptrdiff_t width = panel_width(sizeof(floating)), G = batch.G, H = batch.H
+    cdef ptrdiff_t count = (G + width - 1) // width, p
+    cdef uint64_t mode = denormals_flush()
+    for p in range(share(count, q, threads, 1), share(count, q + 1, threads, 1)):
+        pack_some(panel, width * D, <floating*> NULL, matrix(Wx, G), D, G, p, p + 1, False)
+        pack_some(panel + width * D, width * H, <floating*> NULL, matrix(Wh, G), H, G, p, p + 1, False)
+        multiply_rows(gates + p * width, batch.ldg, tiles, <const floating*> panel, b + p * width, batch.N,
+                      min(width, G - p * width), D + H, False, False)
+    denormals_restore(mode)
+
+
+cdef void panels_backward(const Batch* batch, floating* da, floating* dstate, floating* dc, floating* dx, ptrdiff_t D,
+                          const floating* dh, const floating* gates, const floating* h, const floating* c,
+                          const floating* Wx, const floating* Wh, Slices panels, int threads) noexcept nogil:
+    """Run one step backward, all rows active. Threads divide the rows, then the panels of the transposed weights."""
+    cdef ptrdiff_t q
+    if threads == 1:
+        some_rows_backward(batch, da, dstate, dc, dh, gates, h, c, 0, batch.N)
+        some_panels_backward(batch, da, dstate, dx, D, Wx, Wh, <floating*> panels.memory, 0, 1)
+        return
+    for q in prange(threads, num_threads=threads, schedule="static"):
+        some_rows_backward(batch, da, dstate, dc, dh, gates, h, c, share(batch.N, q, threads, 1),
+                           share(batch.N, q + 1, threads, 1))
+    for q in prange(threads, num_threads=threads, schedule="static"):
+        some_panels_backward(batch, da, dstate, dx, D, Wx, Wh, <floating*> slice_of(panels, q), q, threads)
+
+
+cdef void some_rows_backward(const Batch* batch, floating* da, floating* dstate, floating* dc, const floating* dh,
+                             const floating* gates, const floating* h, const floating* c, ptrdiff_t first,
+                             ptrdiff_t last) noexcept nogil:
+    cdef ptrdiff_t r, ldh = batch.ldh, ldg = batch.ldg
+    cdef uint64_t mode = denormals_flush()
+    for r in range(first, last):
+        row_backward(batch.cell, da + r * ldg, dstate + r * ldh, dc + r * ldh, dh + r * batch.H, gates + r * ldg,
+                     h + (batch.N + r) * ldh, c + (batch.N + r) * ldh, h + r * ldh, c + r * ldh, batch.H)
+    denormals_restore(mode)
+
+
+cdef void some_panels_backward(const Batch* batch, const floating* da, floating* dstate, floating* dx, ptrdiff_t D,
+                               const floating* Wx, const floating* Wh, floating* panel, ptrdiff_t q,
+                               int threads) noexcept nogil:
+    """Compute the q-th part of the columns of dstate and dx, which are counted in this order."""
+    cdef ptrdiff_t width = panel_width(sizeof(floating)), G = batch.G, H = batch.H
+    cdef ptrdiff_t of_h = (H + width - 1) // width, count = of_h + (D + width - 1) // width, k, p
+    cdef const floating* no_bias = NULL
+    cdef uint64_t mode = denormals_flush()
+    for k in range(share(count, q, threads, 1), share(count, q + 1, threads, 1)):
+        if k < of_h:
+            p = k
+            pack_some(panel, width * G, <floating*> NULL, transposed(Wh, G), G, H, p, p + 1, False)
+            multiply_strided(dstate + p * width, batch.ldh, da, batch.ldg, <const floating*> panel, no_bias, batch.N,
+                             min(width, H - p * width), G, batch.cell.direct, False)
+        else:
+            p = k - of_h
+            pack_some(panel, width * G, <floating*> NULL, transposed(Wx, G), G, D, p, p + 1, False)
+            multiply_strided(dx + p * width, D, da, batch.ldg, <const floating*> panel, no_bias, batch.N,
+                             min(width, D - p * width), G, False, False)
+    denormals_restore(mode)
+
+
 cdef int run_backward(ForwardCache s, floating* dx, floating* dh0, floating* dc0, floating* dWx, floating* dWh,
                       floating* db, const floating* dh, const floating* dc_last, const floating* x,
                       const floating* Wx, const floating* Wh) except -1:
@@ -223,6 +336,7 @@ cdef int run_backward(ForwardCache s, floating* dx, floating* dh0, floating* dc0
     cdef int threads = threads_for(4.0 * tokens * (D + H) * G)
     cdef int across = <int> max(<ptrdiff_t> 1, min(<ptrdiff_t> threads, batch.N))
     cdef bint ragged = tokens < places, bfloat16 = batch.bfloat16
+    cdef bint by_panels = single_by_panels(s)
     cdef Workspace scratch = Workspace()
     cdef ptrdiff_t i, r, t
     cdef ptrdiff_t* dh_at
@@ -231,8 +345,9 @@ cdef int run_backward(ForwardCache s, floating* dx, floating* dh0, floating* dc0
     cdef floating* da
     cdef floating* dstate
     cdef floating* dc
-    cdef floating* Wh_panels
-    cdef floating* Wx_panels
+    cdef floating* Wh_panels = NULL
+    cdef floating* Wx_panels = NULL
+    cdef Slices panels
     cdef floating* dx_tokens = dx
     cdef Scratch loop_scratch
     cdef Operands dWx_operands, dWh_operands
@@ -245,9 +360,12 @@ cdef int run_backward(ForwardCache s, floating* dx, floating* dh0, floating* dc0
         da = <floating*> scratch.take(area(tokens, batch.ldg), size)
         dstate = <floating*> scratch.take(area(N, batch.ldh), size)
         dc = <floating*> scratch.take(area(N, batch.ldh), size)
-        Wh_panels = <floating*> scratch.take(panels_size(depth_of(G, bfloat16), H, size), size)
-        Wx_panels = <floating*> scratch.take(panels_size(depth_of(G, bfloat16), D, size), size)
-        loop_scratch = take_backward(scratch, batch, across, size)
+        if by_panels:
+            panels = scratch.take_slices(threads, panels_size(G, 1, size), size)
+        else:
+            Wh_panels = <floating*> scratch.take(panels_size(depth_of(G, bfloat16), H, size), size)
+            Wx_panels = <floating*> scratch.take(panels_size(depth_of(G, bfloat16), D, size), size)
+            loop_scratch = take_backward(scratch, batch, across, size)
         dWx_operands = take_operands(scratch, D, G, tokens, size, bfloat16)
         dWh_operands = dWx_operands
         dWh_operands.tiles = scratch.take(tiles_size(H, depth_of(tokens, bfloat16), size), size)
@@ -265,11 +383,15 @@ cdef int run_backward(ForwardCache s, floating* dx, floating* dh0, floating* dc0
         if dc_last != NULL:
             for r in range(N):
                 memcpy(dc + r * batch.ldh, dc_last + batch.row[r] * H, H * size)
-        pack_panels(Wh_panels, 0, <floating*> NULL, transposed(Wh, G), G, H, bfloat16, threads)
-        pack_panels(Wx_panels, 0, <floating*> NULL, transposed(Wx, G), G, D, bfloat16, threads)
-        steps_backward(batch, da, dstate, dc, dx_tokens, 0 if ragged else D, D if ragged else s.T * D, D, dh, dh_at,
-                       <floating*> s.gates, <floating*> s.h, <floating*> s.c, Wh_panels, Wx_panels, loop_scratch,
-                       across)
+        if by_panels:
+            panels_backward(batch, da, dstate, dc, dx, D, dh, <const floating*> s.gates, <const floating*> s.h,
+                            <const floating*> s.c, Wx, Wh, panels, threads)
+        else:
+            pack_panels(Wh_panels, 0, <floating*> NULL, transposed(Wh, G), G, H, bfloat16, threads)
+            pack_panels(Wx_panels, 0, <floating*> NULL, transposed(Wx, G), G, D, bfloat16, threads)
+            steps_backward(batch, da, dstate, dc, dx_tokens, 0 if ragged else D, D if ragged else s.T * D, D, dh, dh_at,
+                           <floating*> s.gates, <floating*> s.h, <floating*> s.c, Wh_panels, Wx_panels, loop_scratch,
+                           across)
         for r in range(N):
             memcpy(dh0 + batch.row[r] * H, dstate + r * batch.ldh, H * size)
             if dc0 != NULL:
