@@ -5,6 +5,9 @@ alternating order. A pause between blocks keeps the spinning threads of one libr
 the next. The minimum and the median of all calls are reported; ratios are ratios of medians. All
 contenders draw the same minibatches from the same captions and start with the same weights.
 
+The section ``busy`` measures steps with and without another program, which keeps one of the
+processors busy, in alternating blocks.
+
 With ``--isa avx2`` every contender keeps to AVX2, as on a machine without AVX-512. Then bfloat16 is
 not measured, which needs AVX512_BF16 to be fast.
 """
@@ -12,6 +15,7 @@ not measured, which needs AVX512_BF16 to be fast.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -19,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +36,8 @@ from .data import draw_batch, draw_pool
 from .shapes import LAYERS, ROUNDED_STEPS, SHAPES, STEPS, Shape
 
 ROOT = Path(__file__).resolve().parent.parent
-SECTIONS = ("step", "layer", "embedding", "calls", "sample", "memory")
+SECTIONS = ("step", "busy", "layer", "embedding", "calls", "sample", "memory")
+BESIDE = "beside a busy program"
 CLOSE = 10.0  # seconds to wait for the process of a contender to end
 
 
@@ -76,6 +82,20 @@ class Plan:
 QUICK = Plan(
     blocks=2, seconds=0.03, least=1, warm=0, pause=0.05, brief=0.03, trained=10, memory_steps=4
 )
+
+
+@contextlib.contextmanager
+def busy_processor(which: int) -> Iterator[None]:
+    """Keep one of the processors busy by another program, which does nothing."""
+    command = [sys.executable, "-c", "while True: pass"]
+    with subprocess.Popen(command) as program:
+        try:
+            if hasattr(os, "sched_setaffinity"):
+                allowed = sorted(os.sched_getaffinity(program.pid))
+                os.sched_setaffinity(program.pid, {allowed[which % len(allowed)]})
+            yield
+        finally:
+            program.kill()
 
 
 class Absent(Exception):
@@ -195,10 +215,12 @@ class Race:
         flop: float | None = None,
         dtype: str = "float32",
         brief: bool = False,
+        busy: bool = False,
     ) -> None:
         """Measure one job on the given contenders, in alternating blocks, and append the rows.
 
-        A `brief` job takes microseconds. It is measured in short blocks with short pauses.
+        A `brief` job takes microseconds. It is measured in short blocks with short pauses. With
+        `busy`, each block is followed by one beside a program that keeps a processor busy.
         """
         entered = [name for name in names if name in self.contenders]
         pace, opened = {}, {}
@@ -211,26 +233,30 @@ class Race:
             call = inner * opened[name]["seconds"]
             block = 0.1 * self.plan.seconds if brief else self.plan.seconds
             pace[name] = inner, max(self.plan.least, min(1000, int(block / call)))
-        times: dict[str, list[float]] = {name: [] for name in entered}
+        labels = (label, f"{label} {BESIDE}") if busy else (label,)
+        times: dict[tuple[str, str], list[float]] = {
+            (which, name): [] for which in labels for name in entered
+        }
         for block in range(self.plan.blocks):
             for name in entered if block % 2 == 0 else reversed(entered):
                 inner, steps = pace[name]
-                time.sleep(self.plan.brief if brief else self.plan.pause)
-                found = self.contenders[name].ask(
-                    "run", seed=block, warm=self.plan.warm, steps=steps, inner=inner
-                )
-                times[name] += found["seconds"]
-        for name in entered:
-            self.contenders[name].ask("close")
-            median = statistics.median(times[name])
+                for which in labels:
+                    with busy_processor(block) if which != label else contextlib.nullcontext():
+                        time.sleep(self.plan.brief if brief else self.plan.pause)
+                        found = self.contenders[name].ask(
+                            "run", seed=block, warm=self.plan.warm, steps=steps, inner=inner
+                        )
+                    times[which, name] += found["seconds"]
+        for which, name in times:
+            median = statistics.median(times[which, name])
             row = {
                 "section": section,
-                "label": label,
+                "label": which,
                 "dtype": dtype,
                 "contender": name,
-                "ms_min": 1e3 * min(times[name]),
+                "ms_min": 1e3 * min(times[which, name]),
                 "ms_median": 1e3 * median,
-                "calls": len(times[name]),
+                "calls": len(times[which, name]),
                 "gflop": None if flop is None else flop / 1e9,
                 "gflops": None if flop is None else flop / median / 1e9,
                 "percent_of_peak": None,
@@ -238,7 +264,11 @@ class Race:
                 "facts": opened[name]["facts"],
             }
             self.rows.append(row)
-        report.progress(label, {name: 1e3 * statistics.median(times[name]) for name in entered})
+        for name in entered:
+            self.contenders[name].ask("close")
+        for which in labels:
+            medians = {name: 1e3 * statistics.median(times[which, name]) for name in entered}
+            report.progress(which, medians)
 
     def finish(self) -> None:
         """Compute every rate as a percentage of the FMA peak of all threads."""
@@ -267,6 +297,15 @@ def run_steps(race: Race, steps: list[tuple[str, str]], precision: str = "float3
         label = labelled(f"{cell.upper()} {shape.sizes}", precision)
         flop = average_work(shape, cell)
         race.run(names, "step", label, "step", arguments, flop=flop, dtype=precision)
+
+
+def run_busy(race: Race, shapes: list[Shape]) -> None:
+    """Measure training steps beside another program that keeps one processor busy."""
+    names = ["fastrnn", "torch padded", "torch packed"]
+    for shape in shapes:
+        arguments = {"shape": asdict(shape), "cell": "lstm"}
+        flop = average_work(shape, "lstm")
+        race.run(names, "busy", f"LSTM {shape.sizes}", "step", arguments, flop=flop, busy=True)
 
 
 def labelled(label: str, precision: str) -> str:
@@ -415,6 +454,8 @@ def main(arguments: list[str] | None = None) -> int:
         if "step" in options.sections:
             run_steps(race, steps)
             run_steps(race, rounded, "bfloat16")
+        if "busy" in options.sections:
+            run_busy(race, [first])
         if "layer" in options.sections:
             race.measure_peak()
             run_layers(race, layers)

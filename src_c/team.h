@@ -28,13 +28,13 @@ typedef struct {
 /* What the threads of a team share. */
 typedef struct {
     int threads;
-    int bound;              /* whether each thread keeps to a processor of its own */
-    uint64_t allowed[16];   /* the processors that the process may use, if it is */
-    frn_count open; /* the number of the loop that is open; all before it are over */
-    frn_count done; /* blocks of the open loop that are done */
+    int bound;            /* whether each thread keeps to a processor of its own */
+    uint64_t allowed[16]; /* the processors that the process may use, if it is */
+    frn_count open;       /* the number of the loop that is open; all before it are over */
+    frn_count done;       /* blocks of the open loop that are done */
     /* For each share of the open loop, the number of its blocks that are taken; for each chain, 2 times the number of
-     * its steps that are done, plus 1 while a thread is at one. The number of the loop stands in the upper half, so that
-     * a thread which is late cannot take a block of a later loop. */
+     * its steps that are done, plus 1 while a thread is at one. The number of the loop stands in the upper half, so
+     * that a thread which is late cannot take a block of a later loop. */
     frn_count taken[FRN_MAX_CHAINS];
 } frn_team;
 

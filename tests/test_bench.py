@@ -59,7 +59,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> dict:
     found = bench(
         "peers", "--quick", "--threads", "1", "--shapes", "tiny", "--json", str(path),
         "--contenders", "fastrnn", "reference", "add.at", "sort+reduceat",
-        "--sections", "step", "layer", "embedding", "calls",
+        "--sections", "step", "busy", "layer", "embedding", "calls",
     )  # fmt: skip
     result = json.loads(path.read_text())
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
@@ -223,7 +223,8 @@ def test_absent_libraries_are_named() -> None:
 
 def test_quick_run_has_every_row(quick: dict) -> None:
     assert quick["format"] == 1 and quick["quick"] and quick["threads"] == 1
-    assert {row["section"] for row in quick["rows"]} == {"step", "layer", "embedding", "calls"}
+    sections = {"step", "busy", "layer", "embedding", "calls"}
+    assert {row["section"] for row in quick["rows"]} == sections
     for row in quick["rows"]:
         assert 0 < row["ms_min"] <= row["ms_median"] and row["calls"] >= 2
     rated = [row for row in quick["rows"] if row["gflops"] is not None]

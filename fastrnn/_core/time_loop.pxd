@@ -47,6 +47,7 @@ cdef void steps_backward(const Batch* batch, floating* da, floating* dstate, flo
                          const floating* gates, const floating* h, const floating* c, const floating* Wh_transposed,
                          const floating* Wx_transposed, Scratch scratch, int threads) noexcept nogil
 cdef void team_steps_backward(const Batch* batch, floating* da, floating* dstate, floating* dc, floating* dx,
-                              ptrdiff_t dx_step, ptrdiff_t dx_row, ptrdiff_t D, const floating* dh, const ptrdiff_t* dh_at,
-                              const floating* gates, const floating* h, const floating* c, const floating* Wh_transposed,
-                              const floating* Wx_transposed, Scratch scratch, Worker* me) noexcept nogil
+                              ptrdiff_t dx_step, ptrdiff_t dx_row, ptrdiff_t D, const floating* dh,
+                              const ptrdiff_t* dh_at, const floating* gates, const floating* h, const floating* c,
+                              const floating* Wh_transposed, const floating* Wx_transposed, Scratch scratch,
+                              Worker* me) noexcept nogil

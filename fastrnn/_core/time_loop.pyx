@@ -2,8 +2,9 @@
 
 The rows of a batch are sorted by length, longest first, and a sequence runs in time-major order over *tokens*: token
 ``offset[t] + r`` is step t of the r-th row. The active rows of a step are contiguous, so the cost of a ragged batch is
-that of its tokens. Each thread takes every `threads`-th row through the whole sequence without waiting for the others,
-except with few rows (by_columns()). The order of every sum is independent of the number of threads.
+that of its tokens. The rows are divided into chains (row_chains()), and a thread takes the next step of the chain that
+is furthest behind; no chain waits for another. With few rows, the threads divide the columns (by_columns()). The order
+of every sum is independent of the number of threads.
 """
 
 from cython cimport floating
@@ -18,8 +19,8 @@ from .products cimport (
     tile_height, tiles_size,
 )
 from .runtime cimport (
-    MAX_CHAINS, MAX_TILE_HEIGHT, Team, Worker, Workspace, area, denormals_flush, denormals_restore, next_block, next_step,
-    panel_width, share, slice_of, team_start, worker_of,
+    MAX_CHAINS, MAX_TILE_HEIGHT, Team, Worker, Workspace, area, denormals_flush, denormals_restore, next_block,
+    next_step, panel_width, share, slice_of, team_start, worker_of,
 )
 
 # See by_columns().
@@ -423,10 +424,11 @@ cdef void columns_backward(const Batch* batch, const floating* da, floating* dst
 
 
 cdef ptrdiff_t rows_backward(const Batch* batch, floating* da, floating* dstate, floating* dc, floating* dx,
-                             ptrdiff_t dx_step, ptrdiff_t dx_row, ptrdiff_t D, const floating* dh, const ptrdiff_t* dh_at,
-                             const floating* gates, const floating* h, const floating* c, const floating* Wh_transposed,
-                             const floating* Wx_transposed, floating* tiles, floating* rounded, ptrdiff_t first,
-                             ptrdiff_t stride, ptrdiff_t done, ptrdiff_t steps) noexcept nogil:
+                             ptrdiff_t dx_step, ptrdiff_t dx_row, ptrdiff_t D, const floating* dh,
+                             const ptrdiff_t* dh_at, const floating* gates, const floating* h, const floating* c,
+                             const floating* Wh_transposed, const floating* Wx_transposed, floating* tiles,
+                             floating* rounded, ptrdiff_t first, ptrdiff_t stride, ptrdiff_t done,
+                             ptrdiff_t steps) noexcept nogil:
     """Run some steps of rows first, first + stride, ... backward, after `done` ones. Return how many are done then."""
     cdef ptrdiff_t t, rows
     cdef ptrdiff_t ldh = batch.ldh, H = batch.H, G = batch.G, lda = batch.ldg
