@@ -170,7 +170,7 @@ def shares_of(piece: dict[str, Any]) -> str:
 def row_of(row: dict[str, Any], measured: dict[Any, Any]) -> list[str]:
     """Return a row of the table of predictions."""
     found = measured.get(row["cores"])
-    off = found and row["seconds"] / found["undisturbed"] - 1
+    off = row["seconds"] / found["undisturbed"] - 1 if found else 0.0
     worst = row["losses"][0]
     return [
         str(row["cores"]),

@@ -75,8 +75,8 @@ def references_of(
     Returns
     -------
     list of list of str
-        For each of the images its captions as text, without special words; an image may have none. They
-        are ``<split>_references`` of the data if it has them, else its captions decoded.
+        For each of the images its captions as text, without special words; an image may have none.
+        They are ``<split>_references`` of the data if it has them, else its captions decoded.
     """
     known = data.get(f"{split}_references")
     if images is None:

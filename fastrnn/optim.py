@@ -333,7 +333,9 @@ def _adam(
     return w, config
 
 
-def _adam_rates(config: dict[str, Any], weight_decay: float) -> tuple[tuple[float, ...], int]:
+def _adam_rates(
+    config: dict[str, Any], weight_decay: float
+) -> tuple[tuple[float, float, float, float, float], int]:
     """Return alpha, beta1, beta2, epsilon and the factor of the weights; and the next t."""
     rate = float(config.setdefault("learning_rate", 1e-3))
     beta1 = float(config.setdefault("beta1", 0.9))

@@ -193,12 +193,12 @@ def fma_flops(size_t size, ptrdiff_t rounds):
 
 def fork_join(int threads, ptrdiff_t rounds):
     """Return the seconds of `rounds` parallel regions that do nothing."""
-    cdef ptrdiff_t _r
+    cdef ptrdiff_t _round
     cdef int _k
     cdef double began
     with nogil:
         began = frn_seconds()
-        for _r in range(rounds):
+        for _round in range(rounds):
             for _k in prange(threads, num_threads=threads, schedule="static"):
                 pass
         began = frn_seconds() - began

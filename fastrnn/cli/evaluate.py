@@ -179,7 +179,7 @@ def _read(arguments: argparse.Namespace) -> tuple[CaptioningRNN, Path, dict[str,
     splits = tuple(dict.fromkeys((*SPLITS, arguments.split)))
     data = read_captioning_directory(
         directory, pca_features=not raw, splits=splits,
-        features_dtype=known and known.features_dtype,
+        features_dtype=None if known is None else known.features_dtype,
     )  # fmt: skip
     if dict(model.word_to_idx) != data["word_to_idx"]:
         raise ValueError(

@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from ..checks import ArgumentError
 from ..classifiers.rnn import CaptioningRNN, CaptioningWorkspace
 from ..evaluation import (
