@@ -49,14 +49,17 @@ OPS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
 RULES = ("sgd", "sgd_momentum", "rmsprop", "adam", "adamw")
 IDS = {("word_embedding", "x"), ("temporal_softmax_loss", "y"), ("softmax_loss", "y")}
 
-# Sizes that cover every path: few rows (up to 4), a moderate number (up to 64) and packed weights,
-# one and several threads, and sizes that are not multiples of a vector, tile or panel.
+# Sizes that cover every path: few rows (up to 4), a moderate number (up to 64), weights that are
+# packed a panel at a time (up to 256) or at once, one and several threads, and sizes that are not
+# multiples of a vector, tile or panel.
 SIZES = [
     {"N": 1, "T": 1, "D": 3, "H": 1, "V": 2, "M": 1},
     {"N": 2, "T": 3, "D": 4, "H": 5, "V": 7, "M": 6},
     {"N": 3, "T": 2, "D": 200, "H": 130, "V": 301, "M": 210},
     {"N": 25, "T": 5, "D": 67, "H": 51, "V": 403, "M": 131},
     {"N": 101, "T": 7, "D": 65, "H": 50, "V": 205, "M": 133},
+    {"N": 261, "T": 2, "D": 33, "H": 35, "V": 41, "M": 34},
+    {"N": 4, "T": 3, "D": 129, "H": 140, "V": 41, "M": 165},
 ]
 
 

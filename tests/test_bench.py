@@ -205,6 +205,28 @@ def test_a_contender_that_fails_says_what() -> None:
         contender.close()
 
 
+def test_contenders_keep_to_an_instruction_set(tmp_path: Path) -> None:
+    path = tmp_path / "avx2.json"
+    bench(
+        "peers", "--quick", "--threads", "1", "--shapes", "tiny", "--isa", "avx2",
+        "--json", str(path),
+        "--contenders", "fastrnn", "reference", "--sections", "step", "layer",
+    )  # fmt: skip
+    result = json.loads(path.read_text())
+    assert result["isa"] == "avx2" and result["machine"]["isa"] in ("avx2", "baseline")
+    assert {row["dtype"] for row in result["rows"]} == {"float32", "float64"} == set(result["peak"])
+    wanted = [goal.what for goal in report.ISA_GOALS["avx2"]]
+    assert [goal["goal"] for goal in result["goals"]] == wanted
+    # the figures go to a page of their own, and the README stays
+    target, docs = tmp_path / "README.md", tmp_path / "docs"
+    target.write_text("# x\n")
+    bench("readme", str(path), "--readme", str(target), "--docs", str(docs), "--anyway")
+    assert target.read_text() == "# x\n"
+    page = docs / "figures" / "performance_avx2.md"
+    assert [found for found in docs.rglob("*") if found.is_file()] == [page]
+    assert "LSTM 2/4/5" in page.read_text() and "| Goal |" not in page.read_text()
+
+
 def test_absent_libraries_are_named() -> None:
     script = (
         "from bench import contenders\n"

@@ -442,7 +442,8 @@ def test_products_of_some_rows(inner, dtype, rng):
 def test_sizes_reach_every_path():
     """`SIZES` and the sizes above cover the paths that their comments and names claim."""
     rows = {sizes["N"] for sizes in SIZES}
-    assert any(n <= 4 for n in rows) and any(4 < n <= 64 for n in rows) and max(rows) > 64
+    assert any(n <= 4 for n in rows) and any(4 < n <= 64 for n in rows)
+    assert any(64 < n <= 256 for n in rows) and max(rows) > 256
     for sizes in (LARGE, FEW_ROWS, SOME_ROWS, ONE_ROW_LONG):
         for name in ("rnn_step", "rnn"):
             N, *T, D = shape_of(OPS[name][0]["x"], sizes)
