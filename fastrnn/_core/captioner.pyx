@@ -77,6 +77,10 @@ cdef struct Step:
     const ptrdiff_t* targets   # (N, T + 1) words
     const char* masked         # (N, T)
     const double* weights      # (N,) weights of the captions in the loss, or NULL for ones
+    # the batch that these captions are a part of: its number of captions, and the rows (N,) of these in it, which draws
+    # depend on; NULL for 0 to N - 1
+    double batch_size
+    const ptrdiff_t* rows
 
     # Index arrays, filled in by prepare(). A distinct word is a word of the batch; with dropout each token has its own
     # word vector and counts as a distinct word.
@@ -240,9 +244,10 @@ cdef void prepare(Step* step) noexcept nogil:
         sort_by_word(step.start, step.by_word, step.distinct, batch.tokens, words, batch.ldg)
 
 
-cdef inline void drop(floating* y, const floating* x, ptrdiff_t n, uint64_t seed, ptrdiff_t place, ptrdiff_t T,
+cdef inline void drop(const Step* step, floating* y, const floating* x, ptrdiff_t n, uint64_t seed, ptrdiff_t place,
                       double rate) noexcept nogil:
-    kernels.dropout(y, x, n, random_key(seed, place // T, place % T), rate)
+    cdef ptrdiff_t row = place // step.T
+    kernels.dropout(y, x, n, random_key(seed, row if step.rows == NULL else step.rows[row], place % step.T), rate)
 
 
 cdef void drop_vectors(const Step* step, floating* y, ptrdiff_t ldy, const floating* x, const ptrdiff_t* x_row,
@@ -250,8 +255,8 @@ cdef void drop_vectors(const Step* step, floating* y, ptrdiff_t ldy, const float
     """Apply dropout to word vectors: row q of y from row x_row[q] of x, or from row q if x_row is NULL."""
     cdef ptrdiff_t q
     for q in prange(step.words, num_threads=step.threads, schedule="static"):
-        drop(y + q * ldy, x + (q if x_row == NULL else x_row[q]) * ldx, step.model.W, step.embed_seed, step.place[q],
-             step.T, step.embed_rate)
+        drop(step, y + q * ldy, x + (q if x_row == NULL else x_row[q]) * ldx, step.model.W, step.embed_seed,
+             step.place[q], step.embed_rate)
 
 
 cdef void vocabulary_block(const Step* step, const floating* b_vocab, floating* tiles, ptrdiff_t first, ptrdiff_t last,
@@ -268,7 +273,7 @@ cdef void vocabulary_block(const Step* step, const floating* b_vocab, floating* 
     cdef uint64_t mode = denormals_flush()
     if step.vocab_rate > 0:
         for i in range(first, last):
-            drop(h_dropped + i * ldh, h + step.scored_at[i], H, step.vocab_seed, step.scored_place[i], step.T,
+            drop(step, h_dropped + i * ldh, h + step.scored_at[i], H, step.vocab_seed, step.scored_place[i],
                  step.vocab_rate)
         pack_rows(tiles, matrix(h_dropped + first * ldh, ldh), rows, H, bfloat16)
     else:
@@ -278,7 +283,7 @@ cdef void vocabulary_block(const Step* step, const floating* b_vocab, floating* 
     for i in range(first, last):
         weight = 1 if step.weights == NULL else step.weights[step.scored_place[i] // step.T]
         step.losses[i] = weight * kernels.softmax_loss(
-            dscores + i * ldv, <const floating*> dscores + i * ldv, V, step.target[i], <floating> (weight / step.N),
+            dscores + i * ldv, <const floating*> dscores + i * ldv, V, step.target[i], <floating> (weight / step.batch_size),
             step.smoothing)
     if gradients:
         if bfloat16:
@@ -291,7 +296,7 @@ cdef void vocabulary_block(const Step* step, const floating* b_vocab, floating* 
                              False)
         if step.vocab_rate > 0:
             for i in range(first, last):
-                drop(dh + i * ldh, <const floating*> dh + i * ldh, H, step.vocab_seed, step.scored_place[i], step.T,
+                drop(step, dh + i * ldh, <const floating*> dh + i * ldh, H, step.vocab_seed, step.scored_place[i],
                      step.vocab_rate)
     denormals_restore(mode)
 
@@ -345,12 +350,24 @@ cdef void input_gradients(Step* step, floating* dW_embed, floating* dWx, const f
             memcpy(dW_embed + step.vector_at[q], dvectors + q * ldw, W * sizeof(floating))
 
 
+cdef void vocabulary_gradients(Step* step, floating* dW_vocab, floating* db_vocab) noexcept nogil:
+    """Compute dW_vocab and db_vocab from dscores."""
+    cdef ptrdiff_t H = step.model.H, V = step.model.V, ldh = step.model.ldh
+    multiply(dW_vocab, V, transposed(<const floating*> step.h_dropped, ldh) if step.vocab_rate > 0
+             else gathered_transposed(<const floating*> step.h, step.scored_at),
+             matrix(<const floating*> step.dscores, step.model.ldv), step.dWh_operands, <const floating*> NULL, db_vocab,
+             H, V, step.scored, step.threads)
+
+
 cdef double train_step(Step* step, Workspace workspace, floating** grads, double* log_probs, const floating* features,
-                       const floating** params) except? -1:
+                       const floating** params, object ready) except? -1:
     """Compute the loss and the gradients. params and grads are in the order of PARAM_NAMES.
 
     If log_probs (N, T) is not NULL, it receives the log-probabilities of the words, and gradients are not computed.
+    `ready` is called as soon as the gradients of some parameters are complete, with their names, or it is None. The
+    vocabulary's are then computed before the time loop backward, so that they can travel during it.
     """
+    cdef bint early = ready is not None
     cdef ptrdiff_t N = step.N, D = step.model.D, W = step.model.W, H = step.model.H, G = step.model.G, V = step.model.V
     cdef ptrdiff_t ldh = step.model.ldh, ldg = step.model.ldg
     cdef Batch* batch = &step.batch
@@ -407,6 +424,12 @@ cdef double train_step(Step* step, Workspace workspace, floating** grads, double
                 log_probs[step.scored_place[i]] = -step.losses[i]
             return loss
         memset(dh + step.scored * ldh, 0, H * sizeof(floating))
+        if early:
+            vocabulary_gradients(step, grads[6], grads[7])
+            since = charge(step, VOCABULARY_GRADIENTS, since)
+            with gil:
+                ready(PARAM_NAMES[6:])
+            since = seconds()
 
         pack_panels(<floating*> step.Wh_transposed, 0, nowhere, transposed(params[4], G), G, H, batch.bfloat16, threads)
         memset(dstate, 0, N * ldh * sizeof(floating))
@@ -419,39 +442,47 @@ cdef double train_step(Step* step, Workspace workspace, floating** grads, double
         multiply(grads[4], G, gathered_transposed(h, step.h_prev_at), matrix(gates, ldg), step.dWh_operands, no_bias,
                  grads[5], H, G, batch.tokens, threads)
         since = charge(step, RECURRENT_GRADIENTS, since)
+        if early:
+            with gil:
+                ready(PARAM_NAMES[4:6])
+            since = seconds()
 
         input_gradients(step, grads[0], grads[3], params[3], embedding)
         multiply(grads[1], H, gathered_transposed(features, step.feature_at), matrix(dstate, ldh),
                  step.dW_proj_operands, no_bias, grads[2], D, H, N, threads)
         since = charge(step, INPUT_GRADIENTS, since)
 
-        multiply(grads[6], V, transposed(step.h_dropped, ldh) if step.vocab_rate > 0
-                 else gathered_transposed(h, step.scored_at), matrix(step.dscores, step.model.ldv), step.dWh_operands,
-                 no_bias, grads[7], H, V, step.scored, threads)
-        charge(step, VOCABULARY_GRADIENTS, since)
-    return loss / N if N > 0 else 0.0
+        if not early:
+            vocabulary_gradients(step, grads[6], grads[7])
+            charge(step, VOCABULARY_GRADIENTS, since)
+    if early:
+        ready(PARAM_NAMES[:4])
+    return loss / step.batch_size if N > 0 else 0.0
 
 
 # ---- Over NumPy arrays -----------------------------------------------------------------------------------------------
 
 def loss(params, features, captions, null, cell_type, Workspace workspace=None, grads=None, weights=None, inputs=None,
          double embed_dropout=0, uint64_t embed_seed=0, double vocab_dropout=0, uint64_t vocab_seed=0,
-         double label_smoothing=0, precision="float32"):
+         double label_smoothing=0, precision="float32", rows=None, batch_size=None, ready=None):
     """Return (loss, grads) of CaptioningRNN.loss.
 
     The step uses the memory of `workspace` and overwrites `grads`, the gradients of an earlier call for the same model;
     each is allocated if it is None or does not fit. `weights` (N,) weight the captions in the loss; a caption of weight
-    0 is skipped. `inputs` (N, T) are the input words, captions[:, :-1] by default.
+    0 is skipped. `inputs` (N, T) are the input words, captions[:, :-1] by default. If the captions are a part of a
+    batch, `rows` (N,) are their rows in it and `batch_size` is its number of captions; `ready` is called with the names
+    of parameters whose gradients are complete.
     """
     return run_step(params, features, captions, null, cell_type, workspace, grads, weights, inputs, embed_dropout,
-                    embed_seed, vocab_dropout, vocab_seed, label_smoothing, precision, None)
+                    embed_seed, vocab_dropout, vocab_seed, label_smoothing, precision, None, rows, batch_size, ready)
 
 
 def word_log_probs(params, features, captions, null, cell_type, Workspace workspace=None, precision="float32"):
     """Return the log-probabilities of captions[:, 1:], float64 (N, T), with 0 for `null`."""
     captions = ids_of("captions", captions)
     found = np.zeros((captions.shape[0], captions.shape[1] - 1))
-    run_step(params, features, captions, null, cell_type, workspace, None, None, None, 0, 0, 0, 0, 0, precision, found)
+    run_step(params, features, captions, null, cell_type, workspace, None, None, None, 0, 0, 0, 0, 0, precision, found,
+             None, None, None)
     return found
 
 
@@ -480,12 +511,13 @@ cdef bint can_hold(tuple grads, tuple arrays):
 cdef tuple run_step(object params, object features, object captions, object null, object cell_type,
                     Workspace workspace, object grads, object weights, object inputs, double embed_dropout,
                     uint64_t embed_seed, double vocab_dropout, uint64_t vocab_seed, double label_smoothing,
-                    object precision, cnp.ndarray log_probs):
+                    object precision, cnp.ndarray log_probs, object rows, object batch_size, object ready):
     """Check the arguments and run a training step, or compute log_probs alone if it is not None."""
     # convert the other arguments before the parameters, see arrays.pyx
     cdef cnp.ndarray captions_ = ids_of("captions", captions), wrapped, lengths, masked, wrapped_inputs
     cdef cnp.ndarray inputs_ = None if inputs is None else ids_of("inputs", inputs)
     cdef cnp.ndarray weights_ = None if weights is None else np.array(weights)
+    cdef cnp.ndarray rows_ = None if rows is None else np.array(rows, np.intp)
     cdef ptrdiff_t null_id = null
     cdef Step step
     cdef tuple arrays = read_model(&step.model, params, features, cell_type, precision), written = ()
@@ -497,7 +529,11 @@ cdef tuple run_step(object params, object features, object captions, object null
     cdef ptrdiff_t n, t, last, id, V = step.model.V
     memset(step.time, 0, sizeof(step.time))
     step.N, step.T = dim(features_, 0), dim(captions_, 1) - 1
-    step.weights = NULL
+    step.weights, step.rows = NULL, NULL
+    step.batch_size = step.N if batch_size is None else batch_size
+    if rows_ is not None:
+        checks.match_shapes({"N": step.N}, rows=(rows_, "N"))
+        step.rows = <ptrdiff_t*> data(rows_)
     step.embed_rate, step.vocab_rate, step.smoothing = embed_dropout, vocab_dropout, label_smoothing
     step.embed_seed, step.vocab_seed = embed_seed, vocab_seed
     if not has_shape(captions_, 2, step.N, step.T + 1):
@@ -550,10 +586,10 @@ cdef tuple run_step(object params, object features, object captions, object null
     try:
         if cnp.PyArray_TYPE(features_) == cnp.NPY_FLOAT32:
             value = train_step(&step, workspace, <float**> to, word_scores, <const float*> data(features_),
-                               <const float**> source)
+                               <const float**> source, ready)
         else:
             value = train_step(&step, workspace, <double**> to, word_scores, <const double*> data(features_),
-                               <const double**> source)
+                               <const double**> source, ready)
     finally:
         workspace.release()
     lock()
