@@ -12,6 +12,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import fastrnn
+
 from .. import runs
 from ..checks import ArgumentError
 from ..data.layout import DATA_VARIABLE, named_directory
@@ -279,7 +281,7 @@ def _begin_together(
         ranks.do(make)
     if ranks.is_root:
         trainer.use_lock(lock[0])
-        facts = {"ranks": f"{ranks.size}, of {arguments.threads} threads"}
+        facts = {"ranks": f"{ranks.size}, threads of each: {fastrnn.get_num_threads()}"}
         if arguments.recipe:
             facts["recipe"] = describe_recipe(arguments.recipe, model, config)
         say_facts(facts)

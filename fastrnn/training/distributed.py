@@ -67,6 +67,8 @@ def join() -> Ranks | None:
     count = launched()
     if count == 1 and "PMIX_RANK" not in os.environ:
         return None
+    # of shared memory alone, which Open MPI's UCX has none of, and says so in many lines
+    os.environ.setdefault("OMPI_MCA_osc", "^ucx")
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -118,6 +120,7 @@ class Ranks:
         self.size: int = comm.size
         self.is_root: bool = comm.rank == 0
         self.together: bool = False
+        self._windows: list[Any] = []  # of shared memory, until the process ends
         self._limit = float(os.environ.get(LIMIT_VARIABLE, LIMIT)) if limit is None else limit
 
     def __repr__(self) -> str:
@@ -264,15 +267,17 @@ class Ranks:
                 if isinstance(values, np.ndarray) and values.dtype.kind in "biuf" and values.nbytes
             }
             rest = {name: values for name, values in data.items() if name not in large}
-            shapes = {name: (values.shape, values.dtype.str) for name, values in large.items()}
-            about = type(data), rest, shapes, dict(getattr(data, "__dict__", {}))
-        kind, entries, shapes, memory = self.node.bcast(about, root=0)
+            shapes, size = {}, 0
+            for name, values in large.items():
+                shapes[name] = values.shape, values.dtype.str, size
+                size += -(-values.nbytes // _ALIGNMENT) * _ALIGNMENT
+            about = type(data), rest, shapes, size, dict(getattr(data, "__dict__", {}))
+        kind, entries, shapes, size, memory = self.node.bcast(about, root=0)
+        window = self._mpi.Win.Allocate_shared(size if first else 0, 1, comm=self.node)
+        self._windows.append(window)
         shared = {}
-        for name, (shape, dtype) in shapes.items():
-            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-            window = self._mpi.Win.Allocate_shared(size if first else 0, 1, comm=self.node)
-            self._windows = [*getattr(self, "_windows", ()), window]  # until the process ends
-            array = np.ndarray(shape, dtype, window.Shared_query(0)[0])
+        for name, (shape, dtype, offset) in shapes.items():
+            array = np.ndarray(shape, dtype, window.Shared_query(0)[0], offset)
             if first:
                 assert data is not None
                 np.copyto(array, data[name])
