@@ -1,16 +1,13 @@
-"""What a rank does in the tests of training over MPI, as a program: ``MODE FOLDER [RANK]``.
+"""What a rank does in the tests of training over MPI, as a program: ``MODE FOLDER``.
 
-``steps`` trains with every option and writes what rank 0 has seen; the other modes train until
-something happens to the rank of that number.
+``steps`` trains with every option and writes what rank 0 has seen; ``refused`` writes the errors
+where something differs between ranks.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ import numpy as np
 
 from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.training import TrainConfig, Trainer, start_model
+from fastrnn.training import trainer as module
 from fastrnn.training.distributed import Ranks
 
 OPTIONS: dict[str, Any] = {
@@ -54,7 +52,35 @@ def trained(folder: Path, ranks: Ranks | None, cell: str, sampling: float) -> di
     }
 
 
-def main(mode: str, folder: Path, victim: int) -> None:
+DIFFERENCES = ("settings", "version", "captions", "vocabulary", "weights")
+
+
+def why(folder: Path, ranks: Ranks, what: str) -> str:
+    """The error of a training in which something differs on rank 1."""
+    data = read_captioning_directory(folder / "data")
+    if what == "captions":
+        data["train_captions"] = data["train_captions"][:: 1 - 2 * ranks.rank]
+    if what == "vocabulary" and ranks.rank:
+        data["word_to_idx"] = {f"{w}x" * (i > 4) or w: i for w, i in data["word_to_idx"].items()}
+    config = TrainConfig(epochs=2 + (what == "settings" and ranks.rank), batch_size=7)
+    model = start_model(data, "lstm", 6, 9)
+
+    def on_step(trainer: Trainer, record: dict[str, Any]) -> None:
+        if what == "weights" and ranks.rank:  # as if a processor had made an error
+            trainer._learner.network.params["b"][0] += 1e-3
+
+    trainer = Trainer(model, data, config, ranks=ranks, on_step=on_step)
+    version, module.__version__ = module.__version__, f"9.{ranks.rank * (what == 'version')}"
+    try:
+        trainer.fit(verbose=False)
+    except ValueError as error:
+        return str(error)
+    finally:
+        module.__version__ = version
+    return "nothing was refused"
+
+
+def main(mode: str, folder: Path) -> None:
     from mpi4py import MPI
 
     ranks = Ranks(MPI.COMM_WORLD)
@@ -65,8 +91,11 @@ def main(mode: str, folder: Path, victim: int) -> None:
         }
         if ranks.is_root:
             (folder / f"{ranks.size}.json").write_text(json.dumps(found))
-        return
+    elif mode == "refused":
+        refused = {what: why(folder, ranks, what) for what in DIFFERENCES}
+        if ranks.is_root:
+            (folder / "refused.json").write_text(json.dumps(refused))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int((*sys.argv, "0")[3]))
+    main(sys.argv[1], Path(sys.argv[2]))

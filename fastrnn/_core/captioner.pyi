@@ -25,7 +25,7 @@ def loss(
     label_smoothing: float = 0,
     precision: str = "float32",
     rows: ndarray | None = None,
-    batch_size: int | None = None,
+    batch_rows: int | None = None,
     ready: Callable[[tuple[str, ...]], None] | None = None,
 ) -> tuple[float64, dict[str, ndarray]]: ...
 def word_log_probs(

@@ -79,7 +79,7 @@ cdef struct Step:
     const double* weights      # (N,) weights of the captions in the loss, or NULL for ones
     # the batch that these captions are a part of: its number of captions, and the rows (N,) of these in it, which draws
     # depend on; NULL for 0 to N - 1
-    double batch_size
+    double batch_rows
     const ptrdiff_t* rows
 
     # Index arrays, filled in by prepare(). A distinct word is a word of the batch; with dropout each token has its own
@@ -283,8 +283,8 @@ cdef void vocabulary_block(const Step* step, const floating* b_vocab, floating* 
     for i in range(first, last):
         weight = 1 if step.weights == NULL else step.weights[step.scored_place[i] // step.T]
         step.losses[i] = weight * kernels.softmax_loss(
-            dscores + i * ldv, <const floating*> dscores + i * ldv, V, step.target[i], <floating> (weight / step.batch_size),
-            step.smoothing)
+            dscores + i * ldv, <const floating*> dscores + i * ldv, V, step.target[i],
+            <floating> (weight / step.batch_rows), step.smoothing)
     if gradients:
         if bfloat16:
             pack_rows(tiles, matrix(dscores + first * ldv, ldv), rows, V, True)
@@ -355,8 +355,8 @@ cdef void vocabulary_gradients(Step* step, floating* dW_vocab, floating* db_voca
     cdef ptrdiff_t H = step.model.H, V = step.model.V, ldh = step.model.ldh
     multiply(dW_vocab, V, transposed(<const floating*> step.h_dropped, ldh) if step.vocab_rate > 0
              else gathered_transposed(<const floating*> step.h, step.scored_at),
-             matrix(<const floating*> step.dscores, step.model.ldv), step.dWh_operands, <const floating*> NULL, db_vocab,
-             H, V, step.scored, step.threads)
+             matrix(<const floating*> step.dscores, step.model.ldv), step.dWh_operands, <const floating*> NULL,
+             db_vocab, H, V, step.scored, step.threads)
 
 
 cdef double train_step(Step* step, Workspace workspace, floating** grads, double* log_probs, const floating* features,
@@ -457,24 +457,24 @@ cdef double train_step(Step* step, Workspace workspace, floating** grads, double
             charge(step, VOCABULARY_GRADIENTS, since)
     if early:
         ready(PARAM_NAMES[:4])
-    return loss / step.batch_size if N > 0 else 0.0
+    return loss / step.batch_rows if N > 0 else 0.0
 
 
 # ---- Over NumPy arrays -----------------------------------------------------------------------------------------------
 
 def loss(params, features, captions, null, cell_type, Workspace workspace=None, grads=None, weights=None, inputs=None,
          double embed_dropout=0, uint64_t embed_seed=0, double vocab_dropout=0, uint64_t vocab_seed=0,
-         double label_smoothing=0, precision="float32", rows=None, batch_size=None, ready=None):
+         double label_smoothing=0, precision="float32", rows=None, batch_rows=None, ready=None):
     """Return (loss, grads) of CaptioningRNN.loss.
 
     The step uses the memory of `workspace` and overwrites `grads`, the gradients of an earlier call for the same model;
     each is allocated if it is None or does not fit. `weights` (N,) weight the captions in the loss; a caption of weight
     0 is skipped. `inputs` (N, T) are the input words, captions[:, :-1] by default. If the captions are a part of a
-    batch, `rows` (N,) are their rows in it and `batch_size` is its number of captions; `ready` is called with the names
+    batch, `rows` (N,) are their rows in it and `batch_rows` is its number of captions; `ready` is called with the names
     of parameters whose gradients are complete.
     """
     return run_step(params, features, captions, null, cell_type, workspace, grads, weights, inputs, embed_dropout,
-                    embed_seed, vocab_dropout, vocab_seed, label_smoothing, precision, None, rows, batch_size, ready)
+                    embed_seed, vocab_dropout, vocab_seed, label_smoothing, precision, None, rows, batch_rows, ready)
 
 
 def word_log_probs(params, features, captions, null, cell_type, Workspace workspace=None, precision="float32"):
@@ -511,7 +511,7 @@ cdef bint can_hold(tuple grads, tuple arrays):
 cdef tuple run_step(object params, object features, object captions, object null, object cell_type,
                     Workspace workspace, object grads, object weights, object inputs, double embed_dropout,
                     uint64_t embed_seed, double vocab_dropout, uint64_t vocab_seed, double label_smoothing,
-                    object precision, cnp.ndarray log_probs, object rows, object batch_size, object ready):
+                    object precision, cnp.ndarray log_probs, object rows, object batch_rows, object ready):
     """Check the arguments and run a training step, or compute log_probs alone if it is not None."""
     # convert the other arguments before the parameters, see arrays.pyx
     cdef cnp.ndarray captions_ = ids_of("captions", captions), wrapped, lengths, masked, wrapped_inputs
@@ -530,7 +530,7 @@ cdef tuple run_step(object params, object features, object captions, object null
     memset(step.time, 0, sizeof(step.time))
     step.N, step.T = dim(features_, 0), dim(captions_, 1) - 1
     step.weights, step.rows = NULL, NULL
-    step.batch_size = step.N if batch_size is None else batch_size
+    step.batch_rows = step.N if batch_rows is None else batch_rows
     if rows_ is not None:
         checks.match_shapes({"N": step.N}, rows=(rows_, "N"))
         step.rows = <ptrdiff_t*> data(rows_)

@@ -165,7 +165,8 @@ cdef int run(const Mixer* mixer, int32_t* inputs, const ptrdiff_t* steps, double
     return 0
 
 
-def mix(params, features, captions, double probability, uint64_t seed, null, cell_type, precision="float32", rows=None):
+def mix(params, features, captions, double probability, uint64_t seed, null, cell_type, precision="float32",
+        rows=None):
     """Return the input words of scheduled sampling, int32 (N, T), for captions (N, T + 1) of integers.
 
     The first input of a row is that of its caption. Each later input is, with the given probability, a word sampled

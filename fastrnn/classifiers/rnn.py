@@ -325,7 +325,7 @@ class CaptioningRNN:
         if weights is not None:
             given["weights"] = weights
         if share is not None:
-            given.update(rows=share.rows, batch_size=share.size, ready=share.ready)
+            given.update(rows=share.rows, batch_rows=share.size, ready=share.ready)
         if regularisation is not None:
             given.update(
                 embed_dropout=regularisation.embed_dropout,

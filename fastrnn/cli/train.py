@@ -20,7 +20,6 @@ from ..data.layout import DATA_VARIABLE, named_directory
 from ..runlock import RunLock
 from ..runs import checkpoint_steps
 from ..terminal import say_facts
-from ..training import distributed
 from ..training import (
     CHANGEABLE_ON_RESUME,
     RECIPES,
@@ -29,6 +28,7 @@ from ..training import (
     Run,
     TrainConfig,
     Trainer,
+    distributed,
     read_run,
 )
 from ..training.recipes import DATA_DEFAULTS, SCENE_DEFAULTS
@@ -391,9 +391,12 @@ def _resume_together(
     data = ranks.read_once(lambda: run.read_data(arguments.data))
     trainer = ranks.do(
         lambda: Trainer.resume(
-            run.directory, data, restart_schedule=bool(arguments.restart_schedule), ranks=ranks,
+            run.directory,
+            data,
+            restart_schedule=bool(arguments.restart_schedule),
+            ranks=ranks,
             **changes,
-        )  # fmt: skip
+        )
     )
     if lock is not None:
         trainer.use_lock(lock)

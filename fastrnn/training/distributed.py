@@ -18,7 +18,9 @@ import os
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
@@ -34,7 +36,7 @@ LIMIT_VARIABLE = "FASTRNN_MPI_TIMEOUT"
 """Environment variable: the seconds that a rank may be late for the sum of a step."""
 LIMIT = 20.0
 LONG_LIMIT = 3600.0
-"""Seconds to wait for what one rank does alone, such as writing results."""
+"""Seconds to wait for what one rank does alone, such as reading data or writing results."""
 SIGNALS = 65
 """One more than the largest number of a signal."""
 
@@ -152,12 +154,23 @@ class Ranks:
                 time.sleep(nap)
             elif hasattr(os, "sched_yield"):
                 os.sched_yield()
-            if time.monotonic() - began > limit:
-                self._give_up(limit)
+            waited = time.monotonic() - began
+            called = waited > 1 and self._calls.iprobe(self._mpi.ANY_SOURCE, _ROLL_CALL)
+            if waited > limit or called:
+                self._give_up(self._limit)
 
-    def meet(self) -> None:
-        """Wait until every rank is here; one of them may have had something to do alone."""
-        self.wait([self.comm.Ibarrier()], LONG_LIMIT, nap=0.002)
+    def meet(self, limit: float | None = None) -> None:
+        """Wait until every rank is here; rank 0 may have had something to do alone.
+
+        Parameters
+        ----------
+        limit : float, optional
+            Seconds to wait. By default, rank 0 waits as long as for the sum of a step, and the
+            others an hour for rank 0.
+        """
+        if limit is None:
+            limit = self._limit if self.is_root else LONG_LIMIT
+        self.wait([self.comm.Ibarrier()], limit, nap=0.002)
 
     def _give_up(self, limit: float) -> NoReturn:
         """Find out which ranks do not answer, and end the job; the first of the others says it."""
@@ -183,6 +196,7 @@ class Ranks:
         """Print a message, if any, and end the processes of all ranks."""
         if message is not None:
             print(f"fastrnn: error: {message}", file=sys.stderr, flush=True)
+            time.sleep(0.5)  # the launcher has to read it before it ends everything
         self.comm.Abort(status)
         os._exit(status)
 
@@ -198,7 +212,7 @@ class Ranks:
             result = work()
         except Exception as problem:
             error = problem
-        failed = self.gather(None if error is None else f"{self.place}: {error}")
+        failed = self.gather(None if error is None else f"{self.place}: {error}", LONG_LIMIT)
         if any(text is not None for text in failed):
             if error is not None and all(text is not None for text in failed):
                 self.raise_together(error)
@@ -210,9 +224,9 @@ class Ranks:
         """Return what a function returns on rank 0, which alone calls it, to all ranks."""
         return self.broadcast(self.do(lambda: work() if self.is_root else None))  # type: ignore
 
-    def gather(self, value: Any) -> list[Any]:
-        """Return the values of all ranks."""
-        self.meet()
+    def gather(self, value: Any, limit: float | None = None) -> list[Any]:
+        """Return the values of all ranks, which `meet` for that."""
+        self.meet(limit)
         return self.comm.allgather(value)
 
     # -- what must be the same
@@ -441,12 +455,13 @@ def weights_hash(arrays: Mapping[str, np.ndarray]) -> str:
 @contextlib.contextmanager
 def quiet(ranks: Ranks | None) -> Iterator[None]:
     """Print nothing but errors on other ranks than 0."""
-    import warnings
-
     if ranks is None or ranks.is_root:
         yield
         return
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield

@@ -96,7 +96,7 @@ class Learner:
         Raises
         ------
         ValueError
-            They differ, and then some processor, memory or network has made an error; on every rank.
+            They differ: a processor, a memory or a network has made an error. On every rank.
         """
         found = weights_hash(self.network.params)
         if self.average is not None:

@@ -141,10 +141,10 @@ class _Objective:
         self._sum = ranks_sum
 
     def _share_of(self, words: np.ndarray) -> np.ndarray | None:
-        """Return the rows of a batch that this rank computes, by the words in each; None for all."""
+        """Return the rows of a batch that this rank computes; None for all of them."""
         return None if self._sum is None else self._sum.ranks.share_of(words)
 
-    def _share(self, rows: np.ndarray | None, size: int) -> dict[str, Share]:
+    def _share(self, rows: np.ndarray | None, size: int) -> dict[str, Any]:
         """Return the arguments that tell `CaptioningRNN.loss` which part of a batch it gets."""
         if self._sum is None or rows is None:
             return {}

@@ -322,7 +322,8 @@ class Trainer:
                     self._advance()
                 self._saver.settle()
                 stop = self._stop_asked
-                if stop is not None and self.run is not None and self._saver.saved_step != self.step:
+                unsaved = self.run is not None and self._saver.saved_step != self.step
+                if stop is not None and unsaved:
                     self.save()
                 if stop:
                     error = Interrupted(stop, self.step, self.run)
@@ -351,7 +352,7 @@ class Trainer:
         return self._asked_here if self._ranks is None else self._agreed
 
     def _start_together(self, ranks: Ranks) -> None:
-        """Check that the ranks train the same model on the same data; start from rank 0's weights."""
+        """Check that all ranks do the same training; start from rank 0's weights."""
         vocabulary = weights_hash({"": np.array(list(self.model.word_to_idx.items()))})
         shapes = {name: (w.shape, w.dtype.str) for name, w in self.model.params.items()}
         ranks.agree(
