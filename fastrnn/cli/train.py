@@ -9,6 +9,7 @@ import os
 import shlex
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from ..runlock import RunLock
 from ..runs import checkpoint_steps
 from ..terminal import say_facts
 from ..training import (
-    CHANGEABLE_ON_RESUME,
     RECIPES,
     Interrupted,
     ModelConfig,
@@ -31,6 +31,7 @@ from ..training import (
     distributed,
     read_run,
 )
+from ..training.config import CHANGEABLE_ON_RESUME
 from ..training.recipes import DATA_DEFAULTS, SCENE_DEFAULTS
 from .config_file import ReadConfig
 from .options import (
@@ -45,6 +46,8 @@ from .options import (
 )
 from .results import write_results
 from .run_directory import draw_scenes, free_directory, make_directory
+
+_BEFORE_TRAINING = "interrupted before training; start it"
 
 # -- options
 
@@ -129,7 +132,9 @@ def add_parser(commands: Any) -> Any:
 
 
 def _default(name: str, otherwise: Any) -> str:
-    scenes, data = (shown(table.get(name, otherwise)) for table in (SCENE_DEFAULTS, DATA_DEFAULTS))
+    scenes, data = (
+        shown(recipe.settings.get(name, otherwise)) for recipe in (SCENE_DEFAULTS, DATA_DEFAULTS)
+    )
     return f"(default: {data})" if scenes == data else f"(default: {data}; drawn scenes: {scenes})"
 
 
@@ -200,13 +205,18 @@ def _run(arguments: argparse.Namespace, ranks: distributed.Ranks | None) -> int:
         finally:
             for logger in trainer.callbacks:
                 logger.close()
-        try:
+        with _resumable(out, "interrupted when training was done; write its results"):
             write_results(trainer, directory, began, page=arguments.report is not False)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"interrupted when training was done; write its results with: {_resume_with(out)}"
-            ) from None
     return 0
+
+
+@contextlib.contextmanager
+def _resumable(out: Path, about: str) -> Iterator[None]:
+    """Let an interrupt say what was interrupted, and the command that goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{about} with: {_resume_with(out)}") from None
 
 
 def _fit(trainer: Trainer, out: Path) -> None:
@@ -242,8 +252,9 @@ def _begin(
         lock = make_directory(out, arguments, settings, config, locks)
     else:
         lock = make_directory(out, arguments, settings, config, locks)
-        draw_scenes(directory, config.seed)
-        trainer = _new_trainer(out, settings, config, directory)
+        with _resumable(out, _BEFORE_TRAINING):
+            draw_scenes(directory, config.seed)
+            trainer = _new_trainer(out, settings, config, directory)
     trainer.use_lock(lock)
     if arguments.recipe:
         say_facts({"recipe": describe_recipe(arguments.recipe, model, config)})
@@ -325,9 +336,10 @@ def _choose(arguments: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
         for config in (ModelConfig, TrainConfig)
     )
     # A recipe replaces the defaults of this command. Other fields have their own defaults.
-    chosen: dict[str, Any] = dict(DATA_DEFAULTS if arguments.data else SCENE_DEFAULTS)
+    recipe = DATA_DEFAULTS if arguments.data else SCENE_DEFAULTS
     if arguments.recipe:
-        chosen = dict(RECIPES[arguments.recipe])
+        recipe = RECIPES[arguments.recipe]
+    chosen = recipe.settings
     given = {
         name: v
         for name in model_names + training_names
@@ -347,11 +359,11 @@ def _choose(arguments: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
 
 def describe_recipe(recipe: str, model: ModelConfig, config: TrainConfig) -> str:
     """Return the name of a recipe, and the settings that differ from it."""
-    changes = []
+    changes, settings = [], RECIPES[recipe].settings
     for chosen in (model, config):
         for field in dataclasses.fields(chosen):
             value = getattr(chosen, field.name)
-            planned = RECIPES[recipe].get(field.name, field.default)
+            planned = settings.get(field.name, field.default)
             if value != planned and field.name not in ("cell", "seed"):
                 changes.append(f"{flag_of(field.name)} {shown(value)} instead of {shown(planned)}")
     return f"{recipe}, with {', '.join(changes)}" if changes else recipe
@@ -362,8 +374,9 @@ def _resume(
 ) -> Trainer:
     """Resume a run; refuse options that cannot change."""
     if ranks is None:
-        run, changes = _what_resumes(arguments)
+        run = read_run(arguments.resume)
         lock = locks.enter_context(RunLock(run.directory))
+        changes = _changes(arguments, run)
         _draw_again(run)
         data = run.read_data(arguments.data)
         trainer = Trainer.resume(
@@ -371,22 +384,26 @@ def _resume(
         )
         trainer.use_lock(lock)
     else:
-        trainer = _resume_together(arguments, locks, ranks)
-    directory = arguments.data or trainer.settings["data"]
+        run = ranks.do(lambda: read_run(arguments.resume))
+        trainer = _resume_together(arguments, run, locks, ranks)
+    directory = arguments.data or run.data_directory
     if directory is not None:
         trainer.settings["data"] = str(Path(directory).resolve())
     trainer.settings.setdefault("drawn", False)
     done = trainer.step / trainer.steps_per_epoch
     epochs = f"{done:.4g} of {trainer.config.all_epochs} epochs"
-    say_facts({"resumed": f"{Path(arguments.resume)} after {epochs}"})
+    say_facts({"resumed": f"{run.directory} after {epochs}"})
     return trainer
 
 
 def _resume_together(
-    arguments: argparse.Namespace, locks: contextlib.ExitStack, ranks: distributed.Ranks
+    arguments: argparse.Namespace,
+    run: Run,
+    locks: contextlib.ExitStack,
+    ranks: distributed.Ranks,
 ) -> Trainer:
-    run, changes = ranks.do(lambda: _what_resumes(arguments))
     lock = ranks.do(lambda: locks.enter_context(RunLock(run.directory)) if ranks.is_root else None)
+    changes = ranks.do(lambda: _changes(arguments, run))
     ranks.do(lambda: _draw_again(run) if ranks.is_root else None)
     data = ranks.read_once(lambda: run.read_data(arguments.data))
     trainer = ranks.do(
@@ -406,12 +423,12 @@ def _resume_together(
 def _draw_again(run: Run) -> None:
     if run.settings.get("drawn") and not checkpoint_steps(run.directory):
         # The run was stopped while its scenes were drawn.
-        draw_scenes(run.directory / runs.SCENE_DIRECTORY, run.config.seed)
+        with _resumable(run.directory, _BEFORE_TRAINING):
+            draw_scenes(run.directory / runs.SCENE_DIRECTORY, run.config.seed)
 
 
-def _what_resumes(arguments: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
-    """Return a run and the settings that change."""
-    run = read_run(arguments.resume)
+def _changes(arguments: argparse.Namespace, run: Run) -> dict[str, Any]:
+    """Return the settings of a run that change; refuse options that cannot change."""
     allowed = {
         "resume", "command", "run", "data", "threads", "tensorboard", "report", "traceback",
         "config", "restart_schedule", *CHANGEABLE_ON_RESUME,
@@ -425,4 +442,4 @@ def _what_resumes(arguments: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
     changes = {
         name: v for name in CHANGEABLE_ON_RESUME if (v := getattr(arguments, name)) is not None
     }
-    return run, changes
+    return changes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from ..evaluation import (
     perplexity,
     references_of,
 )
+from ..messages import warn
 from .config import TrainConfig
 
 if TYPE_CHECKING:
@@ -182,9 +182,8 @@ class Monitor:
 
     def _warn(self, validation: Validation) -> None:
         if not self._warned:
-            warnings.warn(
+            warn(
                 f"monitor is {self._metric!r}, which cannot be computed here "
-                f"({validation.missing}); the loss is used instead",
-                stacklevel=2,
+                f"({validation.missing}); the loss is used instead"
             )
         self._warned = True
