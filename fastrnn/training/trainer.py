@@ -319,7 +319,8 @@ class Trainer:
                     self._start_together(self._ranks)
                 if self.run is not None:
                     self._open_run()
-                if is_watched() if verbose is None else verbose:
+                shows = is_watched() if verbose is None else verbose
+                if shows and (self._ranks is None or self._ranks.is_root):
                     self._progress = self._show(lambda: signals.caught is not None)
                 if self._ranks is not None:
                     self._ranks.meet()
