@@ -18,7 +18,9 @@ import pytest
 from coco_layout import write_layout
 from distributed_runs import trained
 
+from fastrnn import decoding
 from fastrnn.checkpoint import read_newest_checkpoint
+from fastrnn.classifiers.rnn import CaptioningRNN, Regularisation, Share
 from fastrnn.training.distributed import SIZES
 
 TESTS = Path(__file__).resolve().parent
@@ -267,3 +269,28 @@ def test_the_extra_is_named_where_it_is_missing(tmp_path):
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()
         assert "training on 3 ranks needs mpi4py" in line and "[mpi]" in line
+
+
+def test_shares_of_a_batch_add_up_to_it(rng):
+    """Whatever rows a share has, its draws are those of the batch."""
+    words = {"<NULL>": 0, "<START>": 1, "<END>": 2, **{f"w{i}": i for i in range(3, 12)}}
+    model = CaptioningRNN(words, 5, 4, 6, "lstm", np.float64)
+    features, captions = rng.standard_normal((7, 5)), rng.integers(0, 12, (7, 6))
+    options = Regularisation(0.3, 0.4, 0.1, 0.5, seed=9)
+    loss, grads = model.loss(features, captions, regularisation=options)
+    told: list[str] = []
+    parts = []
+    for rows in (np.array([0, 3, 4]), np.array([1, 2, 5, 6]), np.array([], int)):
+        share = Share(rows, 7, told.extend)
+        parts.append(
+            model.loss(features[rows], captions[rows], regularisation=options, share=share)
+        )
+    np.testing.assert_allclose(sum(part for part, _ in parts), loss, rtol=1e-13)
+    for name, grad in grads.items():
+        total = sum(part[name] for _, part in parts)
+        np.testing.assert_allclose(total, grad, rtol=1e-11, atol=1e-14)
+    assert sorted(told) == sorted([*grads] * 3)  # each is complete once in a step
+    drawn = decoding.sample(model, features, 6, count=3, seed=4)
+    rows = np.array([1, 4, 5])
+    part = decoding.sample(model, features[rows], 6, count=3, seed=4, rows=rows)
+    np.testing.assert_array_equal(part.ids, drawn.ids[rows])
