@@ -279,6 +279,7 @@ def sample(
     no_repeat_ngram: int = 0,
     suppress_unk: bool = False,
     suppress: Iterable[str] = (),
+    rows: np.ndarray | None = None,
 ) -> Decoded:
     """Draw captions at random, word by word, from the model's softmax.
 
@@ -306,6 +307,9 @@ def sample(
         probability of those `top_k` words. Default 1.
     seed : int, optional
         Random seed, 0 to 2**64 - 1. Default 0.
+    rows : int ndarray (N,), optional
+        The rows of the images in the hash, if `features` are a part of those to draw for. Default
+        0 to N - 1.
 
     Returns
     -------
@@ -343,6 +347,7 @@ def sample(
         top_k=min(_integer("top_k", top_k, least=0), len(model.params["W_embed"])),
         top_p=top_p,
         seed=draw_seed(seed),
+        rows=rows,
     )
     return _decoded(len(features), count, 1, max_length, found)
 

@@ -298,6 +298,7 @@ def loss_per_word(
     limit: int | None = None,
     batch_size: int = 250,
     workspace: CaptioningWorkspace | None = None,
+    share: tuple[int, int] | None = None,
 ) -> float | None:
     """Return a model's loss per word over the captions of a split.
 
@@ -315,6 +316,8 @@ def loss_per_word(
         Captions at a time.
     workspace : CaptioningWorkspace, optional
         Memory to use.
+    share : tuple of two ints, optional
+        ``(k, n)`` computes the part of process k of n; their results add up to the loss.
 
     Returns
     -------
@@ -330,7 +333,8 @@ def loss_per_word(
     if not words:
         return None
     total = 0.0
-    for start in range(0, len(rows), batch_size):
+    first, ranks = (0, 1) if share is None else share
+    for start in range(first * batch_size, len(rows), ranks * batch_size):
         batch = rows[start : start + batch_size]
         features = data[f"{split}_features"][images[batch]]
         log_probs = model.word_log_probs(features, captions[batch], workspace=workspace)

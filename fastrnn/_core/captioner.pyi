@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from numpy import float64, ndarray
 from numpy.typing import ArrayLike
@@ -25,6 +25,9 @@ def loss(
     vocab_seed: int = 0,
     label_smoothing: float = 0,
     precision: str = "float32",
+    rows: ndarray | None = None,
+    batch_rows: int | None = None,
+    ready: Callable[[tuple[str, ...]], None] | None = None,
 ) -> tuple[float64, dict[str, ndarray]]: ...
 def word_log_probs(
     params: Mapping[str, ArrayLike],

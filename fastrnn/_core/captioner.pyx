@@ -38,6 +38,10 @@ cdef enum:
     PARAMS = 8
     WORDS_TOGETHER = 8  # that a thread takes at a time
 
+# the stages of a step, see team_step()
+cdef enum:
+    UP_TO_SCORES, BACK_TO_STATES, LAST_STAGE
+
 
 # ---- Time per phase --------------------------------------------------------------------------------------------------
 
@@ -82,6 +86,10 @@ cdef struct Step:
     const ptrdiff_t* targets   # (N, T + 1) words
     const char* masked         # (N, T)
     const double* weights      # (N,) weights of the captions in the loss, or NULL for ones
+    # the batch that these captions are a part of: its number of captions, and the rows (N,) of these in it, which draws
+    # depend on; NULL for 0 to N - 1
+    double batch_rows
+    const ptrdiff_t* rows
 
     # Index arrays, filled in by prepare(). A distinct word is a word of the batch; with dropout each token has its own
     # word vector and counts as a distinct word.
@@ -253,9 +261,10 @@ cdef void prepare(Step* step) noexcept nogil:
         sort_by_word(step.start, step.by_word, step.distinct, batch.tokens, words, batch.ldg)
 
 
-cdef inline void drop(floating* y, const floating* x, ptrdiff_t n, uint64_t seed, ptrdiff_t place, ptrdiff_t T,
+cdef inline void drop(const Step* step, floating* y, const floating* x, ptrdiff_t n, uint64_t seed, ptrdiff_t place,
                       double rate) noexcept nogil:
-    kernels.dropout(y, x, n, random_key(seed, place // T, place % T), rate)
+    cdef ptrdiff_t row = place // step.T
+    kernels.dropout(y, x, n, random_key(seed, row if step.rows == NULL else step.rows[row], place % step.T), rate)
 
 
 cdef void drop_vectors(const Step* step, floating* y, ptrdiff_t ldy, const floating* x, const ptrdiff_t* x_row,
@@ -265,8 +274,8 @@ cdef void drop_vectors(const Step* step, floating* y, ptrdiff_t ldy, const float
     block = next_block(me, blocks, -1)
     while block >= 0:
         for q in range(share(step.words, block, blocks, 1), share(step.words, block + 1, blocks, 1)):
-            drop(y + q * ldy, x + (q if x_row == NULL else x_row[q]) * ldx, step.model.W, step.embed_seed,
-                 step.place[q], step.T, step.embed_rate)
+            drop(step, y + q * ldy, x + (q if x_row == NULL else x_row[q]) * ldx, step.model.W, step.embed_seed,
+                 step.place[q], step.embed_rate)
         block = next_block(me, blocks, block)
 
 
@@ -284,7 +293,7 @@ cdef void vocabulary_block(const Step* step, const floating* b_vocab, floating* 
     cdef uint64_t mode = denormals_flush()
     if step.vocab_rate > 0:
         for i in range(first, last):
-            drop(h_dropped + i * ldh, h + step.scored_at[i], H, step.vocab_seed, step.scored_place[i], step.T,
+            drop(step, h_dropped + i * ldh, h + step.scored_at[i], H, step.vocab_seed, step.scored_place[i],
                  step.vocab_rate)
         pack_rows(tiles, matrix(h_dropped + first * ldh, ldh), rows, H, bfloat16)
     else:
@@ -294,8 +303,8 @@ cdef void vocabulary_block(const Step* step, const floating* b_vocab, floating* 
     for i in range(first, last):
         weight = 1 if step.weights == NULL else step.weights[step.scored_place[i] // step.T]
         step.losses[i] = weight * kernels.softmax_loss(
-            dscores + i * ldv, <const floating*> dscores + i * ldv, V, step.target[i], <floating> (weight / step.N),
-            step.smoothing)
+            dscores + i * ldv, <const floating*> dscores + i * ldv, V, step.target[i],
+            <floating> (weight / step.batch_rows), step.smoothing)
     if gradients:
         if bfloat16:
             pack_rows(tiles, matrix(dscores + first * ldv, ldv), rows, V, True)
@@ -307,7 +316,7 @@ cdef void vocabulary_block(const Step* step, const floating* b_vocab, floating* 
                              False)
         if step.vocab_rate > 0:
             for i in range(first, last):
-                drop(dh + i * ldh, <const floating*> dh + i * ldh, H, step.vocab_seed, step.scored_place[i], step.T,
+                drop(step, dh + i * ldh, <const floating*> dh + i * ldh, H, step.vocab_seed, step.scored_place[i],
                      step.vocab_rate)
     denormals_restore(mode)
 
@@ -382,22 +391,24 @@ cdef void embed_row(const Step* step, floating* dW_embed, const floating* dvecto
 
 
 cdef double train_step(Step* step, Workspace workspace, floating** grads, double* log_probs, const floating* features,
-                       const floating** params) except? -1:
+                       const floating** params, object ready) except? -1:
     """Compute the loss and the gradients. params and grads are in the order of PARAM_NAMES.
 
     If log_probs (N, T) is not NULL, it receives the log-probabilities of the words, and gradients are not computed.
+    `ready` is called as soon as the gradients of some parameters are complete, with their names, or it is None. The
+    vocabulary's are then computed before the time loop backward, so that they can travel during it.
     """
+    cdef bint early = ready is not None
     cdef ptrdiff_t N = step.N, W = step.model.W, H = step.model.H, G = step.model.G, V = step.model.V
     cdef ptrdiff_t ldh = step.model.ldh
     cdef ptrdiff_t n, i, most = 0
-    cdef int pass_, k, threads
+    cdef int pass_
     cdef double loss = 0
-    cdef Team team
     for n in range(N):
         most += step.lengths[n]
     step.max_tokens = most
     step.max_words = most if step.embed_rate > 0 else min(V, most)
-    threads = step.threads = threads_for(6.0 * most * H * (G + V) + 6.0 * step.max_words * W * G)
+    step.threads = threads_for(6.0 * most * H * (G + V) + 6.0 * step.max_words * W * G)
     for pass_ in range(2):
         workspace.begin(pass_)
         take_memory(step, workspace, sizeof(floating))
@@ -413,111 +424,155 @@ cdef double train_step(Step* step, Workspace workspace, floating** grads, double
         memset(step.dc, 0, N * ldh * sizeof(floating))
         memset(<floating*> step.dh + step.scored * ldh, 0, H * sizeof(floating))
         charge(step, CLEAR, &step.since, 0)
-        team_start(&team, threads, True)
-        if threads == 1:
-            team_step(step, &team, 0, grads, log_probs == NULL, features, params)
-        else:
-            for k in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-                team_step(step, &team, k, grads, log_probs == NULL, features, params)
+        run_stages(step, UP_TO_SCORES, UP_TO_SCORES if early else LAST_STAGE, early, grads, log_probs == NULL, features,
+                   params)
         for i in range(step.scored):
             loss += step.losses[i]
         if log_probs != NULL:
             for i in range(step.scored):
                 log_probs[step.scored_place[i]] = -step.losses[i]
             return loss
-    return loss / N if N > 0 else 0.0
+    if early:
+        ready(PARAM_NAMES[6:])
+        with nogil:
+            run_stages(step, BACK_TO_STATES, BACK_TO_STATES, True, grads, True, features, params)
+        ready(PARAM_NAMES[4:6])
+        with nogil:
+            run_stages(step, LAST_STAGE, LAST_STAGE, True, grads, True, features, params)
+        ready(PARAM_NAMES[:4])
+    return loss / step.batch_rows if N > 0 else 0.0
 
 
-cdef void team_step(Step* step, Team* team, int k, floating** grads, bint gradients, const floating* features,
-                    const floating** params) noexcept nogil:
-    """Be the k-th thread of a team in what is left of a step after prepare()."""
+cdef void run_stages(Step* step, int first, int last, bint early, floating** grads, bint gradients,
+                     const floating* features, const floating** params) noexcept nogil:
+    """Run some stages of a step after prepare(), in a team of threads. With `early`, dW_vocab comes before BPTT."""
+    cdef Team team
+    cdef int k
+    step.since = seconds()
+    team_start(&team, step.threads, True)
+    if step.threads == 1:
+        team_step(step, &team, 0, first, last, early, grads, gradients, features, params)
+    else:
+        for k in prange(step.threads, num_threads=step.threads, schedule="static", chunksize=1):
+            team_step(step, &team, k, first, last, early, grads, gradients, features, params)
+
+
+cdef void team_step(Step* step, Team* team, int k, int first, int last, bint early, floating** grads, bint gradients,
+                    const floating* features, const floating** params) noexcept nogil:
+    """Be the k-th thread of the team."""
     cdef Worker me = worker_of(team, k)
-    forward_and_backward(step, grads, gradients, features, params, &me)
+    cdef double since = step.since
+    if first == UP_TO_SCORES:
+        up_to_scores(step, gradients, features, params, &since, &me)
+        if early:
+            vocabulary_gradients(step, grads[6], grads[7], &since, &me)
+    if gradients and first <= BACK_TO_STATES <= last:
+        back_to_states(step, grads, params, &since, &me)
+    if gradients and last == LAST_STAGE:
+        back_to_inputs(step, grads, features, params, &since, &me)
+        if not early:
+            vocabulary_gradients(step, grads[6], grads[7], &since, &me)
     leave(&me)
 
 
-cdef void forward_and_backward(Step* step, floating** grads, bint gradients, const floating* features,
-                               const floating** params, Worker* me) noexcept nogil:
-    cdef int k = me.k
-    cdef ptrdiff_t N = step.N, D = step.model.D, W = step.model.W, H = step.model.H, G = step.model.G, V = step.model.V
-    cdef ptrdiff_t ldh = step.model.ldh, ldg = step.model.ldg
-    cdef Batch* batch = &step.batch
-    cdef floating* h = <floating*> step.h
-    cdef floating* c = <floating*> step.c
-    cdef floating* gates = <floating*> step.gates
-    cdef floating* dh = <floating*> step.dh
-    cdef floating* dstate = <floating*> step.dstate
-    cdef floating* dc = <floating*> step.dc
+cdef void up_to_scores(Step* step, bint gradients, const floating* features, const floating** params, double* since,
+                       Worker* me) noexcept nogil:
+    """Run the model forward, and backward from the loss to dscores and dh if `gradients` is set."""
+    cdef ptrdiff_t N = step.N, D = step.model.D, W = step.model.W, H = step.model.H, G = step.model.G
     cdef const floating* embedding = params[0] if step.vectors == NULL else <const floating*> step.vectors
     cdef const floating* no_bias = NULL
     cdef floating* nowhere = NULL
-    cdef double since = step.since
+    cdef floating* h = <floating*> step.h
     if step.embed_rate > 0:
         drop_vectors(step, <floating*> step.vectors, step.model.ldw, params[0], step.word, W, me)
-    charge(step, DROP, &since, k)
+    charge(step, DROP, since, me.k)
 
     # initial states, and the input product of each distinct word
-    team_multiply(h, ldh, gathered(features, step.feature_at), matrix(params[1], H), step.operands_float32, params[2],
-                  nowhere, N, H, D, me)
-    team_multiply(<floating*> step.products, ldg, gathered(embedding, step.vector_at), matrix(params[3], G),
+    team_multiply(h, step.model.ldh, gathered(features, step.feature_at), matrix(params[1], H), step.operands_float32,
+                  params[2], nowhere, N, H, D, me)
+    team_multiply(<floating*> step.products, step.model.ldg, gathered(embedding, step.vector_at), matrix(params[3], G),
                   step.operands, params[5], nowhere, step.words, G, W, me)
-    charge(step, INPUTS, &since, k)
+    charge(step, INPUTS, since, me.k)
 
-    team_pack_panels(<floating*> step.Wh, 0, nowhere, matrix(params[4], G), H, G, batch.bfloat16, me)
-    charge(step, PACK, &since, k)
-    team_steps_forward(batch, gates, h, c, nowhere, NULL, <const floating*> step.products, step.product_at, 0, no_bias,
-                       <const floating*> step.Wh, step.loop_scratch, me)
-    charge(step, FORWARD, &since, k)
+    team_pack_panels(<floating*> step.Wh, 0, nowhere, matrix(params[4], G), H, G, step.batch.bfloat16, me)
+    charge(step, PACK, since, me.k)
+    team_steps_forward(&step.batch, <floating*> step.gates, h, <floating*> step.c, nowhere, NULL,
+                       <const floating*> step.products, step.product_at, 0, no_bias, <const floating*> step.Wh,
+                       step.loop_scratch, me)
+    charge(step, FORWARD, since, me.k)
 
     pack_vocabulary(step, params[6], gradients, me)
-    charge(step, PACK, &since, k)
+    charge(step, PACK, since, me.k)
     vocabulary(step, params[7], gradients, me)
-    charge(step, VOCABULARY, &since, k)
-    if not gradients:
-        return
+    charge(step, VOCABULARY, since, me.k)
 
+
+cdef void back_to_states(Step* step, floating** grads, const floating** params, double* since,
+                         Worker* me) noexcept nogil:
+    """Run the time loop backward, and compute dWh and db."""
+    cdef ptrdiff_t H = step.model.H, G = step.model.G, ldg = step.model.ldg
+    cdef Batch* batch = &step.batch
+    cdef const floating* no_bias = NULL
+    cdef floating* nowhere = NULL
+    cdef floating* gates = <floating*> step.gates
+    cdef const floating* h = <const floating*> step.h
     team_pack_panels(<floating*> step.Wh_transposed, 0, nowhere, transposed(params[4], G), G, H, batch.bfloat16, me)
-    charge(step, PACK, &since, k)
-    team_steps_backward(batch, gates, dstate, dc, nowhere, 0, 0, 0, <const floating*> dh, step.dh_at,
-                        <const floating*> gates, <const floating*> h, <const floating*> c,
+    charge(step, PACK, since, me.k)
+    team_steps_backward(batch, gates, <floating*> step.dstate, <floating*> step.dc, nowhere, 0, 0, 0,
+                        <const floating*> step.dh, step.dh_at, <const floating*> gates, h, <const floating*> step.c,
                         <const floating*> step.Wh_transposed, no_bias, step.loop_scratch, me)
-    charge(step, BACKWARD, &since, k)
-
+    charge(step, BACKWARD, since, me.k)
     team_multiply(grads[4], G, gathered_transposed(h, step.h_prev_at), matrix(gates, ldg), step.operands, no_bias,
                   grads[5], H, G, batch.tokens, me)
-    charge(step, RECURRENT_GRADIENTS, &since, k)
+    charge(step, RECURRENT_GRADIENTS, since, me.k)
 
+
+cdef void back_to_inputs(Step* step, floating** grads, const floating* features, const floating** params,
+                         double* since, Worker* me) noexcept nogil:
+    """Compute the gradients of what comes before the time loop: the word vectors, Wx and the projection."""
+    cdef const floating* embedding = params[0] if step.vectors == NULL else <const floating*> step.vectors
+    cdef const floating* no_bias = NULL
     input_gradients(step, grads[0], grads[3], params[3], embedding, me)
-    team_multiply(grads[1], H, gathered_transposed(features, step.feature_at), matrix(dstate, ldh),
-                  step.operands_float32, no_bias, grads[2], D, H, N, me)
-    charge(step, INPUT_GRADIENTS, &since, k)
+    team_multiply(grads[1], step.model.H, gathered_transposed(features, step.feature_at),
+                  matrix(<const floating*> step.dstate, step.model.ldh), step.operands_float32, no_bias, grads[2],
+                  step.model.D, step.model.H, step.N, me)
+    charge(step, INPUT_GRADIENTS, since, me.k)
 
-    team_multiply(grads[6], V, transposed(step.h_dropped, ldh) if step.vocab_rate > 0
-                  else gathered_transposed(h, step.scored_at), matrix(step.dscores, step.model.ldv), step.operands,
-                  no_bias, grads[7], H, V, step.scored, me)
-    charge(step, VOCABULARY_GRADIENTS, &since, k)
+
+cdef void vocabulary_gradients(Step* step, floating* dW_vocab, floating* db_vocab, double* since,
+                               Worker* me) noexcept nogil:
+    """Compute dW_vocab and db_vocab from dscores."""
+    cdef ptrdiff_t H = step.model.H, V = step.model.V, ldh = step.model.ldh
+    team_multiply(dW_vocab, V, transposed(<const floating*> step.h_dropped, ldh) if step.vocab_rate > 0
+                  else gathered_transposed(<const floating*> step.h, step.scored_at),
+                  matrix(<const floating*> step.dscores, step.model.ldv), step.operands, <const floating*> NULL,
+                  db_vocab, H, V, step.scored, me)
+    charge(step, VOCABULARY_GRADIENTS, since, me.k)
 
 
 # ---- Over NumPy arrays -----------------------------------------------------------------------------------------------
 
 def loss(params, features, captions, null, cell_type, Workspace workspace=None, grads=None, weights=None, inputs=None,
          double embed_dropout=0, uint64_t embed_seed=0, double vocab_dropout=0, uint64_t vocab_seed=0,
-         double label_smoothing=0, precision="float32"):
+         double label_smoothing=0, precision="float32", rows=None, batch_rows=None, ready=None):
     """Return (loss, grads) of CaptioningRNN.loss.
 
     The step uses the memory of `workspace` and overwrites `grads`, the gradients of an earlier call for the same model;
     each is allocated if it is None or does not fit. `weights` (N,) weight the captions in the loss; a caption of weight
-    0 is skipped. `inputs` (N, T) are the input words, captions[:, :-1] by default.
+    0 is skipped. `inputs` (N, T) are the input words, captions[:, :-1] by default. If the captions are a part of a
+    batch, `rows` (N,) are their rows in it and `batch_rows` is its number of captions; `ready` is called with the names
+    of parameters whose gradients are complete.
     """
     return run_step(params, features, captions, null, cell_type, workspace, grads, weights, inputs, embed_dropout,
-                    embed_seed, vocab_dropout, vocab_seed, label_smoothing, precision, None)
+                    embed_seed, vocab_dropout, vocab_seed, label_smoothing, precision, None, rows, batch_rows, ready)
 
 
 def word_log_probs(params, features, captions, null, cell_type, Workspace workspace=None, precision="float32"):
     """Return the log-probabilities of captions[:, 1:], float64 (N, T), with 0 for `null`."""
     captions = ids_of("captions", captions)
     found = np.zeros((captions.shape[0], captions.shape[1] - 1))
-    run_step(params, features, captions, null, cell_type, workspace, None, None, None, 0, 0, 0, 0, 0, precision, found)
+    run_step(params, features, captions, null, cell_type, workspace, None, None, None, 0, 0, 0, 0, 0, precision, found,
+             None, None, None)
     return found
 
 
@@ -546,12 +601,13 @@ cdef bint can_hold(tuple grads, tuple arrays):
 cdef tuple run_step(object params, object features, object captions, object null, object cell_type,
                     Workspace workspace, object grads, object weights, object inputs, double embed_dropout,
                     uint64_t embed_seed, double vocab_dropout, uint64_t vocab_seed, double label_smoothing,
-                    object precision, cnp.ndarray log_probs):
+                    object precision, cnp.ndarray log_probs, object rows, object batch_rows, object ready):
     """Check the arguments and run a training step, or compute log_probs alone if it is not None."""
     # convert the other arguments before the parameters, see arrays.pyx
     cdef cnp.ndarray captions_ = ids_of("captions", captions), wrapped, lengths, masked, wrapped_inputs
     cdef cnp.ndarray inputs_ = None if inputs is None else ids_of("inputs", inputs)
     cdef cnp.ndarray weights_ = None if weights is None else np.array(weights)
+    cdef cnp.ndarray rows_ = None if rows is None else np.array(rows, np.intp)
     cdef ptrdiff_t null_id = null
     cdef Step step
     cdef tuple arrays = read_model(&step.model, params, features, cell_type, precision), written = ()
@@ -564,7 +620,11 @@ cdef tuple run_step(object params, object features, object captions, object null
     cdef double began = seconds()
     memset(step.time, 0, sizeof(step.time))
     step.N, step.T = dim(features_, 0), dim(captions_, 1) - 1
-    step.weights = NULL
+    step.weights, step.rows = NULL, NULL
+    step.batch_rows = step.N if batch_rows is None else batch_rows
+    if rows_ is not None:
+        checks.match_shapes({"N": step.N}, rows=(rows_, "N"))
+        step.rows = <ptrdiff_t*> data(rows_)
     step.embed_rate, step.vocab_rate, step.smoothing = embed_dropout, vocab_dropout, label_smoothing
     step.embed_seed, step.vocab_seed = embed_seed, vocab_seed
     if not has_shape(captions_, 2, step.N, step.T + 1):
@@ -618,10 +678,10 @@ cdef tuple run_step(object params, object features, object captions, object null
     try:
         if cnp.PyArray_TYPE(features_) == cnp.NPY_FLOAT32:
             value = train_step(&step, workspace, <float**> to, word_scores, <const float*> data(features_),
-                               <const float**> source)
+                               <const float**> source, ready)
         else:
             value = train_step(&step, workspace, <double**> to, word_scores, <const double*> data(features_),
-                               <const double**> source)
+                               <const double**> source, ready)
     finally:
         workspace.release()
     lock()

@@ -12,4 +12,5 @@ def mix(
     null: int,
     cell_type: str,
     precision: str = "float32",
+    rows: ndarray | None = None,
 ) -> ndarray: ...

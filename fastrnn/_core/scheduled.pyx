@@ -30,6 +30,7 @@ cdef struct Mixer:
     ptrdiff_t N, T
     double probability
     uint64_t seed
+    const ptrdiff_t* rows  # (N,) rows that the draws depend on, or NULL for 0 to N - 1
 
 
 cdef struct Block:
@@ -61,9 +62,13 @@ cdef Block take_block(Layout* layout, const Model* model, ptrdiff_t rows, size_t
     return block
 
 
-cdef inline bint is_sampled(const Mixer* mixer, ptrdiff_t row, ptrdiff_t t) noexcept nogil:
-    """Return whether the input word of a row at step t is to be sampled."""
-    return t > 0 and uniform(random_key(mixer.seed, row, t), 0) < mixer.probability
+cdef inline double draw(const Mixer* mixer, ptrdiff_t n, ptrdiff_t t, int unit) noexcept nogil:
+    return uniform(random_key(mixer.seed, n if mixer.rows == NULL else mixer.rows[n], t), unit)
+
+
+cdef inline bint is_sampled(const Mixer* mixer, ptrdiff_t n, ptrdiff_t t) noexcept nogil:
+    """Return whether the input word of caption n at step t is to be sampled."""
+    return t > 0 and draw(mixer, n, t, 0) < mixer.probability
 
 
 cdef void mix_block(const Mixer* mixer, const PackedModel* packed, int32_t* inputs, const ptrdiff_t* steps,
@@ -125,7 +130,7 @@ cdef void mix_block(const Mixer* mixer, const PackedModel* packed, int32_t* inpu
             n = block.sampled[i]
             total = kernels.word_weights(weights, <const floating*> scores + i * ldv, V, <floating> 1,
                                          <floating> -INFINITY, V)
-            word = kernels.word_at(<const floating*> weights, V, total * uniform(random_key(mixer.seed, n, t + 1), 1))
+            word = kernels.word_at(<const floating*> weights, V, total * draw(mixer, n, t + 1, 1))
             if word >= 0:  # with scores that are not finite, keep the word of the caption
                 inputs[n * T + t + 1] = <int32_t> word
     denormals_restore(mode)
@@ -160,15 +165,18 @@ cdef int run(const Mixer* mixer, int32_t* inputs, const ptrdiff_t* steps, double
     return 0
 
 
-def mix(params, features, captions, double probability, uint64_t seed, null, cell_type, precision="float32"):
+def mix(params, features, captions, double probability, uint64_t seed, null, cell_type, precision="float32",
+        rows=None):
     """Return the input words of scheduled sampling, int32 (N, T), for captions (N, T + 1) of integers.
 
     The first input of a row is that of its caption. Each later input is, with the given probability, a word sampled
     from the softmax of the model after the inputs before it, and otherwise the word of the caption. Inputs after the
     last target that is not `null` are not replaced. The random numbers depend on seed, row and time step only
-    (src_c/random.h): unit 0 decides whether a word is sampled, unit 1 which one.
+    (src_c/random.h): unit 0 decides whether a word is sampled, unit 1 which one. `rows` (N,) are the rows of the
+    captions in the batch that they are a part of.
     """
     cdef cnp.ndarray captions_ = ids_of("captions", captions), wrapped, steps_, inputs
+    cdef cnp.ndarray rows_ = None if rows is None else np.array(rows, np.intp)
     cdef ptrdiff_t null_id = null
     cdef Mixer mixer
     cdef tuple arrays = read_model(&mixer.model, params, features, cell_type, precision)
@@ -178,7 +186,10 @@ def mix(params, features, captions, double probability, uint64_t seed, null, cel
     cdef ptrdiff_t* steps
     checks.match_shapes({"N": N}, captions=(captions_, "N L"))
     T = max(dim(captions_, 1) - 1, 0)
-    mixer.N, mixer.T, mixer.probability, mixer.seed = N, T, probability, seed
+    mixer.N, mixer.T, mixer.probability, mixer.seed, mixer.rows = N, T, probability, seed, NULL
+    if rows_ is not None:
+        checks.match_shapes({"N": N}, rows=(rows_, "N"))
+        mixer.rows = <ptrdiff_t*> data(rows_)
     wrapped = new(cnp.NPY_INTP, 2, N, dim(captions_, 1))
     if not wrap_ids(<ptrdiff_t*> data(wrapped), ids, N * dim(captions_, 1), V):
         checks.check_ids("captions", captions_, V)

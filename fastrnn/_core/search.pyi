@@ -39,4 +39,5 @@ def sample(
     no_repeat_ngram: int,
     suppress: ArrayLike,
     precision: str = "float32",
+    rows: ndarray | None = None,
 ) -> tuple[ndarray, ndarray, ndarray, ndarray]: ...

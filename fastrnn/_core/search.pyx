@@ -55,6 +55,7 @@ cdef struct Job:
     double inverse_temperature, top_p
     ptrdiff_t top_k
     uint64_t seed
+    const ptrdiff_t* rows     # (N,) rows that the draws depend on, or NULL for 0 to N - 1
     # results, (searches, n_best, T) or (searches, n_best)
     int32_t* ids
     double* word_log_probs
@@ -434,6 +435,7 @@ cdef int sample_word(const Job* job, Block* block, floating* scores, ptrdiff_t s
     """Extend a sampled caption by one word. Return 1 if scores are not finite."""
     cdef const Model* model = &job.model
     cdef ptrdiff_t steps = block.steps[slot], search = block.search[slot], wanted = 1, last = model.V, word, m
+    cdef ptrdiff_t image = search // job.per_image
     cdef floating* values = <floating*> block.values
     cdef floating* weights = <floating*> block.weights
     cdef floating scale = <floating> job.inverse_temperature, floor = <floating> -INFINITY
@@ -471,7 +473,8 @@ cdef int sample_word(const Job* job, Block* block, floating* scores, ptrdiff_t s
                     break
         mass = kernels.word_weights(weights, <const floating*> scores, model.V, scale, values[m], block.words[m])
     word = kernels.word_at(<const floating*> weights, model.V,
-                           mass * uniform(random_key(job.seed, search // job.per_image, steps), search % job.per_image))
+                           mass * uniform(random_key(job.seed, image if job.rows == NULL else job.rows[image], steps),
+                                          search % job.per_image))
     log_prob = scores[word] - total
     if word == job.end:
         add_to_pool(job, block, slot, 0, slot, word, log_prob)
@@ -678,17 +681,21 @@ def beam_search(params, features, cell_type, start, end, null, ptrdiff_t max_len
 
 def sample(params, features, cell_type, start, end, null, ptrdiff_t max_length, ptrdiff_t count,
            double inverse_temperature, ptrdiff_t top_k, double top_p, uint64_t seed, ptrdiff_t min_length,
-           ptrdiff_t no_repeat_ngram, suppress, precision="float32"):
+           ptrdiff_t no_repeat_ngram, suppress, precision="float32", rows=None):
     """Sample `count` captions per image, as documented at fastrnn.decoding.sample.
 
     Return the same arrays as beam_search(), with the captions of an image one after the other.
     """
     cdef Job job
+    cdef cnp.ndarray rows_ = None if rows is None else np.array(rows, np.intp)
     cdef cnp.ndarray scale = np.ones(max_length + 1), reward = np.zeros(max_length + 1)
     memset(&job, 0, sizeof(job))
     job.samples, job.per_image, job.width, job.groups, job.n_best = True, count, 1, 1, 1
     job.min_length, job.no_repeat = min_length, no_repeat_ngram
     job.inverse_temperature, job.top_k = inverse_temperature, top_k
     job.top_p, job.seed = top_p, seed
+    if rows_ is not None:
+        checks.match_shapes({"N": len(features)}, rows=(rows_, "N"))
+        job.rows = <ptrdiff_t*> data(rows_)
     job.scale, job.reward = <double*> data(scale), <double*> data(reward)
     return run(&job, params, features, cell_type, start, end, null, max_length, suppress, precision)

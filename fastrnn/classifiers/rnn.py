@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from operator import index
 from pathlib import Path
@@ -31,6 +31,7 @@ __all__ = [
     "FORMAT",
     "MODEL_FILE",
     "Regularisation",
+    "Share",
     "np",
     "seeded_model",
 ]
@@ -92,6 +93,29 @@ class Regularisation:
                     )
             # Store plain Python numbers: computing stream seeds would overflow NumPy integers.
             object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a batch that one of several processes computes.
+
+    Losses and gradients of the shares of a batch add up to those of the batch.
+
+    Parameters
+    ----------
+    rows : int ndarray (N,)
+        The rows of the captions in the batch. Random numbers depend on them, so that they are the
+        same however the batch is shared.
+    size : int
+        The number of captions in the batch, by which the loss is divided.
+    ready : callable, optional
+        Called as ``ready(names)`` as soon as the gradients of these parameters are complete, while
+        the others are still being computed.
+    """
+
+    rows: np.ndarray
+    size: int
+    ready: Callable[[tuple[str, ...]], None] | None = None
 
 
 class CaptioningWorkspace:
@@ -254,6 +278,7 @@ class CaptioningRNN:
         weights: np.ndarray | None = None,
         workspace: CaptioningWorkspace | None = None,
         regularisation: Regularisation | None = None,
+        share: Share | None = None,
     ) -> tuple[Any, dict[str, np.ndarray]]:
         """Compute the training loss and its gradients.
 
@@ -272,6 +297,8 @@ class CaptioningRNN:
             and the next call overwrites them. Without a workspace, they are new arrays.
         regularisation : Regularisation, optional
             Dropout, label smoothing and scheduled sampling. None by default.
+        share : Share, optional
+            Which part of a batch these captions are. By default they are the batch.
 
         Returns
         -------
@@ -297,6 +324,8 @@ class CaptioningRNN:
         given: dict[str, Any] = {"precision": self.precision}
         if weights is not None:
             given["weights"] = weights
+        if share is not None:
+            given.update(rows=share.rows, batch_rows=share.size, ready=share.ready)
         if regularisation is not None:
             given.update(
                 embed_dropout=regularisation.embed_dropout,
@@ -309,7 +338,7 @@ class CaptioningRNN:
                 given["inputs"] = _scheduled.mix(
                     self.params, features, captions, regularisation.scheduled_sampling,
                     stream_seed(regularisation.seed, MIX), self._null, self.cell_type,
-                    self.precision,
+                    self.precision, None if share is None else share.rows,
                 )  # fmt: skip
         if workspace is None:
             return _core.loss(self.params, features, captions, self._null, self.cell_type, **given)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import os
 import shlex
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import fastrnn
 
 from .. import runs
 from ..checks import ArgumentError
@@ -17,7 +21,16 @@ from ..data.layout import DATA_VARIABLE, FEATURE_DTYPES, named_directory
 from ..runlock import RunLock
 from ..runs import checkpoint_steps
 from ..terminal import say_facts
-from ..training import RECIPES, Interrupted, ModelConfig, Run, TrainConfig, Trainer, read_run
+from ..training import (
+    RECIPES,
+    Interrupted,
+    ModelConfig,
+    Run,
+    TrainConfig,
+    Trainer,
+    distributed,
+    read_run,
+)
 from ..training.config import CHANGEABLE_ON_RESUME
 from ..training.recipes import DATA_DEFAULTS, SCENE_DEFAULTS
 from .config_file import ReadConfig
@@ -135,12 +148,32 @@ def _default(name: str, otherwise: Any) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
+    ranks = distributed.join()
+    if ranks is None:
+        return _run_from_file(arguments, None)
+    try:
+        with distributed.quiet(ranks):
+            status = _run_from_file(arguments, ranks)
+            ranks.meet()
+        return status
+    except BaseException as error:
+        if ranks.together:
+            if ranks.is_root:
+                raise
+            return 0  # rank 0 says it, and its exit status is that of mpirun
+        if arguments.traceback:
+            traceback.print_exc()
+        kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+        ranks.abort(f"{ranks.place}: {kind}{describe_error(error)}")
+
+
+def _run_from_file(arguments: argparse.Namespace, ranks: distributed.Ranks | None) -> int:
     file = arguments.config
     if file is None:
-        return _run(arguments)
+        return _run(arguments, ranks)
     file.apply(arguments)
     try:
-        return _run(arguments)
+        return _run(arguments, ranks)
     except ArgumentError as error:
         name = "threads" if error.name == "count" else error.name
         if name not in vars(arguments):
@@ -148,8 +181,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{file.name_of(name)} {error.problem}") from error
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace, ranks: distributed.Ranks | None) -> int:
     began = time.perf_counter()
+    if ranks is not None and arguments.threads is None and "OMP_NUM_THREADS" not in os.environ:
+        arguments.threads = ranks.threads()
     use_threads(arguments)
     if arguments.restart_schedule and not arguments.resume:
         raise ValueError("--restart-schedule needs --resume")
@@ -157,8 +192,12 @@ def _run(arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as locks:
         if arguments.tensorboard:
             from ..tensorboard import TensorBoardLogger  # an error, if it is not installed
-        trainer = _resume(arguments, locks) if arguments.resume else _begin(arguments, locks)
+        start = _resume if arguments.resume else _begin
+        trainer = start(arguments, locks, ranks)
         out = trainer.run
+        if ranks is not None and not ranks.is_root:
+            trainer.fit(verbose=False)
+            return 0
         assert out is not None
         directory = Path(trainer.settings["data"])
         # They belong to the previous end of a run that is resumed.
@@ -204,8 +243,69 @@ def _resume_with(out: Path) -> str:
     return f"fastrnn train --resume {shlex.quote(str(out))}"
 
 
-def _begin(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Trainer:
+def _begin(
+    arguments: argparse.Namespace, locks: contextlib.ExitStack, ranks: distributed.Ranks | None
+) -> Trainer:
     """Start a run: settings, data, and a model with its first weights."""
+    if ranks is not None:
+        return _begin_together(arguments, locks, ranks)
+    out, settings, config, model = _plan(arguments)
+    directory = Path(settings["data"])
+    if arguments.data:
+        # Create the run directory only if the data can be used for training.
+        trainer = _new_trainer(out, settings, config, directory)
+        lock = make_directory(out, arguments, settings, config, locks)
+    else:
+        lock = make_directory(out, arguments, settings, config, locks)
+        with _resumable(out, _BEFORE_TRAINING):
+            draw_scenes(directory, config.seed)
+            trainer = _new_trainer(out, settings, config, directory)
+    trainer.use_lock(lock)
+    if arguments.recipe:
+        say_facts({"recipe": describe_recipe(arguments.recipe, model, config)})
+    return trainer
+
+
+def _begin_together(
+    arguments: argparse.Namespace, locks: contextlib.ExitStack, ranks: distributed.Ranks
+) -> Trainer:
+    """Start a run on several ranks, of which rank 0 alone writes."""
+    out, settings, config, model = ranks.do(lambda: _plan(arguments))
+    # rank 0 chooses the directory, whose name has the date
+    chosen, place = ranks.broadcast((out, settings["data"]))
+    if settings["drawn"]:
+        settings["data"] = place
+    directory = Path(settings["data"])
+    ranks.agree({"--data": settings["data"], "--recipe": settings["recipe"],
+                 "--out": arguments.out, **dataclasses.asdict(model)})  # fmt: skip
+    lock: list[RunLock] = []
+
+    def make() -> None:
+        if ranks.is_root:
+            lock.append(make_directory(chosen, arguments, settings, config, locks))
+
+    def start() -> Trainer:
+        return Trainer(run.start_model(data), data, config, settings=settings, ranks=ranks)
+
+    if not arguments.data:
+        ranks.do(make)
+        ranks.do(lambda: draw_scenes(directory, config.seed) if ranks.is_root else None)
+    run = Run(chosen, settings, config, directory)
+    data = ranks.read_once(run.read_data)
+    trainer = ranks.do(start)
+    if arguments.data:
+        ranks.do(make)
+    if ranks.is_root:
+        trainer.use_lock(lock[0])
+        facts = {"ranks": f"{ranks.size}, threads of each: {fastrnn.get_num_threads()}"}
+        if arguments.recipe:
+            facts["recipe"] = describe_recipe(arguments.recipe, model, config)
+        say_facts(facts)
+    return trainer
+
+
+def _plan(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any], TrainConfig, ModelConfig]:
+    """Return the run directory and the settings."""
     for name in ("raw_features", "recipe"):
         if getattr(arguments, name) and arguments.data is None:
             named = named_directory()
@@ -224,19 +324,7 @@ def _begin(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Traine
         "recipe": arguments.recipe,
         **dataclasses.asdict(model),
     }
-    if arguments.data:
-        # Create the run directory only if the data can be used for training.
-        trainer = _new_trainer(out, settings, config, directory)
-        lock = make_directory(out, arguments, settings, config, locks)
-    else:
-        lock = make_directory(out, arguments, settings, config, locks)
-        with _resumable(out, _BEFORE_TRAINING):
-            draw_scenes(directory, config.seed)
-            trainer = _new_trainer(out, settings, config, directory)
-    trainer.use_lock(lock)
-    if arguments.recipe:
-        say_facts({"recipe": describe_recipe(arguments.recipe, model, config)})
-    return trainer
+    return out, settings, config, model
 
 
 def _new_trainer(
@@ -287,10 +375,66 @@ def describe_recipe(recipe: str, model: ModelConfig, config: TrainConfig) -> str
     return f"{recipe}, with {', '.join(changes)}" if changes else recipe
 
 
-def _resume(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Trainer:
+def _resume(
+    arguments: argparse.Namespace, locks: contextlib.ExitStack, ranks: distributed.Ranks | None
+) -> Trainer:
     """Resume a run; refuse options that cannot change."""
-    run = read_run(arguments.resume)
-    lock = locks.enter_context(RunLock(run.directory))
+    if ranks is None:
+        run = read_run(arguments.resume)
+        lock = locks.enter_context(RunLock(run.directory))
+        changes = _changes(arguments, run)
+        _draw_again(run)
+        data = run.read_data(arguments.data)
+        trainer = Trainer.resume(
+            run.directory, data, restart_schedule=bool(arguments.restart_schedule), **changes
+        )
+        trainer.use_lock(lock)
+    else:
+        run = ranks.do(lambda: read_run(arguments.resume))
+        trainer = _resume_together(arguments, run, locks, ranks)
+    directory = arguments.data or run.data_directory
+    if directory is not None:
+        trainer.settings["data"] = str(Path(directory).resolve())
+    trainer.settings.setdefault("drawn", False)
+    done = trainer.step / trainer.steps_per_epoch
+    epochs = f"{done:.4g} of {trainer.config.all_epochs} epochs"
+    say_facts({"resumed": f"{run.directory} after {epochs}"})
+    return trainer
+
+
+def _resume_together(
+    arguments: argparse.Namespace,
+    run: Run,
+    locks: contextlib.ExitStack,
+    ranks: distributed.Ranks,
+) -> Trainer:
+    lock = ranks.do(lambda: locks.enter_context(RunLock(run.directory)) if ranks.is_root else None)
+    changes = ranks.do(lambda: _changes(arguments, run))
+    ranks.do(lambda: _draw_again(run) if ranks.is_root else None)
+    data = ranks.read_once(lambda: run.read_data(arguments.data))
+    trainer = ranks.do(
+        lambda: Trainer.resume(
+            run.directory,
+            data,
+            restart_schedule=bool(arguments.restart_schedule),
+            ranks=ranks,
+            **changes,
+        )
+    )
+    if lock is not None:
+        trainer.use_lock(lock)
+    return trainer
+
+
+def _draw_again(run: Run) -> None:
+    if run.settings.get("drawn") and not checkpoint_steps(run.directory):
+        # The run was stopped while its scenes were drawn.
+        with _resumable(run.directory, _BEFORE_TRAINING):
+            draw_scenes(run.directory / runs.SCENE_DIRECTORY, run.config.seed)
+
+
+def _changes(arguments: argparse.Namespace, run: Run) -> dict[str, Any]:
+    """Return the settings of a run that change; refuse options that cannot change."""
     allowed = {
         "resume", "command", "run", "data", "threads", "tensorboard", "report", "traceback",
         "config", "restart_schedule", *CHANGEABLE_ON_RESUME,
@@ -304,20 +448,4 @@ def _resume(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Train
     changes = {
         name: v for name in CHANGEABLE_ON_RESUME if (v := getattr(arguments, name)) is not None
     }
-    if run.settings.get("drawn") and not checkpoint_steps(run.directory):
-        # The run was stopped while its scenes were drawn.
-        with _resumable(run.directory, _BEFORE_TRAINING):
-            draw_scenes(run.directory / runs.SCENE_DIRECTORY, run.config.seed)
-    data = run.read_data(arguments.data)
-    trainer = Trainer.resume(
-        run.directory, data, restart_schedule=bool(arguments.restart_schedule), **changes
-    )
-    directory = arguments.data or run.data_directory
-    if directory is not None:
-        trainer.settings["data"] = str(Path(directory).resolve())
-    trainer.settings.setdefault("drawn", False)
-    trainer.use_lock(lock)
-    done = trainer.step / trainer.steps_per_epoch
-    epochs = f"{done:.4g} of {trainer.config.all_epochs} epochs"
-    say_facts({"resumed": f"{run.directory} after {epochs}"})
-    return trainer
+    return changes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from .. import optim
 from ..checkpoint import Checkpoint
 from ..classifiers.rnn import CaptioningRNN
 from .config import TrainConfig
+from .distributed import Ranks, weights_hash
 from .start import fold, unfold
 
 
@@ -74,6 +76,28 @@ class Learner:
         if self.average is not None:
             self.network.params, self.average = self.average, None
         self.moments = {name: {} for name in self.moments}
+
+    def share(self, broadcast: Callable[[Any], Any]) -> None:
+        """Take the weights, the average and the moments of rank 0."""
+        weights, self.average, self.moments = broadcast(
+            (self.network.params, self.average, self.moments)
+        )
+        for name, w in weights.items():
+            np.copyto(self.network.params[name], w)
+        self.derive()
+
+    def check_same(self, ranks: Ranks, step: int) -> None:
+        """Check that every rank has the same weights after a step.
+
+        Raises
+        ------
+        ValueError
+            They differ: a processor, a memory or a network has made an error. On every rank.
+        """
+        found = weights_hash(self.network.params)
+        if self.average is not None:
+            found += weights_hash(self.average)
+        ranks.agree({f"the hash of the weights after step {step}": found})
 
     def derive(self) -> None:
         """Copy the average, or else the weights, into the model, which reads original features."""

@@ -10,17 +10,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..classifiers.rnn import CaptioningRNN, CaptioningWorkspace, Regularisation
+from ..classifiers.rnn import CaptioningRNN, CaptioningWorkspace, Regularisation, Share
 from ..decoding import sample
 from ..evaluation import longest_caption
 from ..rewards import CiderReward
 from ..words import NULL, START
 from .config import TrainConfig
 from .start import feature_scale
+
+if TYPE_CHECKING:
+    from .distributed import GradientSum
 
 _ORDER, _NOISE, _MASKS, _DRAWS = 1, 2, 3, 4
 """RNG stream ids, one per purpose."""
@@ -131,9 +134,21 @@ class _Objective:
         network: CaptioningRNN,
         config: TrainConfig,
         workspace: CaptioningWorkspace,
+        ranks_sum: GradientSum | None = None,
     ) -> None:
         self._training, self._network = training, network
         self._config, self._workspace = config, workspace
+        self._sum = ranks_sum
+
+    def _share_of(self, words: np.ndarray) -> np.ndarray | None:
+        """Return the rows of a batch that this rank computes; None for all of them."""
+        return None if self._sum is None else self._sum.ranks.share_of(words)
+
+    def _share(self, rows: np.ndarray | None, size: int) -> dict[str, Any]:
+        """Return the arguments that tell `CaptioningRNN.loss` which part of a batch it gets."""
+        if self._sum is None or rows is None:
+            return {}
+        return {"share": Share(rows, size, self._sum.ready)}
 
 
 class CaptionObjective(_Objective):
@@ -149,6 +164,9 @@ class CaptionObjective(_Objective):
         The settings.
     workspace : CaptioningWorkspace
         Memory to use.
+    ranks_sum : GradientSum, optional
+        Where several ranks train together: what adds up their gradients. Each then computes a share
+        of the batch.
     """
 
     captions_per_row = 1
@@ -173,15 +191,24 @@ class CaptionObjective(_Objective):
 
     def gradients(self, rows: np.ndarray, step: int) -> Gradients:
         """Compute the gradients of the loss of captions; sum its nats and count the words."""
-        weights = self._weights
+        weights, captions = self._weights, self._training.data["train_captions"]
+        size, features = len(rows), self._noisy_features(rows, step)
+        regularisation = self._regularisation(step)
+        share = self._share_of(self._training.words[rows])
+        if self._sum is not None:
+            # with scheduled sampling, input words are those of no caption
+            drawn = regularisation is not None and regularisation.scheduled_sampling
+            self._sum.begin(None if drawn else np.unique(captions[rows, :-1]))
+            features, rows = features[share], rows[share]
         loss, grads = self._network.loss(
-            self._noisy_features(rows, step),
-            self._training.data["train_captions"][rows],
+            features,
+            captions[rows],
             weights=None if weights is None else weights[rows],
             workspace=self._workspace,
-            regularisation=self._regularisation(step),
+            regularisation=regularisation,
+            **self._share(share, size),
         )
-        nats = float(loss) * len(rows)
+        nats = float(loss) * size
         return Gradients(grads, float(loss), nats, int(self._training.words[rows].sum()))
 
     def summary(self, total: float, count: int) -> dict[str, float | None]:
@@ -233,7 +260,7 @@ class RewardObjective(_Objective):
 
     Parameters
     ----------
-    training, network, config, workspace
+    training, network, config, workspace, ranks_sum
         As for `CaptionObjective`.
     """
 
@@ -260,12 +287,18 @@ class RewardObjective(_Objective):
     def gradients(self, rows: np.ndarray, step: int) -> Gradients:
         """Draw captions for images and compute the gradients; sum the rewards."""
         count, network, training = self._config.reward_captions, self._network, self._training
+        size = len(rows)
+        share = self._share_of(np.zeros(size))  # nobody knows how long the captions will be
+        if self._sum is not None:
+            self._sum.begin()
+            rows = rows[share]
         features = training.features(rows)
         seed = _step_seed(self._config.seed, _DRAWS, step)
         drawn = sample(  # from the model itself: no word is suppressed, and captions may be empty
-            network, features, longest_caption(training.data), count=count, seed=seed, min_length=0
-        )
-        ids = drawn.ids.reshape(len(rows) * count, -1)
+            network, features, longest_caption(training.data), count=count, seed=seed, min_length=0,
+            rows=share,
+        )  # fmt: skip
+        ids = drawn.ids.reshape(len(rows) * count, drawn.ids.shape[-1])
         rewards = training.reward(ids, np.repeat(rows, count)).reshape(-1, count)
         others = (rewards.sum(axis=1, keepdims=True) - rewards) / (count - 1)
         start = np.full((len(ids), 1), network.word_to_idx[START], ids.dtype)
@@ -274,12 +307,18 @@ class RewardObjective(_Objective):
             np.concatenate([start, ids], axis=1),
             weights=(rewards - others).ravel(),
             workspace=self._workspace,
+            **self._share(None if share is None else _captions_of(share, count), size * count),
         )
         return Gradients(grads, float(loss), float(rewards.sum()), rewards.size)
 
     def summary(self, total: float, count: int) -> dict[str, float | None]:
         """Return the mean reward."""
         return {"loss": None, "reward": total / max(count, 1)}
+
+
+def _captions_of(images: np.ndarray, count: int) -> np.ndarray:
+    """Return the rows of the captions of some images, of which each has `count`."""
+    return (images[:, None] * count + np.arange(count)).ravel()
 
 
 def _step_seed(seed: int, purpose: int, step: int) -> int:

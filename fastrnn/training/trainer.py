@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import checks, runs
+from .. import __version__, checks, runs
 from .._core import runtime
 from ..checkpoint import Checkpoint, describe_mismatch, read_newest_checkpoint
 from ..classifiers.rnn import CaptioningRNN, CaptioningWorkspace
@@ -25,6 +25,7 @@ from ..messages import warn
 from ..runlock import RunLock
 from ..vision.source import carry_source
 from .config import TrainConfig
+from .distributed import GradientSum, Ranks, weights_hash
 from .learner import Learner
 from .objectives import CaptionObjective, Gradients, Objective, RewardObjective, TrainingSet
 from .plan import Plan
@@ -135,6 +136,10 @@ class Trainer:
     callbacks : iterable of objects, optional
         Objects with any of the methods ``on_step``, ``on_validation`` and ``on_epoch``. They are
         called after the functions above, in the given order.
+    ranks : Ranks, optional
+        The MPI processes that train together, of which each has a trainer of the same model, data
+        and config. Rank 0 alone writes to the `run` directory. See
+        `fastrnn.training.distributed.join`.
 
     Attributes
     ----------
@@ -211,6 +216,7 @@ class Trainer:
         on_validation: OnValidation | None = None,
         on_epoch: OnEpoch | None = None,
         callbacks: Iterable[Any] = (),
+        ranks: Ranks | None = None,
     ) -> None:
         if config is not None and not isinstance(config, TrainConfig):
             raise TypeError(
@@ -236,6 +242,8 @@ class Trainer:
             raise ValueError(mismatch)
         checks.is_bfloat16(self.config.precision, model.params["W_embed"].dtype)
         model.precision = self.config.precision
+        if ranks is not None and not ranks.is_root:
+            run = None
         if run is not None and runs.checkpoint_steps(run):
             raise ValueError(
                 f"run is {run}, which has checkpoints; expected a new directory, or use "
@@ -247,7 +255,14 @@ class Trainer:
         runtime.trim_memory()  # reading and measuring the data took large temporary arrays
         self._learner = Learner(model, self._training.mean, self._training.deviation, self.config)
         self._workspace = CaptioningWorkspace()
-        shared = self._training, self._learner.network, self.config, self._workspace
+        self._ranks = ranks
+        self._sum: GradientSum | None = None
+        if ranks is not None:
+            self._sum = GradientSum(ranks, self._learner.network.params)
+            self._workspace.grads = self._sum.grads
+        shared = (
+            self._training, self._learner.network, self.config, self._workspace, self._sum
+        )  # fmt: skip
         self._plan = Plan(
             CaptionObjective(*shared), RewardObjective(*shared), self.config.epochs,
             self.steps_per_epoch,
@@ -258,6 +273,8 @@ class Trainer:
         self._seconds = 0.0  # of training, in this epoch
         self._resumed = False
         self._stopping = False
+        self._signals: Signals | None = None  # while `fit` catches them
+        self._agreed: int | None = None  # the signal that any rank has got, or 0 to stop
         self._advanced = False  # whether `fit` has taken a step
         self._checksums: dict[str, int] | None = None
         self._progress: Progress | None = None  # while `fit` shows it
@@ -296,22 +313,34 @@ class Trainer:
             The run directory cannot be written; the newest checkpoint in it is complete.
         """
         self._stopping = self._advanced = False
+        self._agreed = None
         with self.lock(), Signals(lambda: self.step) as signals:
+            self._signals = signals
             try:
+                if self._ranks is not None:
+                    self._start_together(self._ranks)
                 if self.run is not None:
                     self._open_run()
-                if is_watched() if verbose is None else verbose:
+                shows = is_watched() if verbose is None else verbose
+                if shows and (self._ranks is None or self._ranks.is_root):
                     self._progress = self._show(lambda: signals.caught is not None)
-                while not (self.finished or self._stopping or signals.caught):
+                if self._ranks is not None:
+                    self._ranks.meet()
+                while not (self.finished or self._stop_asked is not None):
                     self._advance()
                 self._saver.settle()
-                stopped = signals.caught or self._stopping
-                if stopped and self.run is not None and self._saver.saved_step != self.step:
+                stop = self._stop_asked
+                unsaved = self.run is not None and self._saver.saved_step != self.step
+                if stop is not None and unsaved:
                     self.save()
-                if signals.caught:
-                    raise Interrupted(signals.caught, self.step, self.run)
+                if stop:
+                    error = Interrupted(stop, self.step, self.run)
+                    if self._ranks is not None:
+                        self._ranks.raise_together(error)
+                    raise error
                 self._end_run()
             finally:
+                self._signals = None
                 if self._progress is not None:
                     self._progress.close()
                     self._progress = None
@@ -319,10 +348,40 @@ class Trainer:
                 self._saver.settle()
         return self.history
 
+    @property
+    def _asked_here(self) -> int | None:
+        """The signal that this process has got, 0 if a callback wants to stop, else None."""
+        caught = None if self._signals is None else self._signals.caught
+        return caught or (0 if self._stopping else None)
+
+    @property
+    def _stop_asked(self) -> int | None:
+        """As `_asked_here`; of several ranks, what they know after the same step."""
+        return self._asked_here if self._ranks is None else self._agreed
+
+    def _start_together(self, ranks: Ranks) -> None:
+        """Check that all ranks do the same training; start from rank 0's weights."""
+        vocabulary = weights_hash({"": np.array(list(self.model.word_to_idx.items()))})
+        shapes = {name: (w.shape, w.dtype.str) for name, w in self.model.params.items()}
+        ranks.agree(
+            {
+                "the version of fastrnn": __version__,
+                "the version of NumPy": np.__version__,
+                "the instruction set (FASTRNN_MAX_ISA)": runtime.isa(),
+                **dataclasses.asdict(self.config),
+                "cell": self.model.cell_type,
+                **{f"the shape of {name}": shape for name, shape in shapes.items()},
+                "the vocabulary's hash": vocabulary,
+                **{f"the checksum of {name}": v for name, v in self._fingerprint().items()},
+                "the step": self.step,
+            }
+        )
+        self._learner.share(ranks.broadcast)
+
     def _show(self, stopped: Callable[[], bool]) -> Progress:
         """Print the plan and about how long it takes; return what shows the progress."""
         show_plan(self)
-        pace = self._try_out(stopped)
+        pace = self._try_out(stopped) if self._ranks is None else Pace()
         left = pace.left(self.config, self.steps_per_epoch, self.step)
         if left and not stopped():
             show_time(left)
@@ -364,10 +423,15 @@ class Trainer:
         ended = self.step % self.steps_per_epoch == 0
         record = self._end_epoch(rate) if ended else None
         every = self.config.save_every
-        if self.run is not None and (ended or (every and self.step % every == 0)):
+        saves = ended or (every and self.step % every == 0)
+        if self.run is not None and saves:
             self._saver.save_in_background(self._checkpoint(), self._all_settings())
         if record is not None:
             self._tell("on_epoch", record)
+        if self._ranks is not None and saves:
+            if ended:
+                self._learner.check_same(self._ranks, self.step)
+            self._ranks.meet()  # rank 0 may have had to wait for the disk
 
     def _take_step(self) -> float:
         """Take a step; return its learning rate."""
@@ -377,11 +441,16 @@ class Trainer:
         if self._plan.starts_rewards(step):
             self._learner.restart()
         found = objective.gradients(self._plan.batch(step), step)
+        if self._sum is not None:
+            found, self._agreed = self._sum.finish(found, self._asked_here)
         if not math.isfinite(found.loss):
-            raise FloatingPointError(
+            error = FloatingPointError(
                 f"the loss is {found.loss} at step {step + 1}: either the features are not finite "
                 f"or the learning rate, {rate:.3g}, is too high"
             )
+            if self._ranks is not None:
+                self._ranks.raise_together(error)
+            raise error
         self._learner.update(found.grads, rate, step, weight_decay=objective.weight_decay)
         self.step += 1
         self._record(objective, found, rate)
@@ -444,7 +513,7 @@ class Trainer:
     def _measure(self) -> tuple[dict[str, Any], list[str]]:
         """Validate the model; return the metrics and the captions."""
         if self._validation is None:
-            self._validation = Validation(self.data, self.config)
+            self._validation = Validation(self.data, self.config, self._ranks)
         return self._validation.measure(self.model, self._workspace)
 
     def _tell(self, event: str, *about: Any) -> None:
@@ -555,7 +624,8 @@ class Trainer:
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy or a pickle; it prepares its validation data again."""
         own = {name: copy.copy(self.__dict__[name]) for name in _OWN_PARTS}
-        return {**self.__dict__, **own, "_validation": None, "_progress": None}
+        fresh = dict.fromkeys(("_validation", "_progress", "_signals"))
+        return {**self.__dict__, **own, **fresh}
 
     def _open_run(self) -> None:
         run, saver = self.run, self._saver
@@ -640,6 +710,7 @@ class Trainer:
         on_validation: OnValidation | None = None,
         on_epoch: OnEpoch | None = None,
         callbacks: Iterable[Any] = (),
+        ranks: Ranks | None = None,
         restart_schedule: bool = False,
         **changes: Any,
     ) -> Trainer:
@@ -652,8 +723,8 @@ class Trainer:
         data : mapping, optional
             The data that the run was started with; by default they are read from the data directory
             in its settings.
-        on_step, on_validation, on_epoch, callbacks
-            As for `Trainer`.
+        on_step, on_validation, on_epoch, callbacks, ranks
+            As for `Trainer`; the number of ranks may have changed.
         restart_schedule : bool, optional
             Start the schedule of the learning rate again, at its full rate, over the epochs that
             are left (`TrainConfig.restart_epoch`). A cosine cannot get more epochs without it: it
@@ -707,8 +778,10 @@ class Trainer:
         trainer = cls(
             model, data, config, settings=settings,
             on_step=on_step, on_validation=on_validation, on_epoch=on_epoch, callbacks=callbacks,
+            ranks=ranks,
         )  # fmt: skip
-        trainer.run = found.directory.absolute()
+        if ranks is None or ranks.is_root:
+            trainer.run = found.directory.absolute()
         trainer._resumed = True
         trainer._saver.newest_known = newest
         if checkpoint is not None:

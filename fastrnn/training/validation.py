@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..checks import ArgumentError
 from ..classifiers.rnn import CaptioningRNN, CaptioningWorkspace
 from ..evaluation import (
     Evaluator,
+    caption_images,
     evenly_spread,
     images_with_references,
     longest_caption,
@@ -18,6 +19,9 @@ from ..evaluation import (
 )
 from ..messages import warn
 from .config import TrainConfig
+
+if TYPE_CHECKING:
+    from .distributed import Ranks
 
 
 class Validation:
@@ -28,6 +32,8 @@ class Validation:
     data : mapping
         As `fastrnn.coco_utils.load_coco_data` returns it.
     config : TrainConfig
+    ranks : Ranks, optional
+        Those that validate together.
 
     Attributes
     ----------
@@ -35,8 +41,10 @@ class Validation:
         Of the images that are captioned; None if there are none.
     """
 
-    def __init__(self, data: Mapping[str, Any], config: TrainConfig) -> None:
-        self._data, self._config = data, config
+    def __init__(
+        self, data: Mapping[str, Any], config: TrainConfig, ranks: Ranks | None = None
+    ) -> None:
+        self._data, self._config, self._ranks = data, config, ranks
         self.evaluator: Evaluator | None = None
         if not config.val_images or not len(data.get("val_features", ())):
             return
@@ -49,14 +57,28 @@ class Validation:
         self, model: CaptioningRNN, workspace: CaptioningWorkspace
     ) -> tuple[dict[str, Any], list[str]]:
         """Return the metrics (None if unknown), and the captions of the validation images."""
-        loss, limit = None, self._config.val_captions
+        loss, limit, ranks = None, self._config.val_captions, self._ranks
+        share = None if ranks is None else (ranks.rank, ranks.size)
         if limit:
-            loss = loss_per_word(model, self._data, limit=limit, workspace=workspace)
+            loss = loss_per_word(
+                model, self._data, limit=limit, workspace=workspace, share=share,
+                batch_size=_batch_size(limit, ranks),
+            )  # fmt: skip
+            if ranks is not None and loss is not None:
+                loss = math.fsum(ranks.gather(loss))
         metrics: dict[str, Any] = {"bleu_4": None, "cider": None}
         captions: list[str] = []
-        if self.evaluator is not None:
-            captions = self.evaluator.caption(model, longest_caption(self._data))
-            metrics.update(self.evaluator.score(captions, rouge=False))
+        evaluator = self.evaluator
+        if evaluator is not None and ranks is None:
+            captions = evaluator.caption(model, longest_caption(self._data))
+            metrics.update(evaluator.score(captions, rouge=False))
+        elif evaluator is not None and ranks is not None:
+            features = evaluator.features[ranks.rank :: ranks.size]
+            captions = [""] * len(evaluator.features)
+            parts = ranks.gather(caption_images(model, features, longest_caption(self._data)))
+            for rank, part in enumerate(parts):
+                captions[rank :: ranks.size] = part
+            metrics.update(ranks.alone(lambda: evaluator.score(captions, rouge=False)))
         metrics["loss"], metrics["perplexity"] = loss, perplexity(loss)
         return metrics, captions
 
@@ -66,6 +88,11 @@ class Validation:
         if self.evaluator is None:
             return "no captions to compare with"
         return self.evaluator.missing or "it is not among the metrics"
+
+
+def _batch_size(limit: int, ranks: Ranks | None) -> int:
+    """Return how many captions to score at a time, so that every rank gets some."""
+    return 250 if ranks is None else max(1, min(250, -(-limit // ranks.size)))
 
 
 class Monitor:
