@@ -210,13 +210,14 @@ cdef void single_forward(const Batch* batch, floating* gates, floating* h, float
 
 cdef void single_rows(const Batch* batch, floating* gates, floating* h, floating* c, floating* out,
                       int threads) noexcept nogil:
-    """Apply the gates of a single step. Threads divide the rows."""
+    """Apply the gates of a single step, or of none: a batch of T = 0 has no tokens. Threads divide the rows."""
     cdef ptrdiff_t q
     if threads == 1:
-        some_rows(batch, gates, h, c, out, 0, batch.N)
+        some_rows(batch, gates, h, c, out, 0, batch.tokens)
     else:
         for q in prange(threads, num_threads=threads, schedule="static"):
-            some_rows(batch, gates, h, c, out, share(batch.N, q, threads, 1), share(batch.N, q + 1, threads, 1))
+            some_rows(batch, gates, h, c, out, share(batch.tokens, q, threads, 1),
+                      share(batch.tokens, q + 1, threads, 1))
 
 
 cdef void some_rows(const Batch* batch, floating* gates, floating* h, floating* c, floating* out, ptrdiff_t first,
