@@ -107,9 +107,7 @@ OPS = {
     "lstm N=1 T=1": Op("lstm", recurrent("NTD", 4, N=1, T=1)),
     "lstm N=0": Op("lstm", recurrent("NTD", 4, N=0)),
     "lstm T=0": Op("lstm", recurrent("NTD", 4, T=0)),
-    "attention_step": Op(
-        "attention_step", attended("ND", state=("prev_h", "prev_c")), outputs=2
-    ),
+    "attention_step": Op("attention_step", attended("ND", state=("prev_h", "prev_c")), outputs=2),
     "attention": Op("attention", attended("NTD", state=())),
     "attention ragged": Op("attention", attended("NTD", state=()), lengths=LENGTHS),
     "attention T=0": Op("attention", attended("NTD", state=(), T=0)),
