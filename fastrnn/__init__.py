@@ -10,20 +10,20 @@ from __future__ import annotations
 import os as _os
 from operator import index as _index
 
+from . import environment as _environment
+from .checks import ArgumentError as _ArgumentError
+
 #: The version of the package.
 __version__ = "0.1.0"
 
+# An error, before OpenMP's runtime would print one of its own.
+_threads = _environment.threads()
 try:
-    # libgomp reads these variables once, when it is loaded. By default, its threads spin for a few
-    # milliseconds after each call, which slows down the code that runs next, including NumPy's
-    # threads. With this spin count they sleep after a few tenths of a millisecond.
-    _spin_count = None
-    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & _os.environ.keys():
-        _spin_count = _os.environ["GOMP_SPINCOUNT"] = "10000"
-    # This module is linked with libgomp; runtime is not. If it is missing, this form of import
-    # raises ModuleNotFoundError; "from ._core import products" would raise a plain ImportError.
-    import fastrnn._core.products as _products  # noqa: F401
-    import fastrnn._core.runtime as _runtime
+    with _environment.short_spins():
+        # This module is linked with libgomp; runtime is not. If it is missing, this form of import
+        # raises ModuleNotFoundError; "from ._core import products" would raise a plain ImportError.
+        import fastrnn._core.products as _products  # noqa: F401
+        import fastrnn._core.runtime as _runtime
 except ModuleNotFoundError as _error:
     if _error.name is None or not _error.name.startswith("fastrnn._core"):
         raise
@@ -32,11 +32,6 @@ except ModuleNotFoundError as _error:
         "`python -m pip install -e .` in the directory of setup.py (needs a C compiler), or change "
         "to another directory to import an installed fastrnn."
     ) from None
-finally:
-    if _spin_count is not None:
-        del _os.environ["GOMP_SPINCOUNT"]
-
-from .checks import ArgumentError as _ArgumentError
 
 __all__ = ["__version__", "get_num_threads", "set_num_threads"]
 
@@ -83,22 +78,18 @@ def get_num_threads() -> int:
 
 def _start() -> None:
     """Set the instruction set and the number of threads from the environment, at import."""
-    cap = _os.environ.get("FASTRNN_MAX_ISA") or None
+    cap = _environment.value_of(_environment.INSTRUCTION_SET) or None
     if not _runtime.choose_isa(cap):
+        expected = "baseline, avx2, avx512 or avx512_bf16"
         raise ImportError(
-            f"FASTRNN_MAX_ISA is {cap!r}; expected baseline, avx2, avx512 or avx512_bf16"
+            _environment.refusal(_environment.INSTRUCTION_SET, expected), name=__name__
         )
-    try:
-        count = len(_os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
-        count = _os.cpu_count() or 1
-    for name in ("OMP_NUM_THREADS", "FASTRNN_NUM_THREADS"):
-        # OMP_NUM_THREADS may be a comma-separated list, with one number per nesting level
-        value = _os.environ.get(name, "").split(",")[0].strip()
-        if value:
-            if not value.isdecimal() or not 1 <= int(value) <= 1024:
-                raise ImportError(f"{name} is {value!r}; expected a number of threads, 1 to 1024")
-            count = int(value)
+    count = _threads
+    if count is None:
+        try:
+            count = len(_os.sched_getaffinity(0))
+        except AttributeError:  # not on macOS and Windows
+            count = _os.cpu_count() or 1
     set_num_threads(count)
 
 

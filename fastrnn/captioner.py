@@ -517,7 +517,9 @@ class Captioner:
         list of lists of (str, float)
             For each word of the caption, and for its ``<END>`` if it has one, the `k` most
             probable words given the words before it, and their probabilities. They include
-            ``<END>`` and ``<UNK>``, and need not include the word of the caption.
+            ``<END>`` and ``<UNK>``, and need not include the word of the caption. They are computed
+            in float32, also by a model that decodes in bfloat16: its captions have probabilities
+            that differ a little.
 
         Raises
         ------

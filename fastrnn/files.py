@@ -310,8 +310,15 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) ->
     for name, array in arrays.items():
         if np.asarray(array).dtype.hasobject:
             raise TypeError(f"array {name!r} holds Python objects; expected numbers or text")
-    named: dict[str, Any] = dict(arrays)
-    write_aside(path, lambda file: np.savez(file, **named))
+
+    def write(file: BinaryIO) -> None:
+        # The bytes of numpy.savez, which leaves the archive open after an error before NumPy 2.
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+
+    write_aside(path, write)
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

@@ -52,6 +52,11 @@ def forced_states(
         Takes the gradient (N * K, T, H) of a number with respect to `h`, and returns that with
         respect to the features, (N * K, D): one for each copy.
 
+    Notes
+    -----
+    The products are those of `fastrnn.rnn_layers`, whatever the `precision` of the model: they are
+    not rounded to bfloat16, so that all of them have gradients.
+
     Raises
     ------
     ValueError, IndexError

@@ -20,6 +20,7 @@ from .caption_tokens import caption_tokens
 from .coco_utils import decode_captions, sample_coco_minibatch
 from .data.references import read_references
 from .extras import install_command
+from .messages import warn
 from .words import END, START, UNK
 
 __all__ = [
@@ -78,7 +79,7 @@ def evaluate_captions(
     """
     scorer = CaptionScorer(references, tokenized=tokenized)
     if scorer.missing:
-        warnings.warn(scorer.missing, stacklevel=2)
+        warn(scorer.missing)
     return scorer.evaluate(candidates)
 
 
@@ -128,10 +129,11 @@ class CaptionScorer:
             from pycocoevalcap.cider import cider_scorer
             from pycocoevalcap.rouge.rouge import Rouge
         except ImportError:
-            lacks = f"{', '.join(BLEU_NAMES[1:])}, rouge_l and cider are"
-            if _nltk_bleu() is not None:
-                lacks = "BLEU is computed by NLTK; rouge_l and cider are"
-            self.missing = f"{lacks} missing: {install_command('eval')}"
+            lacks = [*BLEU_NAMES[1:], "rouge_l", "cider"] if _nltk_bleu() is None else None
+            *first, last = (METRIC_NAMES[name] for name in lacks or ("rouge_l", "cider"))
+            about = "" if lacks else "BLEU is computed by NLTK; "
+            about += f"{', '.join(first)} and {last} are missing"
+            self.missing = f"{about}: {install_command('eval')}"
             return
         self._bleu, self._rouge, self._cider = bleu_scorer, Rouge(), cider_scorer
         self._cooked = [bleu_scorer.cook_refs(known, n=_ORDERS) for known in self._references]
@@ -442,10 +444,9 @@ def diversity(captions: Sequence[str]) -> dict[str, Any]:
         "most_common_share": times / len(captions),
     }
     if times == len(captions) > 1:
-        warnings.warn(
+        warn(
             f"the model says one thing for every image: {most_common!r}; it ignores the image "
-            "features (more training, or features on a different scale, may help)",
-            stacklevel=2,
+            "features (more training, or features on a different scale, may help)"
         )
     return found
 

@@ -108,6 +108,23 @@ class RunLock:
         self._lock.release()
 
 
+def in_use(run: str | os.PathLike[str]) -> bool:
+    """Return whether a process trains in a run directory now.
+
+    Nothing is made there. If the lock is free, it is taken for a moment to see that.
+    """
+    lock = Path(run, LOCK_FILE)
+    if not lock.exists():  # it is removed when the lock is released
+        return False
+    try:
+        with filelock.FileLock(lock, timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+    except OSError:  # it cannot be opened, but was left by some process
+        return True
+
+
 def _holder(run: Path) -> str:
     """Return who holds a lock, in words."""
     try:

@@ -28,6 +28,7 @@ __all__ = [
     "MODEL_FILE",
     "PLOT_FILE",
     "REPORT_FILE",
+    "ROWS_FILE",
     "RUN_FILES",
     "SCENE_DIRECTORY",
     "SETTINGS_FILE",
@@ -40,16 +41,20 @@ __all__ = [
     "is_run",
     "read_history",
     "read_metrics",
+    "read_rows",
     "read_settings",
     "remove_checkpoints",
     "step_records",
     "write_history",
     "write_metrics",
+    "write_rows",
     "write_settings",
 ]
 
 SETTINGS_FILE = "settings.json"
 """The settings of the run, and where its data are."""
+ROWS_FILE = "train_rows.json"
+"""Which captions were trained on, if `fastrnn.coco_utils.load_coco_data` drew them."""
 HISTORY_FILE = "history.jsonl"
 """The history: a JSON object per line."""
 METRICS_FILE = "metrics.json"
@@ -59,8 +64,8 @@ PLOT_FILE = "loss.png"
 REPORT_FILE = "report.html"
 """The page about the run."""
 RUN_FILES = (
-    SETTINGS_FILE, MODEL_FILE, HISTORY_FILE, METRICS_FILE, PLOT_FILE, REPORT_FILE, SOURCE_FILE,
-    PCA_FILE,
+    SETTINGS_FILE, ROWS_FILE, MODEL_FILE, HISTORY_FILE, METRICS_FILE, PLOT_FILE, REPORT_FILE,
+    SOURCE_FILE, PCA_FILE,
 )  # fmt: skip
 """The files that a run consists of, besides its directories."""
 CHECKPOINT_DIRECTORY = "checkpoints"
@@ -215,6 +220,45 @@ def read_settings(run: str | os.PathLike[str]) -> dict[str, Any]:
         for key, value in values.items():
             settings[str(names.get(key, key))] = value
     return settings
+
+
+# -- the captions that were drawn
+
+
+def write_rows(run: str | os.PathLike[str], rows: Sequence[int]) -> None:
+    """Write which training captions of its data directory a run is trained on."""
+    write_json(Path(run, ROWS_FILE), list(map(int, rows)))
+
+
+def read_rows(run: str | os.PathLike[str]) -> list[int] | None:
+    """Read which training captions of its data directory a run is trained on.
+
+    Parameters
+    ----------
+    run : path
+        The run directory.
+
+    Returns
+    -------
+    list of int or None
+        Their rows, in order and perhaps repeated; None if nothing is written about them.
+
+    Raises
+    ------
+    ValueError
+        The file does not hold a list of integers of at least 0.
+    """
+    path = Path(run, ROWS_FILE)
+    try:
+        found = read_json(path)
+    except FileNotFoundError:
+        return None
+    if not isinstance(found, list):
+        raise ValueError(f"{path}: holds a {type(found).__name__}; expected a JSON array")
+    for row in found:
+        if type(row) is not int or not 0 <= row < 2**63:
+            raise ValueError(f"{path}: holds {row!r:.60}; expected rows of captions, from 0")
+    return found
 
 
 # -- history

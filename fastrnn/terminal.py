@@ -6,13 +6,28 @@ Output that does not go to a terminal keeps its lines whole, so that it can be s
 from __future__ import annotations
 
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
-__all__ = ["columns", "duration", "fold", "in_notebook", "is_terminal", "say", "say_facts"]
+from . import environment
 
+__all__ = [
+    "columns",
+    "duration",
+    "fold",
+    "in_notebook",
+    "is_terminal",
+    "say",
+    "say_facts",
+    "shown_path",
+]
+
+_GLUE = "\1"
+"""Stands for a space at which a line is not broken."""
 _LEAST = 20
 """Columns that a line is folded to at least; in fewer, hardly a word fits."""
 
@@ -40,13 +55,19 @@ def columns(file: TextIO | None) -> int | None:
     if not is_terminal(file):
         return None
     assert file is not None
-    given = os.environ.get("COLUMNS", "")
+    given = environment.value_of(environment.COLUMNS)
     if given.isdecimal() and int(given) > 0:
         return int(given)
     try:
         return os.get_terminal_size(file.fileno()).columns or None
     except (OSError, ValueError):
         return None
+
+
+class _Wrapper(textwrap.TextWrapper):
+    """Breaks lines at spaces, and at the null characters in words that are too long for one."""
+
+    wordsep_simple_re = re.compile(r"( +)|\0")
 
 
 def fold(text: str, width: int | None, indent: int = 0) -> str:
@@ -65,21 +86,23 @@ def fold(text: str, width: int | None, indent: int = 0) -> str:
     Returns
     -------
     str
-        Only what has no spaces, such as a path, may be wider than `width`.
+        Words that are wider than `width` are broken after ``/`` and ``-``, as in paths.
     """
     if width is None or len(text) <= width:
         return text
     width = max(width, _LEAST)
     indent = min(indent, width // 4)
+    room = width - indent
     glued = "  ".join(
-        part.replace(" ", "\0") if len(part) <= width - indent else part
-        for part in text.split("  ")
+        part.replace(" ", _GLUE) if len(part) <= room else part for part in text.split("  ")
     )
-    lines = textwrap.wrap(
-        glued, width, subsequent_indent=" " * indent, break_long_words=False,
-        break_on_hyphens=False,
-    )  # fmt: skip
-    return "\n".join(lines).replace("\0", " ")
+    broken = re.sub(
+        rf"[^ ]{{{room + 1},}}", lambda word: re.sub(r"(?<=[/-])(?!$)", "\0", word[0]), glued
+    )
+    lines = _Wrapper(
+        width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+    ).wrap(broken)
+    return "\n".join(lines).replace(_GLUE, " ")
 
 
 def say(text: str, indent: int = 2, file: TextIO | None = None) -> None:
@@ -92,6 +115,14 @@ def say_facts(facts: Mapping[str, Any], width: int = 9) -> None:
     """Print a line for each fact: its name, padded to `width` characters, and its value."""
     for name, value in facts.items():
         say(f"{name:<{width}}{value}", indent=width)
+
+
+def shown_path(path: str | os.PathLike[str]) -> str:
+    """Return a path as it is typed: relative to the working directory, if it is in there."""
+    try:
+        return str(Path(path).absolute().relative_to(Path.cwd()))
+    except (OSError, ValueError):
+        return os.fspath(path)
 
 
 def duration(seconds: float) -> str:

@@ -370,6 +370,7 @@ class Settings(Reader):
             for line in content.splitlines() if name.endswith("l") else [content]:
                 found = json.loads(line)
                 names.update(found, *(value for value in found.values() if type(value) is dict))
+        self.add()
         self.path = self.run / self.file
         self.seeds = [self.path.read_bytes()]
         if self.file == "settings.json":  # also as older versions wrote it, without sections
@@ -377,6 +378,9 @@ class Settings(Reader):
             self.seeds.append(json.dumps(flat).encode())
         self.mutate = json_mutator(sorted({*names, "max_train", "raw_features", "bias_start"}),
                                    self.lines)  # fmt: skip
+
+    def add(self) -> None:
+        """Add a file to the run."""
 
     def read(self) -> None:
         self.look()
@@ -394,6 +398,21 @@ class Settings(Reader):
         sizes = [run.settings.get(name) for name in ("hidden_dim", "wordvec_dim")]
         if all(type(size) is not int or size < 100 for size in sizes):
             run.start_model(data)
+
+
+class Rows(Settings):
+    """train_rows.json, and the captions that it names"""
+
+    file = "train_rows.json"
+
+    def add(self) -> None:
+        fastrnn.runs.write_rows(self.run, [0, 3, 3, 1])
+
+    def names(self) -> list[str]:
+        return [*super().names(), str(self.layout)]  # rows that its captions do not have
+
+    def read(self) -> None:
+        self.look()
 
 
 class History(Settings):
@@ -648,8 +667,8 @@ class Picture(Reader):
 READERS: dict[str, type[Reader]] = {
     kind.__name__.lower(): kind
     for kind in (Captions, Features, Vocabulary, Urls, Model, Checkpoint, Components, Settings,
-                 History, Metrics, References, Scenes, Coco, Lines, Vectors, Table, Archive, Holder,
-                 Picture)
+                 Rows, History, Metrics, References, Scenes, Coco, Lines, Vectors, Table, Archive,
+                 Holder, Picture)
 }  # fmt: skip
 
 

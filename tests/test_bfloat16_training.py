@@ -16,6 +16,7 @@ from fastrnn.checkpoint import checkpoint_path, load_model, read_checkpoint
 from fastrnn.classifiers.rnn import CaptioningRNN
 from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.files import read_sealed, write_sealed
+from fastrnn.forcing import forced_states
 from fastrnn.runs import read_settings
 from fastrnn.training import TrainConfig, Trainer, start_model
 
@@ -131,6 +132,19 @@ def test_solver_follows_the_model(data: dict) -> None:
 
 
 # ---- Commands ------------------------------------------------------------------------------------
+
+
+def test_alternatives_and_gradients_are_computed_in_float32(data: dict) -> None:
+    """The documentation says so, of `Captioner.alternatives` and of `fastrnn.explain`."""
+    model = start_model(data, "lstm", 32, 64)
+    features, ids = data["val_features"][:2], [4, 5, 6]
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        model.precision = precision
+        h, backward = forced_states(model, features, ids)
+        found[precision] = h, backward(h)
+    for one, other in zip(*found.values(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_commands(data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

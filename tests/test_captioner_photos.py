@@ -437,5 +437,5 @@ def test_model_files_of_a_run(run, captioner, tmp_path):
 
 
 def test_no_run(tmp_path):
-    assert "no such model file" in refused(tmp_path / "nothing", FileNotFoundError)
+    assert "no such run directory or model file" in refused(tmp_path / "nothing", FileNotFoundError)
     assert "no such model file" in refused(tmp_path, FileNotFoundError)

@@ -305,7 +305,7 @@ def test_sheet(caption, model, photos, tmp_path):
             np.array_equal(drawn[top : top + 320, left : left + 320], large)
             for top, left in zip(rows.tolist()[:1], columns.tolist()[:1], strict=True)
         )
-    said = caption(model, *photos, "--sheet", sheet, "--out", tmp_path / "a.txt")
+    said = caption(model, *photos, "--sheet", sheet, "--out", tmp_path / "a.txt", "--force")
     assert said.err == ""
     assert f"written to {sheet}: 6 images" in said.out
 
@@ -324,17 +324,29 @@ def test_sheet_of_too_many(caption, model, photos, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--n-best", "4"], "--n-best is 4; expected at most --beam, which is 3"),
-        (["--beam", "0"], "--beam is '0'; expected a 64-bit integer of at least 1"),
+        (["--beam", "0"], "--beam is '0'; expected an integer of at least 1"),
         (["--max-length", "0"], "--max-length is '0'"),
         (["--format", "xml"], "--format is 'xml'; expected text, json, jsonl or csv"),
         (["--out", "missing/captions"], "--out is missing/captions; expected a file in a direc"),
         (["--sheet", "."], "--sheet is .; expected a file"),
+        (["--sheet", "sheet.txt"], "--sheet is sheet.txt; expected a name that ends in .png"),
         (["--threads", "9999"], "--threads is 9999"),
         (["--network", "missing.onnx"], "missing.onnx"),
     ],
 )
 def test_options_that_are_refused(capsys, model, photos, arguments, message):
     assert message in refused(capsys, "caption", model, photos[0], *arguments)
+
+
+def test_files_are_replaced_with_force_alone(capsys, model, photos, caption, tmp_path):
+    for option, name in (("--out", "captions.txt"), ("--sheet", "sheet.PNG")):
+        file = tmp_path / name
+        file.write_text("old")
+        line = refused(capsys, "caption", model, photos[0], option, file)
+        assert f"{option} is {file}, which exists; choose another, or replace it with -" in line
+        assert file.read_text() == "old"
+        caption(model, photos[0], option, file, "--force")
+        assert file.read_bytes() != b"old"
 
 
 def test_runs_that_are_refused(capsys, model, photos, tmp_path):
@@ -368,6 +380,6 @@ def test_interrupted_command_leaves_no_file(model, photos, tmp_path, monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Captioner, "each", each)
-    assert run("caption", model, *photos, "--out", out) == 130
+    assert run("caption", model, *photos, "--out", out, "--force") == 130
     assert out.read_text() == "old"
     assert list(tmp_path.iterdir()) == [out]

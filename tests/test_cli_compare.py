@@ -132,7 +132,7 @@ def test_many_runs_have_many_lines(place):
         str(write_run(place / "many" / f"{n}", place / "data", metrics=METRICS)) for n in range(19)
     ]
     assert cli.main(["compare", *names, "--out", "c.png"]) == 0
-    assert cli.main(["compare", names[0], names[0], "--out", "c.png"]) == 0
+    assert cli.main(["compare", names[0], names[0], "--out", "c.png", "--force"]) == 0
     assert [run.name for run in compare_runs(names)] == names
 
 
@@ -141,5 +141,13 @@ def test_refusals(place, capsys):
     assert "--out is no/c.png; expected a file" in refused(
         capsys, "compare", "runs/done", "--out", "no/c.png"
     )
+    assert "--out is c.txt; expected a name that ends in .png" in refused(
+        capsys, "compare", "runs/done", "--out", "c.txt"
+    )
+    for option, name in (("--out", "c.png"), ("--json", "c.json")):
+        (place / name).write_text("old")
+        line = refused(capsys, "compare", "runs/done", option, name)
+        assert f"{option} is {name}, which exists; choose another, or replace it with -" in line
+        assert (place / name).read_text() == "old"
     (place / "runs" / "done" / "settings.json").write_text("{")
     assert "settings.json" in refused(capsys, "compare", "runs/done")

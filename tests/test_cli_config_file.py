@@ -53,7 +53,7 @@ def test_the_command_line_overrides_the_file_and_the_file_a_recipe(capsys):
     arguments = ["--data", "data", "--out", "r", "--seed", 5, "--report", "--epochs", 2]
     settings = train(text, *arguments)
     assert (settings["recipe"], settings["consensus"]) == ("flickr8k", 1.0)
-    assert settings["embed_dropout"] == RECIPES["flickr8k"]["embed_dropout"]
+    assert settings["embed_dropout"] == RECIPES["flickr8k"].training["embed_dropout"]
     assert (settings["vocab_dropout"], settings["reward_epochs"]) == (0.1, 0)
     assert (settings["seed"], settings["epochs"]) == (5, 2)
     assert Path("r/report.html").exists()
@@ -107,17 +107,17 @@ def test_any_option_can_be_written_as_the_command_line_has_it(capsys):
         ("epochs = 3.0", "epochs is 3.0; expected an integer"),
         ("epochs = true", "epochs is True; expected an integer"),
         ("epochs = 0", "epochs is 0; expected at least 1"),
-        ("epochs = 99999999999999999999", "epochs is 99999999999999999999; expected a 64-bit"),
+        ("epochs = 99999999999999999999", "epochs is 99999999999999999999; expected an integer b"),
         ("epochs = [1, 2]", "epochs is [1, 2]; expected an integer"),
         ("epochs = 2026-01-01", f"epochs is {datetime.date(2026, 1, 1)!r}; expected an integer"),
         ("lr = nan", "lr is nan; expected a positive number"),
         ("lr = 0", "lr is 0.0; expected a positive number"),
         ("learning_rate = -1", "learning_rate is -1.0; expected a positive number"),
         ("seed = 4294967296", "seed is 4294967296; expected a number from 0 to 4294967295"),
-        ("threads = 0", "threads is 0; expected a 64-bit integer of at least 1"),
-        ("threads = 1.5", "threads is 1.5; expected a 64-bit integer of at least 1"),
+        ("threads = 0", "threads is 0; expected an integer of at least 1"),
+        ("threads = 1.5", "threads is 1.5; expected an integer of at least 1"),
         ("threads = 5000", "threads is 5000; expected"),
-        ("max-train = 'all'", "max-train is 'all'; expected a 64-bit integer of at least 1"),
+        ("max-train = 'all'", "max-train is 'all'; expected an integer of at least 1"),
         ("schedule = 'linear'", "schedule is 'linear'; expected one of ('constant', "),
         ("schedule = 1", "schedule is 1; expected one of ('constant', "),
         ("recipe = 'imagenet'", "recipe is 'imagenet'; expected flickr8k or coco"),

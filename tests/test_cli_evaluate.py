@@ -20,9 +20,9 @@ from coco_layout import NUM_IMAGES, PCA_DIM, WORDS, write_layout
 from fastrnn import cli
 from fastrnn.checkpoint import load_model, save_model
 from fastrnn.coco_utils import read_captioning_directory
+from fastrnn.evaluation import caption_images, references_of
 from fastrnn.extras import install_command
 from fastrnn.metrics import evaluate_captions
-from fastrnn.training import caption_images, references_of
 
 IMAGES = NUM_IMAGES["val"]
 
@@ -123,7 +123,7 @@ def test_unknown_words_are_said_only_when_allowed(trained, out: Path):
     said = {}
     for option in ([], ["--allow-unk"]):
         command = [out / "model.npz", "--data", data_dir, "--results", "r.json", "--json", "m.json"]
-        assert run(*command, *option) == 0
+        assert run(*command, "--force", *option) == 0
         said[bool(option)] = [row["caption"] for row in json.loads((out / "r.json").read_text())]
         assert json.loads((out / "m.json").read_text())["suppress_unk"] is not bool(option)
     assert not any("<UNK>" in caption for caption in said[False])
@@ -137,7 +137,7 @@ def test_a_model_that_would_rather_be_silent_says_a_word(trained, out: Path):
     save_model(out / "model.npz", model)
     for least, words in (([], 1), (["--min-length", 0], 0), (["--min-length", 4], 4)):
         command = [out / "model.npz", "--data", data_dir, "--results", "r.json"]
-        assert run(*command, *least) == 0
+        assert run(*command, "--force", *least) == 0
         rows = json.loads((out / "r.json").read_text())
         assert {len(row["caption"].split()) for row in rows} == {words}
 
@@ -152,7 +152,7 @@ def test_the_test_part(trained, out: Path, capsys: pytest.CaptureFixture[str]):
             file[f"test_{name}"] = file[f"val_{name}"][()]
     figures = []
     for split in ("val", "test"):
-        options = ["--data", out / "data", "--split", split, "--json", "m.json"]
+        options = ["--data", out / "data", "--split", split, "--json", "m.json", "--force"]
         assert run(folder, *options) == 0
         assert f"{split}: {IMAGES} images" in capsys.readouterr().out
         figures.append(json.loads((out / "m.json").read_text()))
@@ -268,7 +268,8 @@ def test_forms_of_references(trained, out: Path, capsys: pytest.CaptureFixture[s
     expected = evaluate_captions(said, captions)
     for form, value in forms.items():
         path = write(out / f"{form}.json", value)
-        assert run(folder, "--beam", 1, "--references", path, "--json", "m.json") == 0
+        options = ["--references", path, "--json", "m.json", "--force"]
+        assert run(folder, "--beam", 1, *options) == 0
         assert f"{path}: {2 * IMAGES} captions" in capsys.readouterr().out
         figures = json.loads((out / "m.json").read_text())
         assert {name: figures[name] for name in expected} == expected
@@ -336,13 +337,13 @@ def test_without_the_extra(
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
     assert run(folder, "--beam", 1) == 0
     said = capsys.readouterr().out
-    assert "BLEU-1" in said and "CIDEr" not in said
+    assert re.search("^BLEU-1 ", said, re.M) and not re.search("^CIDEr ", said, re.M)
     assert f"missing: {install_command('eval')}" in said
 
 
 def test_refusals(trained, out: Path, capsys: pytest.CaptureFixture[str]):
     folder, _ = trained
-    assert "no such model file: nowhere" in refused(capsys, "nowhere")
+    assert "no such run directory or model file: nowhere" in refused(capsys, "nowhere")
     assert "is not a run directory; it has no settings.json" in refused(capsys, out)
     assert "--data is needed" in refused(capsys, folder / "model.npz")
     assert "no such data directory" in refused(capsys, folder, "--data", out / "none")
@@ -353,6 +354,10 @@ def test_refusals(trained, out: Path, capsys: pytest.CaptureFixture[str]):
     for option in ("--json", "--results"):
         line = refused(capsys, folder, option, out / "none" / "x.json")
         assert f"{option} is {out / 'none' / 'x.json'}; expected a file" in line
+        (out / "there.json").write_text("old")
+        line = refused(capsys, folder, option, out / "there.json")
+        assert "there.json, which exists; choose another, or replace it with --force" in line
+        assert (out / "there.json").read_text() == "old"
     shutil.copytree(folder, out / "cut")
     (out / "cut" / "model.npz").unlink()
     assert f"no such model file: {out / 'cut' / 'model.npz'}" in refused(capsys, out / "cut")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -79,6 +80,9 @@ def test_a_folder(model, pixels, capsys):
 def test_pca_is_fitted_to_the_training_part_and_applied_to_the_rest(model, pixels, capsys):
     train, val = ([f"photos/{n:02}.png" for n in part] for part in (range(8), range(8, COUNT)))
     assert run("features", *train, "--out", "train.h5", *ONNX, "--pca", 2) == 0
+    told = re.findall("^written  ([^:\n]*)", capsys.readouterr().out, re.M)
+    made = [path.name for path in Path().iterdir() if path.is_file() and path.suffix != ".onnx"]
+    assert sorted(told) == sorted(made) and "pca.npz" in told
     assert run("features", *val, "--out", "val.h5", *ONNX, "--pca-file", "pca.npz") == 0
     features = expected(model, pixels, "pool")
     peer = PCA.fit(features[:8], 2)

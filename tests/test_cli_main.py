@@ -15,9 +15,12 @@ import pytest
 from commands import refused, run
 
 import fastrnn
+from fastrnn import terminal
 from fastrnn.checks import ArgumentError
 from fastrnn.cli import info
 
+COMMAND = ["-c", "import sys, fastrnn_command; sys.exit(fastrnn_command.main())"]
+"""What the installed script ``fastrnn`` does."""
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
@@ -33,6 +36,13 @@ def test_info(capsys):
     assert "NumPy's BLAS" in facts
 
 
+def test_info_fits_a_narrow_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(terminal, "is_terminal", lambda file: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert run("info") == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 40
+
+
 def test_output_that_nobody_reads():
     read, write = os.pipe()
     os.close(read)
@@ -41,6 +51,52 @@ def test_output_that_nobody_reads():
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("FASTRNN_NUM_THREADS", "x", "a number of threads, 1 to 1024"),
+        ("OMP_NUM_THREADS", "0", "a number of threads, 1 to 1024"),
+        ("FASTRNN_MAX_ISA", "sse9", "baseline, avx2, avx512 or avx512_bf16"),
+    ],
+)
+def test_an_environment_variable_that_is_refused(name, value, expected):
+    said = f"{name} is {value!r}; expected {expected}"
+    environment = {**os.environ, name: value}
+    for command, status, before, after in (
+        (COMMAND, 2, "fastrnn: error: ", ""),
+        (["-m", "fastrnn"], 1, f"{sys.executable}: ", ")"),  # Python's own words around it
+    ):
+        done = subprocess.run(
+            [sys.executable, *command, "info"], env=environment, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout) == (status, "")
+        assert done.stderr.startswith(before) and done.stderr.endswith(f"{said}{after}\n")
+        assert done.stderr.count("\n") == 1
+    done = subprocess.run(
+        [sys.executable, *COMMAND, "info", "--traceback"],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stderr.startswith("Traceback (most recent call last):\n")
+    assert done.stderr.endswith(f"fastrnn: error: {said}\n")
+
+
+@pytest.mark.parametrize("module", ["fastrnn", "numpy", "fastrnn.cli", "fastrnn.training"])
+def test_an_interrupt_while_modules_are_imported(module):
+    """The very first moments of the command, which Python spends on imports."""
+    program = f"""
+import os, signal, sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+import fastrnn_command
+sys.exit(fastrnn_command.main())
+"""
+    done = subprocess.run([sys.executable, "-c", program, "info"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "fastrnn: interrupted\n")
 
 
 def test_out_of_memory(monkeypatch, capsys):
@@ -91,17 +147,21 @@ def test_help_has_every_option_a_default_and_an_example(capsys):
         (["--trace", "info"], "--trace"),
         (["evaluate", "r", "--bea=1"], "--bea=1; did you mean --beam?"),
         (["train", "--speed", "9"], "--speed"),
+        (["completion"], "error: expected bash, zsh or fish (see fastrnn completion --help)"),
+        (["caption"], "error: expected RUN and IMAGE (see fastrnn caption --help)"),
+        (["features", "x"], "error: expected --out (see fastrnn features --help)"),
+        (["export", "r", "--torch", "x"], "arguments: --torch x (see fastrnn export --help)"),
         (["train", "--hiden-dim=9"], "--hiden-dim=9; did you mean --hidden-dim? (see fastrnn tr"),
         (["report", "r", "again"], "again (see fastrnn report --help)"),
         (["train", "--cell", "gru"], "--cell is 'gru'; expected rnn or lstm"),
         (["train", "--hidden-dim", "0"], "--hidden-dim"),
         (["train", "--wordvec-dim", "1.5"], "--wordvec-dim"),
-        (["train", "--batch-size", "many"], "--batch-size is 'many'; expected a 64-bit integer"),
+        (["train", "--batch-size", "many"], "--batch-size is 'many'; expected an integer"),
         (["train", "--epochs", "-1"], "--epochs"),
-        (["train", "--epochs", "9" * 400], "9'; expected a 64-bit integer"),
+        (["train", "--epochs", "9" * 400], "9'; expected an integer below 2 to the power of 63"),
         (
             ["evaluate", "r", "--beam", "9" * 20],
-            "--beam is '99999999999999999999'; expected a 64-bit integer of at least 1",
+            "--beam is '99999999999999999999'; expected an integer below 2 to the power of 63",
         ),
         (["train", "--lr", "0"], "--lr is 0.0; expected a positive number"),
         (["train", "--lr", "nan"], "--lr"),
@@ -182,7 +242,7 @@ def test_traceback_of_an_error_in_the_input(capsys):
     assert run("evaluate", "nowhere", "--traceback") == 2
     said = capsys.readouterr().err
     assert said.startswith("Traceback (most recent call last):\n")
-    assert said.endswith("fastrnn: error: no such model file: nowhere\n")
+    assert said.endswith("fastrnn: error: no such run directory or model file: nowhere\n")
 
 
 def test_an_error_about_a_field_names_its_option(monkeypatch, capsys):

@@ -278,7 +278,7 @@ def test_splits_by_file_and_by_field(tmp_path, capsys):
         (["--features", "x.npy", "--network", "efficientnet-lite0"], "expected it without"),
         (["--features", "x.npy", "--tokens", "java"], "--tokens is 'java'; expected coco or blank"),
         (["--features", "x.npy", "--vocab", "v.json"], "v.json: 'word_to_idx' is missing"),
-        (["--features", "x.npy", "--min-count", "0"], "--min-count is '0'; expected a 64-bit"),
+        (["--features", "x.npy", "--min-count", "0"], "--min-count is '0'; expected an integer of"),
         (["--features", "y.npy"], "y.npy: has 3 rows; expected 25, one for each image"),
         (["--features", "x.npy", "--images", "none"], "none"),
         (["--features", "x.npy", "--out", "photos"], "photos: exists; expected a new directory"),

@@ -25,12 +25,14 @@ from fastrnn import evaluation
 from fastrnn.checkpoint import checkpoint_path, checkpoint_steps, load_model
 from fastrnn.cli import results, run_directory, train
 from fastrnn.coco_utils import read_captioning_directory
+from fastrnn.data.scenes import dataset
 from fastrnn.data.scenes.dataset import read_scenes
 from fastrnn.data.scenes.language import caption_is_true
+from fastrnn.evaluation import caption_images, references_of
 from fastrnn.metrics import CaptionScorer, bleu_1
 from fastrnn.report import page as report_page
 from fastrnn.runs import epoch_records, read_history, read_settings
-from fastrnn.training import RECIPES, TrainConfig, Trainer, caption_images, read_run, references_of
+from fastrnn.training import RECIPES, TrainConfig, Trainer, read_run
 from fastrnn.training.recipes import SCENES
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -262,16 +264,16 @@ def test_every_field_is_an_option(data_dir: Path, capsys):
 def test_recipe(data_dir: Path, capsys, monkeypatch):
     small = [*SMALL[:4], "--epochs", 1, "--no-report", "--data", data_dir]
     assert run("train", *small, "--out", "r", "--recipe", "flickr8k", "--vocab-dropout", 0.1) == 0
-    settings, recipe = settings_of("r"), RECIPES["flickr8k"]
+    settings, recipe = settings_of("r"), RECIPES["flickr8k"].settings
     assert settings["recipe"] == "flickr8k"
     changed = {"hidden_dim", "wordvec_dim", "epochs", "vocab_dropout"}
     for name in recipe.keys() - changed:
         assert settings[name] == recipe[name]
     assert (settings["vocab_dropout"], settings["hidden_dim"]) == (0.1, 8)
     # What a recipe does not name is off, whatever holds without a recipe.
-    recipe = {**RECIPES["coco"], "schedule": "exponential", "lr_decay": 0.75}
-    monkeypatch.setitem(RECIPES, "coco", recipe)
-    assert "feature_noise" not in recipe and train.DATA_DEFAULTS["feature_noise"] > 0
+    training = {**RECIPES["coco"].training, "schedule": "exponential", "lr_decay": 0.75}
+    monkeypatch.setitem(RECIPES, "coco", dataclasses.replace(RECIPES["coco"], training=training))
+    assert "feature_noise" not in training and train.DATA_DEFAULTS.training["feature_noise"] > 0
     assert run("train", *small, "--out", "c", "--recipe", "coco") == 0
     assert settings_of("c")["feature_noise"] == 0
     assert settings_of("c")["lr_decay"] == 0.75
@@ -348,6 +350,23 @@ def test_resume_repairs_the_best_model(data_dir: Path, capsys):
     for name, w in load_model("r").params.items():
         assert np.isfinite(w).all(), name
     assert Path("r/model.npz").stat().st_size == len(before)
+
+
+def test_an_interrupt_while_scenes_are_drawn_says_how_to_go_on(monkeypatch, capsys):
+    monkeypatch.setattr(run_directory, "SCENES", {**SCENES, "num_train": 60, "num_val": 20})
+    real = dataset.write_scenes
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    for command in (["--out", "a run", *SMALL], ["--resume", "a run"]):
+        monkeypatch.setattr(dataset, "write_scenes", interrupted)
+        assert run("train", *command) == 130
+        assert capsys.readouterr().err == (
+            "fastrnn: interrupted before training; start it with: fastrnn train --resume 'a run'\n"
+        )
+    monkeypatch.setattr(dataset, "write_scenes", real)
+    assert run("train", "--resume", "a run", "--no-report") == 0
 
 
 def test_resume_while_scenes_were_drawn(tmp_path: Path, monkeypatch, capsys):

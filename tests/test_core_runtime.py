@@ -41,7 +41,13 @@ def two_threads():
     fastrnn.set_num_threads(2)
 
 
-VARIABLES = ("FASTRNN_NUM_THREADS", "OMP_NUM_THREADS", "FASTRNN_MAX_ISA")
+VARIABLES = (
+    "FASTRNN_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "FASTRNN_MAX_ISA",
+    "GOMP_SPINCOUNT",
+    "OMP_WAIT_POLICY",
+)
 
 
 def python(code, tree=PACKAGE.parent, **environment):

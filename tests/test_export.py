@@ -107,7 +107,10 @@ def test_command_refuses(run_directory, tmp_path, capsys, monkeypatch):
     for arguments, message in [
         ([run_directory], "export needs --safetensors FILE, --onnx DIR or both"),
         ([run_directory, "--onnx", ""], "export needs --safetensors FILE, --onnx DIR or both"),
-        ([tmp_path / "none", "--onnx", "x"], f"no such model file: {tmp_path / 'none'}"),
+        (
+            [tmp_path / "none", "--onnx", "x"],
+            f"no such run directory or model file: {tmp_path / 'none'}",
+        ),
         ([tmp_path, "--onnx", "x"], f"no such model file: {tmp_path / 'model.npz'}"),
         ([run_directory, "--onnx", "x"], f"export to ONNX {onnx}"),
         ([run_directory, "--safetensors", "x"], f"a safetensors file {weights}"),

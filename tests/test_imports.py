@@ -13,6 +13,7 @@ import fastrnn
 
 PACKAGE = Path(fastrnn.__file__).resolve().parent
 FLOORS = [
+    ("environment", "messages"),
     ("checks", "words", "seeds", "extras", "files", "remote", "terminal"),
     ("decoding", "forcing", "metrics", "rewards", "runlock", "vision"),
     ("runs", "checkpoint"),
@@ -87,6 +88,8 @@ def test_nothing_imports_the_reference(kind):
     paths = [
         path for path in PACKAGE.rglob(f"*.{kind}") if PACKAGE / "reference" not in path.parents
     ]
+    if kind in ("pyx", "pxd") and not paths:
+        pytest.skip("not in the source tree")  # a wheel has no sources of the core
     assert len(paths) > 5
     assert not [path for path in paths if imports_the_reference(path.read_text(encoding="utf-8"))]
 

@@ -45,6 +45,22 @@ def test_no_sources_of_the_core_are_installed():
     assert not [path for path in installed if re.search(r"\.(c|h|pyx|pxd)$|/tests?/", path)]
 
 
+@pytest.mark.parametrize("threads", ["2", "two"])
+def test_the_command(threads):
+    """The script that pip makes: it says in one line why the package cannot be imported."""
+    [entry] = importlib.metadata.entry_points(group="console_scripts", name="fastrnn")
+    program = f"import sys; from {entry.module} import {entry.attr} as main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "info"],
+        env={**os.environ, "FASTRNN_NUM_THREADS": threads}, capture_output=True, text=True,
+    )  # fmt: skip
+    if threads == "2":
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        expected = "FASTRNN_NUM_THREADS is 'two'; expected a number of threads, 1 to 1024"
+        assert (done.returncode, done.stderr) == (2, f"fastrnn: error: {expected}\n")
+
+
 @LINUX
 def test_openmp_comes_with_the_wheel():
     [found] = openmp_after("import fastrnn.rnn_layers")

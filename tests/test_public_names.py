@@ -10,15 +10,18 @@ from types import ModuleType
 import pytest
 
 import fastrnn
+import fastrnn.training
 
 INTERNAL = {
     "fastrnn.__main__",
     "fastrnn.caption_tokens",
     "fastrnn.checks",
     "fastrnn.cli",
+    "fastrnn.environment",
     "fastrnn.extras",
     "fastrnn.files",
     "fastrnn.forcing",
+    "fastrnn.messages",
     "fastrnn.runlock",
     "fastrnn.seeds",
     "fastrnn.terminal",
@@ -98,6 +101,14 @@ def test_a_star_import_gives_the_functions_and_np(name):
     assert defined_in(module) <= set(space)
     assert "annotations" not in space
     assert "Any" not in space
+
+
+def test_training_offers_what_a_training_needs():
+    """Not what its own modules and the command line share."""
+    assert fastrnn.training.__all__ == [
+        "RECIPES", "Interrupted", "ModelConfig", "Recipe", "Run", "TrainConfig", "Trainer",
+        "read_run", "read_training_data", "start_model",
+    ]  # fmt: skip
 
 
 def test_a_star_import_of_the_layers_gives_what_the_notebooks_call():

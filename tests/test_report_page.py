@@ -33,12 +33,12 @@ from fastrnn.checkpoint import blank_model, load_model, save_model
 from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.data.scenes.dataset import read_scenes, write_scenes
 from fastrnn.data.scenes.language import caption_is_true
-from fastrnn.evaluation import Evaluator
+from fastrnn.evaluation import Evaluator, caption_images, references_of
 from fastrnn.extras import install_command
+from fastrnn.report import Report, watch_report, write_report
 from fastrnn.report import page as page_module
-from fastrnn.report import watch_report, write_report
+from fastrnn.runlock import RunLock
 from fastrnn.runs import read_settings
-from fastrnn.training import caption_images, references_of
 from fastrnn.vision.source import FeatureSource
 
 MARKUP = "</script><script>document.title='taken'</script><img src=x onerror=alert(1)>"
@@ -453,7 +453,7 @@ def test_run_without_a_model(data_dir: Path, tmp_path: Path):
     report = shown(write_report(run))
     assert report["images"] == []
     assert "no model yet" in " ".join(report["notes"])
-    assert report["status"] == "Training, epoch 0.5 of 2."
+    assert report["status"] == "Stopped after epoch 0.5 of 2."
     assert report["curves"][0]["lines"][0]["points"] == [[0.5, 3.0]]
     (run / "history.jsonl").unlink()
     assert shown(write_report(run))["status"] == "No training steps have been recorded yet."
@@ -512,14 +512,43 @@ def test_weights_that_are_not_finite(data_dir: Path, tmp_path: Path):
 
 def test_finished_is_what_has_its_metrics(data_dir: Path, tmp_path: Path):
     run = make_run(tmp_path / "run", data_dir)
-    assert shown(write_report(run))["status"] == "Training, epoch 2 of 2."
+    with RunLock(run):
+        assert shown(write_report(run))["status"] == "Training, epoch 2 of 2."
     (run / "metrics.json").write_text(json.dumps({"epoch": 1, "true_share": 0.25}))
     report = shown(write_report(run))
     assert report["status"] == "Finished after 2 of 2 epochs. The model is from epoch 1."
     assert ["true captions", "25.0%"] in report["figures"]
     # A resumed training writes on: what was measured before is no longer the end.
     os.utime(run / "metrics.json", ns=(1, 1))
-    assert shown(write_report(run))["status"] == "Training, epoch 2 of 2."
+    with RunLock(run):
+        assert shown(write_report(run))["status"] == "Training, epoch 2 of 2."
+
+
+def test_a_run_that_was_killed_does_not_train(data_dir: Path, tmp_path: Path):
+    run = make_run(tmp_path / "run", data_dir, HISTORY[:1])
+    program = (
+        "import os, sys, fastrnn.runlock\n"
+        "lock = fastrnn.runlock.RunLock(sys.argv[1])\n"
+        "lock.acquire()\n"
+        "print('locked', flush=True)\n"
+        "sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert process.stdout.readline() == b"locked\n"
+        report = Report(run)
+        assert report.read()
+        assert report.status == "Training, epoch 0.5 of 2."
+        assert not report.read()
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
+    assert (run / ".lock").exists()
+    assert report.read(), "the page of a training that has ended is written again"
+    assert report.status == "Stopped after epoch 0.5 of 2."
+    assert not report.read()
 
 
 def run_command(*arguments: object) -> int:
@@ -619,6 +648,8 @@ def test_watch_follows_a_training_to_its_end(data_dir: Path, tmp_path: Path):
     watching = threading.Thread(
         target=watch_report, args=(run,), kwargs={"seconds": 0.02, "on_write": on_write}
     )
+    lock = RunLock(run)
+    lock.acquire()  # as the training does
     watching.start()
 
     def wait(status: str, images: int) -> None:
@@ -644,6 +675,7 @@ def test_watch_follows_a_training_to_its_end(data_dir: Path, tmp_path: Path):
         aside.write_text("{}")
         aside.rename(run / "metrics.json")
         watching.join(20)
+        lock.release()
     assert not watching.is_alive()
     assert said[-1] == "Finished after 2 of 2 epochs."
     assert set(reloads[:-1]) == {0.02}
@@ -687,7 +719,7 @@ def test_watch_ends_with_an_interrupt(data_dir: Path, tmp_path: Path):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        assert "Training, epoch 2 of 2." in process.stdout.readline()
+        assert "Stopped after epoch 2 of 2." in process.stdout.readline()
         assert shown(run / "report.html")["reload"] == 0.1
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
@@ -1022,7 +1054,7 @@ def test_browser_follows_and_stays_where_it_was(chromium, page, tmp_path):
             write_history(run, history)
             until = time.monotonic() + 20
             status = "document.getElementById('status').textContent"
-            while chromium.run(status) != f"Training, epoch {epoch} of 2.":
+            while chromium.run(status) != f"Stopped after epoch {epoch} of 2.":
                 assert time.monotonic() < until
                 chromium.wait_for_load()
             assert cards(chromium) == before

@@ -16,9 +16,9 @@ from coco_layout import write_layout
 
 from fastrnn.checkpoint import checkpoint_path, checkpoint_steps, load_model, read_checkpoint
 from fastrnn.coco_utils import read_captioning_directory
+from fastrnn.evaluation import caption_images
 from fastrnn.files import read_sealed
 from fastrnn.runs import read_history
-from fastrnn.training import caption_images
 
 KILLS = 20
 # Everything that has a state or draws random numbers. Checkpoints are written most of the time.

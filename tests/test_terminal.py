@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastrnn.terminal import columns, duration, fold, in_notebook, say, say_facts
+from fastrnn.terminal import columns, duration, fold, in_notebook, say, say_facts, shown_path
 
 EPOCH = "epoch  1/12  loss 0.738  validation 0.557  perplexity 1.75  33,362 captions/s  0:21 left"
 
@@ -35,16 +37,37 @@ def test_text_is_folded_between_words_and_indented():
         "data     drawn scenes: 60,000 captions",
         "         of 12,000 images, 40 features",
     ]
-    path = "/" + 60 * "x"
-    assert fold(f"written to {path}: a, b", 40, 2).splitlines() == [
+    name = 60 * "x"
+    assert fold(f"written to {name}: a, b", 40, 2).splitlines() == [
         "written to",
-        f"  {path}:",
+        f"  {name}:",
         "  a, b",
     ]
 
 
+def test_a_path_that_fits_into_no_line_is_broken_between_its_parts():
+    path = "/home/someone/courses/captioning/runs/2026-11-27-lstm/model.npz"
+    assert fold(f"model    {path} (LSTM)", 40, 9).splitlines() == [
+        "model    /home/someone/courses/",
+        "         captioning/runs/2026-11-27-",
+        "         lstm/model.npz (LSTM)",
+    ]
+    assert fold("written to runs/2026-11-27-lstm/model.npz", 40, 2).splitlines() == [
+        "written to",
+        "  runs/2026-11-27-lstm/model.npz",
+    ]
+
+
+def test_paths_are_shown_as_they_are_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert shown_path(tmp_path / "runs" / "one") == str(Path("runs", "one"))
+    assert shown_path("runs") == "runs"
+    assert shown_path(tmp_path.parent / "data") == str(tmp_path.parent / "data")
+    assert shown_path(tmp_path) == "."
+
+
 @given(
-    st.lists(st.text("ab-.é", min_size=1, max_size=25), min_size=1, max_size=30),
+    st.lists(st.text("ab-/.é", min_size=1, max_size=25), min_size=1, max_size=30),
     st.lists(st.sampled_from([" ", "  "]), min_size=30, max_size=30),
     st.integers(1, 90),
     st.integers(0, 30),
@@ -52,10 +75,14 @@ def test_text_is_folded_between_words_and_indented():
 def test_folding_loses_nothing_and_fits(words, gaps, width, indent):
     text = "".join(f"{word}{gap}" for word, gap in zip(words, gaps, strict=False)).rstrip()
     lines = fold(text, width, indent).splitlines()
-    assert [word for line in lines for word in line.split()] == words
+    pieces = [word for line in lines for word in line.split()]
+    assert "".join(pieces) == "".join(words)
     width = max(width, 20)
+    short = [word for word in words if len(word) <= width - min(indent, width // 4)]
+    assert set(short) <= set(pieces)  # they are whole
     for line in lines:
-        assert len(line) <= width or len(line.split()) == 1
+        # Only what has no place to be broken at is too long.
+        assert len(line) <= width or not re.search("[-/].", line.strip())
 
 
 def test_the_width_is_the_terminals(monkeypatch, capsys):

@@ -11,8 +11,8 @@ from coco_layout import write_layout
 from fastrnn.classifiers.rnn import CaptioningWorkspace
 from fastrnn.coco_utils import read_captioning_directory
 from fastrnn.reference.classifier import CaptioningRNN as ReferenceRNN
-from fastrnn.training import CaptionObjective, RewardObjective, TrainConfig, start_model
-from fastrnn.training.objectives import TrainingSet
+from fastrnn.training import TrainConfig, start_model
+from fastrnn.training.objectives import CaptionObjective, RewardObjective, TrainingSet
 
 
 @pytest.fixture

@@ -88,6 +88,46 @@ def test_captions_that_were_drawn_are_read_again(tmp_path):
     Trainer.resume("r", epochs=3).fit()
 
 
+def test_captions_that_the_course_draws_are_read_again(tmp_path, capsys):
+    """`load_coco_data` draws with replacement from the global generator, whatever its state."""
+    np.random.seed(7)
+    data = load_coco_data("data", max_train=20)
+    whole = load_coco_data("data")["train_captions"]
+    np.testing.assert_array_equal(data["train_captions"], whole[data.train_rows])
+    trainer = trained(data)
+    assert read_settings("r")["max_train"] == 20
+    np.random.seed(0)
+    again = read_run("r").read_data()
+    for name in ("train_captions", "train_image_idxs"):
+        np.testing.assert_array_equal(again[name], data[name])
+    assert run("train", "--resume", "r", "--epochs", 3, "--no-report") == 0
+    resumed = Trainer.resume("r")
+    assert resumed.step > trainer.step
+    config = TrainConfig(**{**vars(CONFIG), "epochs": 3})
+    whole = Trainer(start_model(data, "lstm", 4, 8), data, config)
+    whole.fit()
+    for name, w in whole.model.params.items():
+        np.testing.assert_array_equal(resumed.model.params[name], w)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{}", "train_rows.json: holds a dict; expected a JSON array"),
+        ("[0, true]", "train_rows.json: holds True; expected rows of captions, from 0"),
+        ("[0, -1]", "train_rows.json: holds -1; expected rows of captions, from 0"),
+        (f"[{9**99}]", f"holds {str(9**99)[:60]}; expected rows of captions, from 0"),
+        ("[0, 1000000]", "training captions; expected those of rows 0 to 1000000, too"),
+        ("[0, 1]", "train_captions is not what the run r was trained on"),
+        ("[]", "expected at least one"),
+    ],
+)
+def test_damaged_rows_are_refused(text, problem, capsys):
+    trained(load_coco_data("data", max_train=20))
+    Path("r", "train_rows.json").write_text(text)
+    assert problem in refused(capsys, "train", "--resume", "r", "--epochs", 3)
+
+
 def test_data_that_have_moved_are_known_at_their_new_place(data_dir, tmp_path):
     trained(load_coco_data("data"))
     data_dir.rename("moved")

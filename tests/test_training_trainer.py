@@ -16,20 +16,14 @@ import fastrnn.reference.optim as reference_optim
 from fastrnn.checkpoint import checkpoint_steps
 from fastrnn.classifiers.rnn import CaptioningRNN, Regularisation
 from fastrnn.coco_utils import read_captioning_directory
+from fastrnn.evaluation import caption_images, references_of
 from fastrnn.metrics import CaptionScorer
 from fastrnn.reference.classifier import CaptioningRNN as ReferenceRNN
 from fastrnn.reference.decoding import sample as reference_sample
 from fastrnn.rewards import CiderReward
 from fastrnn.runs import epoch_records, step_records
-from fastrnn.training import (
-    Interrupted,
-    TrainConfig,
-    Trainer,
-    caption_images,
-    feature_scale,
-    references_of,
-    start_model,
-)
+from fastrnn.training import Interrupted, TrainConfig, Trainer, start_model
+from fastrnn.training.start import feature_scale
 
 
 @pytest.fixture
@@ -419,3 +413,10 @@ def test_callbacks(data):
         ("function", 1), ("object", 1), ("function", 2), ("object", 2),
         ("validation", trainer.history[-1]["val_loss"], 5), ("epoch", 1, True),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [{"epochs": 1}, 3, "coco"])
+def test_a_configuration_of_another_type_is_refused(data, config):
+    model = start_model(data, "rnn", 4, 5)
+    with pytest.raises(TypeError, match=f"^config is {type(config).__name__}; expected a TrainCon"):
+        Trainer(model, data, config)

@@ -479,7 +479,8 @@ class CaptioningRNN:
         if path.is_dir():
             path = path / MODEL_FILE
         if not path.is_file():
-            raise FileNotFoundError(errno.ENOENT, "no such model file", str(path))
+            what = "model file" if path.suffix == ".npz" else "run directory or model file"
+            raise FileNotFoundError(errno.ENOENT, f"no such {what}", str(path))
         arrays = read_sealed(path)
         try:
             return cls.from_arrays(arrays)

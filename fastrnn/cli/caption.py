@@ -19,6 +19,7 @@ from .bar import Bar
 from .options import (
     Choice,
     add_decoding,
+    add_force,
     add_integer,
     add_threads,
     check_file,
@@ -69,6 +70,7 @@ def add_parser(commands: Any) -> Any:
     where.add_argument(
         "--sheet", metavar="FILE.png", help="draw the pictures with their captions (at most 400)"
     )
+    add_force(where)
 
     source = parser.add_argument_group("images")
     source.add_argument(
@@ -89,8 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(
             f"--n-best is {arguments.n_best}; expected at most --beam, which is {arguments.beam}"
         )
-    check_file("--out", arguments.out)
-    check_file("--sheet", arguments.sheet)
+    check_file("--out", arguments.out, force=arguments.force)
+    check_file("--sheet", arguments.sheet, suffix=".png", force=arguments.force)
     use_threads(arguments)
     # Here, because the other commands do not need them.
     from ..captioner import Captioned, Captioner

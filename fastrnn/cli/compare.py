@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..evaluation import shown_perplexity
 from ..files import write_aside, write_json
 from ..terminal import columns, duration, say, say_facts
-from .options import check_file
+from .options import add_force, check_file
 
 if TYPE_CHECKING:
     from ..report.comparison import ComparedRun
@@ -37,14 +37,15 @@ def add_parser(commands: Any) -> Any:
         help="draw the validation loss and the validation CIDEr by epoch",
     )  # fmt: skip
     parser.add_argument("--json", metavar="FILE", help="write the figures and curves to this file")
+    add_force(parser)
     parser.set_defaults(run=run)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
-    check_file("--out", arguments.out)
-    check_file("--json", arguments.json)
+    check_file("--out", arguments.out, suffix=".png", force=arguments.force)
+    check_file("--json", arguments.json, force=arguments.force)
     # Here, because the other commands do not need them.
     from ..report.comparison import compare_runs, draw_comparison, short_names
 

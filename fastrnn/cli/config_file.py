@@ -10,8 +10,9 @@ from typing import Any, NoReturn
 
 from ..checks import ArgumentError
 from ..files import one_line, read_text
+from ..messages import did_you_mean
 from ..training.config import checked
-from .options import FIELDS, Choice, Number, describe_error, did_you_mean, flag_of
+from .options import FIELDS, Choice, Number, describe_error, flag_of
 
 
 class ConfigFile:

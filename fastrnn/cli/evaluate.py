@@ -15,13 +15,15 @@ from ..data.layout import SPLITS, VOCABULARY_FILE, named_directory, read_caption
 from ..evaluation import Evaluator, find_references
 from ..files import write_json
 from ..metrics import METRIC_NAMES, diversity
-from ..terminal import say, say_facts
-from ..training import read_run, seconds_since
+from ..terminal import say, say_facts, shown_path
+from ..training import read_run
 from ..training.progress import model_size
+from ..training.trainer import seconds_since
 from .bar import Bar
 from .options import (
     Choice,
     add_decoding,
+    add_force,
     add_integer,
     add_threads,
     check_file,
@@ -77,14 +79,15 @@ def add_parser(commands: Any) -> Any:
         help="write the captions to this file in COCO's result format; image_id is the image's "
         "row in the data",
     )  # fmt: skip
+    add_force(where)
     parser.set_defaults(run=run)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
-    check_file("--json", arguments.json)
-    check_file("--results", arguments.results)
+    check_file("--json", arguments.json, force=arguments.force)
+    check_file("--results", arguments.results, force=arguments.force)
     use_threads(arguments)
     model, directory, data = _read(arguments)
     split = arguments.split
@@ -101,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     decoding = "greedy" if arguments.beam == 1 else f"beam {arguments.beam}"
     facts = {
         "model": f"{arguments.model} ({model_size(model)})",
-        "data": f"{directory}, {split}: {count:,} images",
+        "data": f"{shown_path(directory)}, {split}: {count:,} images",
         "references": f"{source}: {sum(map(len, evaluator.references)):,} captions"
         + (f" of {judged:,} of the images" if judged < count else ""),
     }

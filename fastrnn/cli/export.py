@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import load_model
-from .options import check_file
+from .options import add_force, check_file, refuse_to_replace
 
 
 def add_parser(commands: Any) -> Any:
@@ -32,9 +32,7 @@ def add_parser(commands: Any) -> Any:
         help="write project.onnx (features to the first state) and step.onnx (a word and the "
         "state to log-probabilities and the next state)",
     )  # fmt: skip
-    parser.add_argument(
-        "--force", action="store_true", help="replace files that exist (default: refuse)"
-    )
+    add_force(parser)
     parser.set_defaults(run=run)
     return parser
 
@@ -45,11 +43,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     if not (arguments.safetensors or arguments.onnx):
         raise ValueError("export needs --safetensors FILE, --onnx DIR or both")
-    check_file("--safetensors", arguments.safetensors)
+    check_file("--safetensors", arguments.safetensors, force=arguments.force)
     if arguments.onnx and Path(arguments.onnx).exists() and not Path(arguments.onnx).is_dir():
         raise ValueError(f"--onnx is {arguments.onnx}, a file; expected a directory")
-    if not arguments.force:
-        _refuse_to_replace(arguments)
+    for file in ONNX_FILES.values() if arguments.onnx and not arguments.force else ():
+        refuse_to_replace("--onnx", arguments.onnx, file)
     model = load_model(arguments.run_or_model)
     if arguments.safetensors:
         save_safetensors(arguments.safetensors, model)
@@ -58,14 +56,3 @@ def run(arguments: argparse.Namespace) -> int:
         save_onnx(arguments.onnx, model)
         print(f"written to {arguments.onnx}: {', '.join(ONNX_FILES.values())}")
     return 0
-
-
-def _refuse_to_replace(arguments: argparse.Namespace) -> None:
-    from ..export import ONNX_FILES
-
-    instead = "choose another, or replace it with --force"
-    if arguments.safetensors and Path(arguments.safetensors).exists():
-        raise ValueError(f"--safetensors is {arguments.safetensors}, which exists; {instead}")
-    for file in ONNX_FILES.values() if arguments.onnx else ():
-        if Path(arguments.onnx, file).exists():
-            raise ValueError(f"--onnx is {arguments.onnx}, which has {file}; {instead}")

@@ -130,10 +130,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     began = time.perf_counter()
     use_threads(arguments)
-    check_file("--out", arguments.out, directory_is_made=True)
+    check_file("--out", arguments.out, suffix=".h5", directory_is_made=True)
     out = Path(arguments.out)
-    if out.suffix != ".h5":
-        raise ValueError(f"--out is {out}; expected a name that ends in .h5")
     if arguments.pca is not None and arguments.pca_file is not None:
         raise ValueError("--pca is given; expected it without --pca-file")
     others: list[Path] = []
@@ -178,7 +176,8 @@ def run(arguments: argparse.Namespace) -> int:
         rows, components = fitted.transform_file(out, projected)
         print(f"written  {projected}: {rows:,} rows of {components} components")
     source.write(out.parent)
-    print(f"written  {out.parent / SOURCE_FILE}")
+    for file in (SOURCE_FILE, PCA_FILE) if fitted is not None else (SOURCE_FILE,):
+        print(f"written  {out.parent / file}")
     # Kept until now, so that a PCA that was interrupted does not cost the features.
     partial_file(out).unlink(missing_ok=True)
     print(f"time     {duration(time.perf_counter() - began)}, {rate:,.1f} images/s")

@@ -11,6 +11,7 @@ import numpy as np
 import fastrnn
 
 from .._core import runtime
+from ..terminal import say_facts
 
 
 def add_parser(commands: Any) -> Any:
@@ -42,6 +43,5 @@ def run(arguments: argparse.Namespace) -> int:
             facts[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             facts[package] = "missing"
-    for name, value in facts.items():
-        print(f"{name:<16} {value}")
+    say_facts(facts, 17)
     return 0

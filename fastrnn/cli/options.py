@@ -8,7 +8,7 @@ import dataclasses
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +16,7 @@ import fastrnn
 
 from ..checks import ArgumentError
 from ..decoding import beam_search
+from ..messages import did_you_mean
 from ..training.config import ModelConfig, TrainConfig, option_of
 
 FIELDS = {
@@ -26,6 +27,15 @@ FIELDS = {
 """The fields of the configurations by name."""
 _ARGUMENTS = ("count", "restart_schedule")
 """Other arguments that are options: of `set_num_threads` and `Trainer.resume`."""
+
+
+_MISSING = "the following arguments are required: "
+"""How argparse begins to say which arguments are missing."""
+
+
+def _one_of(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def flag_of(name: str) -> str:
@@ -47,13 +57,6 @@ def describe_error(error: BaseException) -> str:
     else:
         message = str(error)
     return " ".join(message.split()) or type(error).__name__
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return "; did you mean X?" for the most similar of some words, or nothing."""
-    from difflib import get_close_matches
-
-    return "".join(f"; did you mean {meant}?" for meant in get_close_matches(word, [*known], 1))
 
 
 class Parser(argparse.ArgumentParser):
@@ -96,6 +99,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2 after one line."""
+        missing = message.removeprefix(_MISSING)
+        if missing != message:  # the names of arguments, or the words of a `Choice`
+            names = (_one_of(name.strip("{}").split(",")) for name in missing.split(", "))
+            message = f"expected {' and '.join(names)}"
         self.exit(2, f"fastrnn: error: {message} (see {self.prog} --help)\n")
 
 
@@ -129,8 +136,10 @@ class Number(argparse.Action):
             with contextlib.suppress(ValueError, OverflowError):
                 number = self._number(value)
         if number is None or not abs(number) < most or number < self._at_least:
-            expected = "a 64-bit integer" if self._number is int else "a finite number"
-            if self._at_least > -math.inf:
+            expected = "an integer" if self._number is int else "a finite number"
+            if number is not None and most <= number < math.inf:
+                expected += " below 2 to the power of 63"
+            elif self._at_least > -math.inf:
                 expected += f" of at least {self._at_least:g}"
             raise ValueError(f"is {value!r}; expected {expected}")
         return number
@@ -160,9 +169,7 @@ class Choice(argparse.Action):
     def word_of(self, value: str) -> str:
         """Return one of the words; raise ValueError with what is wrong with any other."""
         if value not in self.words:
-            *first, last = self.words
-            expected = f"{', '.join(first)} or {last}" if first else last
-            raise ValueError(f"is {value!r}; expected {expected}")
+            raise ValueError(f"is {value!r}; expected {_one_of(self.words)}")
         return value
 
 
@@ -273,10 +280,35 @@ def use_threads(arguments: argparse.Namespace) -> None:
         fastrnn.set_num_threads(arguments.threads)
 
 
-def check_file(option: str, file: str | None, *, directory_is_made: bool = False) -> None:
-    """Refuse a file that cannot be written because of its path, before any work is done for it.
+def add_force(group: Any) -> None:
+    """Add ``--force``."""
+    group.add_argument(
+        "--force", action="store_true", help="replace files that exist (default: refuse)"
+    )
 
-    With `directory_is_made`, the command makes the directory of the file.
+
+def check_file(
+    option: str,
+    file: str | None,
+    *,
+    suffix: str = "",
+    force: bool = True,
+    directory_is_made: bool = False,
+) -> None:
+    """Refuse a file that cannot or must not be written, before any work is done for it.
+
+    Parameters
+    ----------
+    option : str
+        The option that names the file.
+    file : str or None
+        None is never refused.
+    suffix : str, optional
+        What its name must end in, because it says what is in it.
+    force : bool, optional
+        Whether a file that exists is replaced.
+    directory_is_made : bool, optional
+        Whether the command makes the directory of the file.
     """
     if file is None:
         return
@@ -289,6 +321,19 @@ def check_file(option: str, file: str | None, *, directory_is_made: bool = False
             raise ValueError(f"{option} is {file}; expected a file, but {above} is no directory")
     elif not path.parent.is_dir():
         raise ValueError(f"{option} is {file}; expected a file in a directory that exists")
+    if not file.lower().endswith(suffix):
+        raise ValueError(f"{option} is {file}; expected a name that ends in {suffix}")
+    if not force:
+        refuse_to_replace(option, file)
+
+
+def refuse_to_replace(option: str, place: str, file: str = "") -> None:
+    """Refuse a file that exists: the one that an option names, or one in the directory there."""
+    if Path(place, file).is_file():
+        has = f"has {file}" if file else "exists"
+        raise ValueError(
+            f"{option} is {place}, which {has}; choose another, or replace it with --force"
+        )
 
 
 def shown(value: Any) -> str:

@@ -9,7 +9,15 @@ from typing import Any
 
 from ..terminal import say
 from .bar import Bar
-from .options import add_allow_unk, add_float, add_integer, add_threads, check_file, use_threads
+from .options import (
+    add_allow_unk,
+    add_float,
+    add_force,
+    add_integer,
+    add_threads,
+    check_file,
+    use_threads,
+)
 
 
 def add_parser(commands: Any) -> Any:
@@ -56,6 +64,7 @@ def add_parser(commands: Any) -> Any:
         parser, "--every", at_least=0.1, metavar="SECONDS",
         help="with --watch, time between two checks of the run (default: 5)",
     )  # fmt: skip
+    add_force(parser)
     add_threads(parser)
     parser.set_defaults(run=run)
     return parser
@@ -65,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from ..report import watch_report, write_report
 
-    check_file("--out", arguments.out)
+    check_file("--out", arguments.out, force=arguments.force)
     if arguments.every is not None and not arguments.watch:
         raise ValueError("--every needs --watch")
     use_threads(arguments)

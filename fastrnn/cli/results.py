@@ -20,7 +20,8 @@ from ..evaluation import (
 from ..files import write_aside
 from ..metrics import METRIC_NAMES
 from ..terminal import duration, say
-from ..training import Trainer, seconds_since
+from ..training import Trainer
+from ..training.trainer import seconds_since
 from .evaluate import NO_WORDS
 
 PAGE_WORDS = 30

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import shlex
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,8 @@ from ..data.layout import DATA_VARIABLE, named_directory
 from ..runlock import RunLock
 from ..runs import checkpoint_steps
 from ..terminal import say_facts
-from ..training import (
-    CHANGEABLE_ON_RESUME,
-    RECIPES,
-    Interrupted,
-    ModelConfig,
-    Run,
-    TrainConfig,
-    Trainer,
-    read_run,
-)
+from ..training import RECIPES, Interrupted, ModelConfig, Run, TrainConfig, Trainer, read_run
+from ..training.config import CHANGEABLE_ON_RESUME
 from ..training.recipes import DATA_DEFAULTS, SCENE_DEFAULTS
 from .config_file import ReadConfig
 from .options import (
@@ -40,6 +33,8 @@ from .options import (
 )
 from .results import write_results
 from .run_directory import draw_scenes, free_directory, make_directory
+
+_BEFORE_TRAINING = "interrupted before training; start it"
 
 # -- options
 
@@ -124,7 +119,9 @@ def add_parser(commands: Any) -> Any:
 
 
 def _default(name: str, otherwise: Any) -> str:
-    scenes, data = (shown(table.get(name, otherwise)) for table in (SCENE_DEFAULTS, DATA_DEFAULTS))
+    scenes, data = (
+        shown(recipe.settings.get(name, otherwise)) for recipe in (SCENE_DEFAULTS, DATA_DEFAULTS)
+    )
     return f"(default: {data})" if scenes == data else f"(default: {data}; drawn scenes: {scenes})"
 
 
@@ -169,13 +166,18 @@ def _run(arguments: argparse.Namespace) -> int:
         finally:
             for logger in trainer.callbacks:
                 logger.close()
-        try:
+        with _resumable(out, "interrupted when training was done; write its results"):
             write_results(trainer, directory, began, page=arguments.report is not False)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"interrupted when training was done; write its results with: {_resume_with(out)}"
-            ) from None
     return 0
+
+
+@contextlib.contextmanager
+def _resumable(out: Path, about: str) -> Iterator[None]:
+    """Let an interrupt say what was interrupted, and the command that goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{about} with: {_resume_with(out)}") from None
 
 
 def _fit(trainer: Trainer, out: Path) -> None:
@@ -222,8 +224,9 @@ def _begin(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Traine
         lock = make_directory(out, arguments, settings, config, locks)
     else:
         lock = make_directory(out, arguments, settings, config, locks)
-        draw_scenes(directory, config.seed)
-        trainer = _new_trainer(out, settings, config, directory)
+        with _resumable(out, _BEFORE_TRAINING):
+            draw_scenes(directory, config.seed)
+            trainer = _new_trainer(out, settings, config, directory)
     trainer.use_lock(lock)
     if arguments.recipe:
         say_facts({"recipe": describe_recipe(arguments.recipe, model, config)})
@@ -245,9 +248,10 @@ def _choose(arguments: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
         for config in (ModelConfig, TrainConfig)
     )
     # A recipe replaces the defaults of this command. Other fields have their own defaults.
-    chosen: dict[str, Any] = dict(DATA_DEFAULTS if arguments.data else SCENE_DEFAULTS)
+    recipe = DATA_DEFAULTS if arguments.data else SCENE_DEFAULTS
     if arguments.recipe:
-        chosen = dict(RECIPES[arguments.recipe])
+        recipe = RECIPES[arguments.recipe]
+    chosen = recipe.settings
     given = {
         name: v
         for name in model_names + training_names
@@ -267,11 +271,11 @@ def _choose(arguments: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
 
 def describe_recipe(recipe: str, model: ModelConfig, config: TrainConfig) -> str:
     """Return the name of a recipe, and the settings that differ from it."""
-    changes = []
+    changes, settings = [], RECIPES[recipe].settings
     for chosen in (model, config):
         for field in dataclasses.fields(chosen):
             value = getattr(chosen, field.name)
-            planned = RECIPES[recipe].get(field.name, field.default)
+            planned = settings.get(field.name, field.default)
             if value != planned and field.name not in ("cell", "seed"):
                 changes.append(f"{flag_of(field.name)} {shown(value)} instead of {shown(planned)}")
     return f"{recipe}, with {', '.join(changes)}" if changes else recipe
@@ -296,7 +300,8 @@ def _resume(arguments: argparse.Namespace, locks: contextlib.ExitStack) -> Train
     }
     if run.settings.get("drawn") and not checkpoint_steps(run.directory):
         # The run was stopped while its scenes were drawn.
-        draw_scenes(run.directory / runs.SCENE_DIRECTORY, run.config.seed)
+        with _resumable(run.directory, _BEFORE_TRAINING):
+            draw_scenes(run.directory / runs.SCENE_DIRECTORY, run.config.seed)
     data = run.read_data(arguments.data)
     trainer = Trainer.resume(
         run.directory, data, restart_schedule=bool(arguments.restart_schedule), **changes

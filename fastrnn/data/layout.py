@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import environment
 from ..files import is_text, read_json, read_text, write_json, write_text
 from ..words import SPECIAL_WORDS
 from .h5 import H5Reader, write_h5
@@ -46,7 +47,7 @@ VOCABULARY_FILE = "coco2014_vocab.json"
 COURSE_URL = "http://cs231n.stanford.edu/coco_captioning.zip"
 """The archive of CS231n's captioning assignment: COCO 2014 with features of VGG-16."""
 
-DATA_VARIABLE = "FASTRNN_DATA"
+DATA_VARIABLE = environment.DATA
 """The environment variable that names a data directory, where none is given."""
 
 _MAX_UNBACKED = 1 << 24
@@ -76,11 +77,11 @@ def named_directory() -> Path | None:
     FileNotFoundError
         If there is no such directory.
     """
-    place = os.environ.get(DATA_VARIABLE)
+    place = environment.value_of(DATA_VARIABLE)
     if not place:
         return None
     if not Path(place).is_dir():
-        raise FileNotFoundError(f"{DATA_VARIABLE} is {place!r}; expected a data directory")
+        raise FileNotFoundError(environment.refusal(DATA_VARIABLE, "a data directory"))
     return Path(place)
 
 
@@ -101,12 +102,21 @@ class CaptioningData(dict[str, Any]):
     raw_features : bool
         Whether the features are those before PCA.
     max_train : int or None
-        The number of training captions that `fastrnn.training.read_training_data` was asked for.
+        The number of training captions that were asked for.
+    train_rows : ndarray or None
+        The rows of these captions in the data directory, if they were drawn from the global
+        ``np.random``. A run keeps them, since they cannot be drawn again.
     """
 
     directory: Path | None = None
     raw_features: bool = False
     max_train: int | None = None
+    train_rows: np.ndarray | None = None
+
+    def keep_captions(self, rows: np.ndarray) -> None:
+        """Keep these rows of the training captions."""
+        for name in ("train_captions", "train_image_idxs"):
+            self[name] = self[name][rows]
 
     def __setitem__(self, name: str, value: Any) -> None:
         super().__setitem__(name, value)
@@ -202,8 +212,8 @@ def read_captioning_directory(
 
     if max_train is not None:
         rows = np.random.randint(data["train_captions"].shape[0], size=max_train)
-        data["train_captions"] = data["train_captions"][rows]
-        data["train_image_idxs"] = data["train_image_idxs"][rows]
+        data.keep_captions(rows)
+        data.max_train, data.train_rows = max_train, rows
     data.directory = Path(base_dir).absolute()
     data.raw_features = not pca_features
     return data

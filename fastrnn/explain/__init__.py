@@ -2,7 +2,8 @@
 
 All of it is made of gradients of words' log-probabilities and scores: by our BPTT to the image
 features, through the PCA, and by PyTorch to the pixels. PyTorch is imported only by the functions
-that need it. The names of the functions for a classifier are those of the course.
+that need it. The products are in float32, also for a model whose captions are decoded in bfloat16.
+The names of the functions for a classifier are those of the course.
 """
 
 from .gradients import MEASURES, pixel_gradients, word_gradients

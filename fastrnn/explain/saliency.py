@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..classifiers.rnn import CaptioningRNN
+from ..messages import warn
 from ..vision.images import normalise, open_image, square_pixels
 from ..words import END, NULL, SPECIAL_WORDS, START
 from .gradients import pixel_gradients, pixel_values
@@ -266,12 +266,11 @@ def _integrated(
     errors = sums.sum(axis=(1, 2), dtype=np.float64) - changes
     if (np.abs(errors) > 1.01 * allowed + spacing).any():  # float32 rounds the sum of a map
         worst = int(np.argmax(np.abs(errors) / allowed))
-        warnings.warn(
+        warn(
             f"integrated gradients of word {steps[worst] + 1} sum to "
             f"{changes[worst] + errors[worst]:.4g} after {passes} images; the log-probability "
             f"changes by {changes[worst]:.4g}",
             RuntimeWarning,
-            stacklevel=4,
         )
     return {
         "maps": sums, "log_probs": ends[-1], "changes": changes, "errors": errors,

@@ -23,6 +23,7 @@ from ..data.layout import named_directory
 from ..decoding import Decoded
 from ..evaluation import shown_perplexity
 from ..files import write_text
+from ..runlock import in_use
 from ..runs import (
     HISTORY_FILE,
     METRICS_FILE,
@@ -113,6 +114,7 @@ class Report:
         self._history: list[dict[str, Any]] = []
         self._metrics: dict[str, Any] = {}
         self._gallery = Gallery()
+        self._in_use = False
 
     @property
     def finished(self) -> bool:
@@ -126,7 +128,7 @@ class Report:
         Returns
         -------
         bool
-            Whether any file has changed.
+            Whether any file has changed, or training has started or ended.
 
         Raises
         ------
@@ -135,7 +137,8 @@ class Report:
         """
         names = (SETTINGS_FILE, HISTORY_FILE, METRICS_FILE, MODEL_FILE)
         stamps = {name: _stamp(self.run / name) for name in names}
-        if stamps == self._stamps:
+        was, self._in_use = self._in_use, in_use(self.run)
+        if stamps == self._stamps and self._in_use == was:
             return False
         changed = {name for name in names if stamps[name] != self._stamps.get(name, ())}
         if SETTINGS_FILE in changed:
@@ -243,7 +246,8 @@ class Report:
         if not self._history:
             return "No training steps have been recorded yet."
         epoch = max(float(record["epoch"]) for record in self._history)
-        return f"Training, epoch {epoch:.3g} of {total}."
+        doing = "Training, epoch" if self._in_use else "Stopped after epoch"
+        return f"{doing} {epoch:.3g} of {total}."
 
     def _figures(self) -> list[tuple[str, str]]:
         """Return the numbers to show large: of the final model, or else of the last epoch."""

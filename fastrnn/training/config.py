@@ -6,6 +6,7 @@ Each field is defined once, with `option`. The checks, the docstrings below and 
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import textwrap
@@ -17,6 +18,7 @@ import numpy as np
 from .. import checks
 from .._core.runtime import CELL_GATES
 from ..checks import PRECISIONS, ArgumentError
+from ..messages import did_you_mean
 
 SCHEDULES = ("constant", "step", "exponential", "cosine")
 """Ways in which the learning rate changes."""
@@ -130,8 +132,25 @@ def _check_fields(config: Any) -> None:
         object.__setattr__(config, each.name, checked(each, getattr(config, each.name)))
 
 
+def _name_unknown_fields(config: type[_Config]) -> None:
+    """Let the constructor of a dataclass say which field a misspelt argument may mean."""
+    plain = config.__init__
+    known = {each.name for each in fields(config)}  # type: ignore[arg-type]
+
+    @functools.wraps(plain)
+    def __init__(self: Any, *args: Any, **values: Any) -> None:
+        for name in values:
+            if name not in known:
+                meant = did_you_mean(name, known)
+                raise TypeError(f"{config.__name__} has no field {name!r}{meant}")
+        plain(self, *args, **values)
+
+    config.__init__ = __init__  # type: ignore[method-assign]
+
+
 def document(config: type[_Config]) -> type[_Config]:
-    """Put the fields into the docstring of a class, in place of ``{fields}``."""
+    """Put the fields into the docstring of a class, in place of ``{fields}``, and into errors."""
+    _name_unknown_fields(config)
     lines = []
     for each in fields(config):  # type: ignore[arg-type]
         about = option_of(each)
@@ -470,5 +489,3 @@ class TrainConfig:
 
 CHANGEABLE_ON_RESUME = tuple(each.name for each in fields(TrainConfig) if option_of(each).on_resume)
 """Fields of `TrainConfig` that may change when a run is resumed."""
-HARMLESS = CHANGEABLE_ON_RESUME
-"""The former name of `CHANGEABLE_ON_RESUME`."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .._core import runtime
 from ..classifiers.rnn import CaptioningRNN
 from ..evaluation import shown_perplexity
-from ..terminal import columns, duration, fold, in_notebook, is_terminal, say_facts
+from ..terminal import columns, duration, fold, in_notebook, is_terminal, say_facts, shown_path
 from .config import TrainConfig
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 CAPTIONS, REWARDS, VALIDATION = "captions", "rewards", "validation"
 """What `Pace` measures: a step on captions, a step with rewards, and a validation."""
+_MOMENT = 10
+"""Seconds from which on the time of a training is estimated as a number."""
 _FORMS = (
     (84, "{desc} {percentage:3.0f}%|{bar}| {rate_fmt}, {elapsed} gone, {left} left{postfix}"),
     (58, "{percentage:3.0f}%|{bar}| {rate_fmt}, {left} left{postfix}"),
@@ -185,7 +187,13 @@ def show_plan(trainer: Trainer) -> None:
     """Print what is trained on what, where, and for how many steps."""
     data, model, settings = trainer.data, trainer.model, trainer.settings
     directory = settings.get("data")
-    place = "drawn scenes: " if settings.get("drawn") else f"{directory}: " if directory else ""
+    place = (
+        "drawn scenes: "
+        if settings.get("drawn")
+        else f"{shown_path(directory)}: "
+        if directory
+        else ""
+    )
     captions = f"{len(data['train_captions']):,} captions of {len(data['train_features']):,} images"
     say_facts(
         {
@@ -200,7 +208,8 @@ def show_plan(trainer: Trainer) -> None:
 
 def show_time(seconds: float) -> None:
     """Print how long a training will take, before it starts."""
-    say_facts({"time": f"about {duration(max(seconds, 1))}, estimated from a few trial steps"})
+    about = f"about {duration(seconds)}" if seconds >= _MOMENT else "a few seconds"
+    say_facts({"time": f"{about}, estimated from a few trial steps"})
 
 
 def _kind(record: Mapping[str, Any]) -> str:

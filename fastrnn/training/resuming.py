@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import ArgumentError
+from ..messages import warn
 from ..runs import SETTINGS_FILE
 from .config import CHANGEABLE_ON_RESUME, TrainConfig
 from .run import Run
@@ -92,8 +92,7 @@ def check_same_run(
         if data_checksums.get(name) != was:
             raise ValueError(
                 f"{name} is not what the run {run} was trained on; expected the data that it was "
-                "started with (captions that load_coco_data drew by max_train are not drawn again: "
-                "give Trainer.resume those data)"
+                "started with"
             )
     if config.all_epochs * steps_per_epoch < about["step"]:
         done = about["step"] / steps_per_epoch
@@ -151,4 +150,4 @@ def _check_wave(name: str, longer: int, was: int, restarts: bool) -> None:
 
 
 def _warn(about: str) -> None:
-    warnings.warn(f"{about} continues as in a run of the new length", stacklevel=4)
+    warn(f"{about} continues as in a run of the new length")

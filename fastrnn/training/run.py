@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ class Run:
             raw_features=bool(self.settings.get("raw_features")),
             max_train=max_train,
             seed=self.config.seed,
+            rows=runs.read_rows(self.directory),
         )
 
     def evaluate(
@@ -205,6 +206,7 @@ def read_training_data(
     raw_features: bool = False,
     max_train: int | None = None,
     seed: int = 0,
+    rows: Sequence[int] | None = None,
 ) -> CaptioningData:
     """Read a captioning data set for training.
 
@@ -219,6 +221,8 @@ def read_training_data(
         replacement.)
     seed : int, optional
         The seed of this draw.
+    rows : sequence of int, optional
+        Use these training captions instead: their rows in the data, which may be repeated.
 
     Returns
     -------
@@ -245,10 +249,16 @@ def read_training_data(
     captions = len(data["train_captions"])
     if not captions:
         raise ValueError(f"{directory / CAPTIONS_FILE}: 'train_captions' is empty")
-    if max_train is not None and max_train < captions:
-        rows = np.random.default_rng(seed).permutation(captions)[:max_train]
-        for name in ("train_captions", "train_image_idxs"):
-            data[name] = data[name][rows]
+    if rows is not None:
+        if len(rows) and not 0 <= min(rows) <= max(rows) < captions:
+            raise ValueError(
+                f"{directory / CAPTIONS_FILE}: has {captions:,} training captions; expected those "
+                f"of rows {min(rows)} to {max(rows)}, too"
+            )
+        data.train_rows = np.asarray(rows, np.intp)
+        data.keep_captions(data.train_rows)
+    elif max_train is not None and max_train < captions:
+        data.keep_captions(np.random.default_rng(seed).permutation(captions)[:max_train])
     data.max_train = max_train
     references = directory / references_file("val")
     if references.is_file():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from .. import runs
 from ..checkpoint import Checkpoint, read_checkpoint
 from ..files import make_directory, read_sealed, remove_unfinished, write_sealed
+from ..messages import warn
 from ..runlock import RunLock
 from ..runs import checkpoint_path, checkpoint_steps
 
@@ -104,7 +104,7 @@ class Saver:
         try:
             checkpoint = read_checkpoint(checkpoint_path(run, best["step"]))
         except (FileNotFoundError, ValueError) as error:
-            warnings.warn(f"the best model so far is lost ({error})", stacklevel=2)
+            warn(f"the best model so far is lost ({error})")
         else:
             checkpoint.model.save(run / runs.MODEL_FILE)
 

@@ -7,7 +7,6 @@ import dataclasses
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ..checkpoint import Checkpoint, describe_mismatch, read_newest_checkpoint
 from ..classifiers.rnn import CaptioningRNN, CaptioningWorkspace
 from ..data.references import references_file
 from ..evaluation import loss_per_word, measure
+from ..messages import warn
 from ..runlock import RunLock
 from ..vision.source import carry_source
 from .config import TrainConfig
@@ -211,6 +211,11 @@ class Trainer:
         on_epoch: OnEpoch | None = None,
         callbacks: Iterable[Any] = (),
     ) -> None:
+        if config is not None and not isinstance(config, TrainConfig):
+            raise TypeError(
+                f"config is {type(config).__name__}; expected a TrainConfig, such as "
+                "TrainConfig(epochs=5)"
+            )
         self.model: CaptioningRNN = model
         self.data: Mapping[str, Any] = data
         self.config: TrainConfig = config or TrainConfig()
@@ -554,6 +559,9 @@ class Trainer:
         run, saver = self.run, self._saver
         assert run is not None
         saver.open(self.step)
+        rows = getattr(self.data, "train_rows", None)
+        if rows is not None:
+            runs.write_rows(run, rows)
         runs.write_settings(run, self._all_settings(), dataclasses.asdict(self.config))
         directory = self.settings.get("data")
         if isinstance(directory, (str, os.PathLike)):
@@ -641,8 +649,7 @@ class Trainer:
             The run directory.
         data : mapping, optional
             The data that the run was started with; by default they are read from the data directory
-            in its settings. Captions that `fastrnn.coco_utils.load_coco_data` drew by ``max_train``
-            cannot be read again and must be given.
+            in its settings.
         on_step, on_validation, on_epoch, callbacks
             As for `Trainer`.
         restart_schedule : bool, optional
@@ -690,7 +697,7 @@ class Trainer:
         model = found.start_model(data) if checkpoint is None else checkpoint.model
         for line in damaged:
             step = checkpoint.about["step"] if checkpoint else 0
-            warnings.warn(f"{line}; resuming from step {step}", stacklevel=2)
+            warn(f"{line}; resuming from step {step}")
         own = {field.name for field in dataclasses.fields(TrainConfig)}
         settings = {name: v for name, v in found.settings.items() if name not in own}
         if directory is not None:

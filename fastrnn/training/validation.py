@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from ..evaluation import (
     perplexity,
     references_of,
 )
+from ..messages import warn
 from .config import TrainConfig
 
 
@@ -155,9 +155,8 @@ class Monitor:
 
     def _warn(self, validation: Validation) -> None:
         if not self._warned:
-            warnings.warn(
+            warn(
                 f"monitor is {self._metric!r}, which cannot be computed here "
-                f"({validation.missing}); the loss is used instead",
-                stacklevel=2,
+                f"({validation.missing}); the loss is used instead"
             )
         self._warned = True
