@@ -892,6 +892,8 @@ def test_names_a_notebook_gets_by_star_import():
         "np", "sigmoid", "affine_forward", "affine_backward",
         "rnn_step_forward", "rnn_step_backward", "rnn_forward", "rnn_backward",
         "lstm_step_forward", "lstm_step_backward", "lstm_forward", "lstm_backward",
+        "dot_product_attention", "attention_step_forward", "attention_step_backward",
+        "attention_forward", "attention_backward",
         "word_embedding_forward", "word_embedding_backward",
         "temporal_affine_forward", "temporal_affine_backward", "temporal_softmax_loss",
     }  # fmt: skip
