@@ -292,6 +292,47 @@ def cell_step_forward(
     return [x, *found, Wx, Wh, b]
 
 
+def dot_product_attention(prev_h: Any, A: Any) -> list[np.ndarray]:
+    """`dot_product_attention`: a grid of any number of axes, with at least one place."""
+    prev_h, A = as_floats(prev_h=prev_h, A=A)
+    match_shapes(prev_h=(prev_h, "N H"), A=(A, _grid_axes(A)))
+    return [prev_h, A]
+
+
+def attention_forward(x: Any, A: Any, Wx: Any, Wh: Any, Wattn: Any, b: Any) -> list[np.ndarray]:
+    """`attention_forward`: an LSTM whose initial states are the mean of a grid."""
+    x, A, Wx, Wh, Wattn, b = as_floats(x=x, A=A, Wx=Wx, Wh=Wh, Wattn=Wattn, b=b)
+    match_shapes(
+        x=(x, "N T D"), A=(A, _grid_axes(A)), Wx=(Wx, "D 4H"), Wh=(Wh, "H 4H"),
+        Wattn=(Wattn, "H 4H"), b=(b, "4H"),
+    )  # fmt: skip
+    return [x, A, Wx, Wh, Wattn, b]
+
+
+def attention_step_forward(
+    x: Any, prev_h: Any, prev_c: Any, A: Any, Wx: Any, Wh: Any, Wattn: Any, b: Any
+) -> list[np.ndarray]:
+    """`attention_step_forward`."""
+    x, prev_h, prev_c, A, Wx, Wh, Wattn, b = as_floats(
+        x=x, prev_h=prev_h, prev_c=prev_c, A=A, Wx=Wx, Wh=Wh, Wattn=Wattn, b=b
+    )
+    match_shapes(
+        x=(x, "N D"), prev_h=(prev_h, "N H"), prev_c=(prev_c, "N H"), A=(A, _grid_axes(A)),
+        Wx=(Wx, "D 4H"), Wh=(Wh, "H 4H"), Wattn=(Wattn, "H 4H"), b=(b, "4H"),
+    )  # fmt: skip
+    return [x, prev_h, prev_c, A, Wx, Wh, Wattn, b]
+
+
+def _grid_axes(A: np.ndarray) -> str:
+    """Return the axes of a grid of vectors, (N, H) and those of its places."""
+    if A.ndim < 3 or 0 in A.shape[2:]:
+        raise ValueError(
+            f"A has shape {A.shape}; expected (N, H, ...) with the places of a grid, at least one, "
+            "such as (N, H, 4, 4)"
+        )
+    return " ".join(["N", "H", *("P" * k for k in range(1, A.ndim - 1))])
+
+
 def _cell_weights(
     gates: int, Wx: np.ndarray, Wh: np.ndarray, b: np.ndarray
 ) -> dict[str, tuple[np.ndarray, str]]:

@@ -21,12 +21,24 @@ import numpy as np
 
 from ._core import layers as _layers
 from ._core import sequence as _sequence
+from .attention import (
+    attention_backward,
+    attention_forward,
+    attention_step_backward,
+    attention_step_forward,
+    dot_product_attention,
+)
 from .layers import affine_backward, affine_forward
 
 # With np: notebooks also get it from `import *`, as from every module of the course.
 __all__ = [
     "affine_backward",
     "affine_forward",
+    "attention_backward",
+    "attention_forward",
+    "attention_step_backward",
+    "attention_step_forward",
+    "dot_product_attention",
     "lstm_backward",
     "lstm_forward",
     "lstm_step_backward",

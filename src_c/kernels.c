@@ -28,6 +28,7 @@
 
 _Static_assert(TILE_HEIGHT <= FRN_MAX_TILE_HEIGHT, "a tile is higher than callers allow for");
 
+#include "attention.h"
 #include "choice.h"
 #include "gemm.h"
 #include "optimizer.h"

@@ -106,6 +106,22 @@ FRN_KERNEL(ptrdiff_t, word_at, (const REAL *weight, ptrdiff_t V, double mass));
  *   out  out (n,);  x  in;  row  in (rows,), offsets of the rows in x, in elements */
 FRN_KERNEL(void, rows_sum, (REAL *out, const REAL *x, const ptrdiff_t *row, ptrdiff_t rows, ptrdiff_t n));
 
+/* ---- Attention ---- */
+
+/* Scaled dot-product attention (Vaswani et al. 2017) of one query over P places, at least one:
+ * weight = softmax over p of scale * (query . place p), context = sum over p of weight[p] * place p.
+ *   context  out (H,);  weight  out (P,);  query  in (H,);  places  in (P, H), row stride ld */
+FRN_KERNEL(void, attend,
+           (REAL *context, REAL *weight, const REAL *query, const REAL *places, ptrdiff_t ld, ptrdiff_t P, ptrdiff_t H,
+            double scale));
+
+/* The gradients of attend, added to what is there.
+ *   dquery  in and out (H,);  dplaces  in and out (P, H), row stride ld;  dscore  scratch (P,)
+ *   dcontext  in (H,);  query, weight, places  in, of the forward pass */
+FRN_KERNEL(void, attend_backward,
+           (REAL *dquery, REAL *dplaces, REAL *dscore, const REAL *dcontext, const REAL *query, const REAL *weight,
+            const REAL *places, ptrdiff_t ld, ptrdiff_t P, ptrdiff_t H, double scale));
+
 /* ---- Element-wise functions ----
  *
  * At most 4 ULP from the correctly rounded result; results below the smallest normal number may be flushed to zero.

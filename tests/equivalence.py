@@ -29,11 +29,19 @@ TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-12}
 STATE = {"x": "N D", "prev_h": "N H"}
 RNN = {"Wx": "D H", "Wh": "H H", "b": "H"}
 LSTM = {"Wx": "D 4H", "Wh": "H 4H", "b": "4H"}
+ATTENTION = {"Wx": "D 4H", "Wh": "H 4H", "Wattn": "H 4H", "b": "4H"}
+RAGGED = ("rnn", "lstm", "attention")
 OPS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "rnn_step": (STATE | RNN, {"dnext_h": "N H"}),
     "rnn": ({"x": "N T D", "h0": "N H"} | RNN, {"dh": "N T H"}),
     "lstm_step": (STATE | {"prev_c": "N H"} | LSTM, {"dnext_h": "N H", "dnext_c": "N H"}),
     "lstm": ({"x": "N T D", "h0": "N H"} | LSTM, {"dh": "N T H"}),
+    "attention_step": (
+        STATE | {"prev_c": "N H", "A": "N H 2 3"} | ATTENTION,
+        {"dnext_h": "N H", "dnext_c": "N H"},
+    ),
+    "attention": ({"x": "N T D", "A": "N H 2 3"} | ATTENTION, {"dh": "N T H"}),
+    "dot_product_attention": ({"prev_h": "N H", "A": "N H 7 7"}, {}),
     "word_embedding": ({"x": "N T", "W": "V D"}, {"dout": "N T D"}),
     "temporal_affine": ({"x": "N T D", "w": "D M", "b": "M"}, {"dout": "N T M"}),
     "affine": ({"x": "N T D", "w": "TD M", "b": "M"}, {"dout": "N M"}),
@@ -65,7 +73,7 @@ SIZES = [
 
 def shape_of(axes: str, sizes: dict[str, int]) -> tuple[int, ...]:
     all_sizes = sizes | {"4H": 4 * sizes["H"], "TD": sizes["T"] * sizes["D"]}
-    return tuple(all_sizes[axis] for axis in axes.split())
+    return tuple(int(axis) if axis.isdigit() else all_sizes[axis] for axis in axes.split())
 
 
 def draw(name: str, sizes: dict[str, int], dtype, rng, ragged=False) -> tuple[dict, dict]:
@@ -84,7 +92,7 @@ def draw(name: str, sizes: dict[str, int], dtype, rng, ragged=False) -> tuple[di
             arguments[argument] = rng.random(shape).astype(dtype)
         else:
             value = 0.5 * rng.standard_normal(shape)
-            if argument in ("Wx", "Wh", "w") and name not in RULES:
+            if argument in ("Wx", "Wh", "Wattn", "w") and name not in RULES:
                 value /= max(1, shape[0]) ** 0.5
             arguments[argument] = value.astype(dtype)
     if ragged:
@@ -161,7 +169,7 @@ def cases() -> list[tuple[str, dict[str, int], bool]]:
         (name, sizes, ragged)
         for name in OPS
         for sizes in SIZES
-        for ragged in ([False, True] if name in ("rnn", "lstm") else [False])
+        for ragged in ([False, True] if name in RAGGED else [False])
     ]
 
 

@@ -12,6 +12,7 @@ from equivalence import (
     IDS,
     MODELS,
     OPS,
+    RAGGED,
     RULES,
     SIZES,
     assert_equal,
@@ -132,7 +133,7 @@ def calls(draw_, name):
     small = st.sampled_from([0, 1, 1, 2, 3, 5, 8, 17])
     sizes = {axis: draw_(small, label=axis) for axis in "TDHVM"}
     sizes["N"] = draw_(st.sampled_from([0, 1, 1, 2, 3, 5, 17, 65]), label="N")
-    ragged = name in ("rnn", "lstm") and draw_(st.booleans(), label="ragged")
+    ragged = name in RAGGED and draw_(st.booleans(), label="ragged")
     seed = draw_(st.integers(0, 2**32 - 1), label="seed")
     arguments, gradients = draw(name, sizes, np.float64, np.random.default_rng(seed), ragged)
 
@@ -253,7 +254,7 @@ def test_every_layout(name, layout, rng):
     """All arguments of an op in one memory layout, in both dtypes."""
     sizes = {"N": 6, "T": 4, "D": 9, "H": 7, "V": 11, "M": 10}
     for dtype in (np.float32, np.float64):
-        arguments, gradients = draw(name, sizes, dtype, rng, ragged=name in ("rnn", "lstm"))
+        arguments, gradients = draw(name, sizes, dtype, rng, ragged=name in RAGGED)
 
         def make(arguments=arguments, gradients=gradients):
             return [
@@ -271,7 +272,7 @@ def test_every_layout(name, layout, rng):
 def test_every_flaw(name, flaw, rng):
     """Each argument and gradient in turn has this flaw."""
     sizes = {"N": 3, "T": 4, "D": 5, "H": 6, "V": 7, "M": 2}
-    arguments, gradients = draw(name, sizes, np.float64, rng, ragged=name in ("rnn", "lstm"))
+    arguments, gradients = draw(name, sizes, np.float64, rng, ragged=name in RAGGED)
     for flawed in (*arguments, *gradients):
         if flawed in ("m", "v", "velocity", "cache"):
             continue
@@ -321,7 +322,7 @@ def test_state_changed_in_place(name, dtype, rng):
 def test_nan_and_inf_flow(name, dtype, bad, rng):
     """NaN or infinity in one argument affects the same results as in NumPy."""
     for sizes in SIZES[1], SIZES[3]:
-        arguments, gradients = draw(name, sizes, dtype, rng, ragged=name in ("rnn", "lstm"))
+        arguments, gradients = draw(name, sizes, dtype, rng, ragged=name in RAGGED)
         for target in (*arguments, *gradients):
             group = arguments if target in arguments else gradients
             if group[target].dtype != dtype:
@@ -383,7 +384,7 @@ ONE_ROW_LONG = {"N": 1, "T": 90, "D": 130, "H": 67, "V": 609, "M": 311}
     ids=["large", "few rows", "some rows", "one long row"],
 )
 def test_threads_do_not_change_a_bit(name, dtype, sizes):
-    ragged = [False, True] if name in ("rnn", "lstm") and sizes["T"] > 1 else [False]
+    ragged = [False, True] if name in RAGGED and sizes["T"] > 1 else [False]
     for lengths in ragged:
         arguments, gradients = draw(name, sizes, dtype, np.random.default_rng(5), lengths)
         expected = run(twin, name, copies(arguments), gradients)

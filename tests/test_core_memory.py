@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from equivalence import MODELS, OPS, RULES, compiled, draw, draw_captions, draw_model, run
+from equivalence import MODELS, OPS, RAGGED, RULES, compiled, draw, draw_captions, draw_model, run
 
 import fastrnn
 from fastrnn import decoding
@@ -31,7 +31,7 @@ def ways() -> dict:
     for name in OPS:
         for dtype in (np.float32, np.float64):
             arguments, gradients = draw(
-                name, SIZES, dtype, np.random.default_rng(7), name in ("rnn", "lstm")
+                name, SIZES, dtype, np.random.default_rng(7), name in RAGGED
             )
             # a cache in float32 is converted for a gradient in float64
             gradients = {key: a.astype(np.float64) for key, a in gradients.items()}

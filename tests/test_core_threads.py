@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from equivalence import OPS, compiled, draw, draw_captions, draw_model, run
+from equivalence import OPS, RAGGED, compiled, draw, draw_captions, draw_model, run
 
 import fastrnn
 from fastrnn import decoding, optim
@@ -41,7 +41,7 @@ def calls() -> dict:
     found = {}
     for name in OPS:
         arguments, gradients = draw(
-            name, SIZES, np.float32, np.random.default_rng(7), name in ("rnn", "lstm")
+            name, SIZES, np.float32, np.random.default_rng(7), name in RAGGED
         )
 
         def op(name=name, arguments=arguments, gradients=gradients):

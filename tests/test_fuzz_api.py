@@ -11,7 +11,16 @@ import faulthandler
 import os
 
 import numpy as np
-from equivalence import OPS, assert_equal, compiled, draw, draw_captions, draw_model, vocabulary
+from equivalence import (
+    OPS,
+    RAGGED,
+    assert_equal,
+    compiled,
+    draw,
+    draw_captions,
+    draw_model,
+    vocabulary,
+)
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
@@ -67,7 +76,7 @@ class Calls(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(WITH_BACKWARD), sizes=SIZES, dtype=DTYPE, seed=st.integers(0, 99))
     def forward(self, name, sizes, dtype, seed):
-        ragged = name in ("rnn", "lstm") and seed % 2 == 1
+        ragged = name in RAGGED and seed % 2 == 1
         arguments, _ = draw(name, sizes, dtype, np.random.default_rng(seed), ragged)
         try:
             self.caches.append(compiled(f"{name}_forward")(**arguments)[-1])

@@ -64,6 +64,18 @@ def recurrent(first, gates, N=4, T=4, D=3, H=5, state=("h0",)):
     }
 
 
+def attended(first, state, N=4, T=4, H=5):
+    """Return a function that draws the arguments of an LSTM with attention over 2 x 3 places."""
+
+    def draw(rng):
+        found = recurrent(first, 4, N=N, T=T, H=H, state=state)(rng)
+        before = {name: found.pop(name) for name in ("x", *state)}
+        Wattn, b = rng.standard_normal((H, 4 * H)), found.pop("b")
+        return before | {"A": rng.standard_normal((N, H, 2, 3))} | found | {"Wattn": Wattn, "b": b}
+
+    return draw
+
+
 def affine(*x_shape, D, M=5):
     return lambda rng: {
         "x": rng.standard_normal(x_shape),
@@ -95,6 +107,11 @@ OPS = {
     "lstm N=1 T=1": Op("lstm", recurrent("NTD", 4, N=1, T=1)),
     "lstm N=0": Op("lstm", recurrent("NTD", 4, N=0)),
     "lstm T=0": Op("lstm", recurrent("NTD", 4, T=0)),
+    "attention_step": Op("attention_step", attended("ND", state=("prev_h", "prev_c")), outputs=2),
+    "attention": Op("attention", attended("NTD", state=())),
+    "attention ragged": Op("attention", attended("NTD", state=()), lengths=LENGTHS),
+    "attention T=0": Op("attention", attended("NTD", state=(), T=0)),
+    "attention N=0": Op("attention", attended("NTD", state=(), N=0)),
     "embedding": Op("word_embedding", vectors(), x=REPEATED),
     "embedding N=0": Op("word_embedding", vectors(), x=np.zeros((0, 3), dtype=int)),
     "embedding T=0": Op("word_embedding", vectors(), x=np.zeros((2, 0), dtype=int)),
@@ -875,6 +892,8 @@ def test_names_a_notebook_gets_by_star_import():
         "np", "sigmoid", "affine_forward", "affine_backward",
         "rnn_step_forward", "rnn_step_backward", "rnn_forward", "rnn_backward",
         "lstm_step_forward", "lstm_step_backward", "lstm_forward", "lstm_backward",
+        "dot_product_attention", "attention_step_forward", "attention_step_backward",
+        "attention_forward", "attention_backward",
         "word_embedding_forward", "word_embedding_backward",
         "temporal_affine_forward", "temporal_affine_backward", "temporal_softmax_loss",
     }  # fmt: skip

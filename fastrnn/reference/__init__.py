@@ -4,7 +4,14 @@ These functions are tested against numerical gradients in float64, and the compi
 tested against them. To read the code, start with ``rnn_layers``.
 """
 
-from . import checks, layers, optim, rnn_layers
+from . import attention, checks, layers, optim, rnn_layers
+from .attention import (
+    attention_backward,
+    attention_forward,
+    attention_step_backward,
+    attention_step_forward,
+    dot_product_attention,
+)
 from .classifier import CaptioningRNN
 from .layers import (
     affine_backward,
@@ -49,10 +56,16 @@ __all__ = [
     "adamw",
     "affine_backward",
     "affine_forward",
+    "attention",
+    "attention_backward",
+    "attention_forward",
+    "attention_step_backward",
+    "attention_step_forward",
     "average",
     "checks",
     "clip_by_norm",
     "clip_by_value",
+    "dot_product_attention",
     "layers",
     "lstm_backward",
     "lstm_forward",

@@ -23,6 +23,13 @@ import numpy as np
 from .. import checks as _checks
 from . import bfloat16 as _bfloat16
 from . import gates as _gates
+from .attention import (
+    attention_backward,
+    attention_forward,
+    attention_step_backward,
+    attention_step_forward,
+    dot_product_attention,
+)
 from .gates import sigmoid
 from .layers import affine_backward, affine_forward
 
@@ -30,6 +37,11 @@ __all__ = [
     "np",
     "affine_backward",
     "affine_forward",
+    "attention_backward",
+    "attention_forward",
+    "attention_step_backward",
+    "attention_step_forward",
+    "dot_product_attention",
     "lstm_backward",
     "lstm_forward",
     "lstm_step_backward",
