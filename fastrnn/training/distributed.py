@@ -17,6 +17,7 @@ import hashlib
 import os
 import socket
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -197,8 +198,38 @@ class Ranks:
         if message is not None:
             print(f"fastrnn: error: {message}", file=sys.stderr, flush=True)
             time.sleep(0.5)  # the launcher has to read it before it ends everything
-        self.comm.Abort(status)
+        with self._in_time(5, None):
+            self.comm.Abort(status)
         os._exit(status)
+
+    @contextlib.contextmanager
+    def _in_time(self, limit: float, message: str | None) -> Iterator[None]:
+        """End this process, and so the job, if a blocking call of MPI does not return in time.
+
+        A rank that was stopped in the middle of a message can keep others in such a call, which
+        then never comes back to look at a clock.
+        """
+
+        def end() -> None:
+            if message is not None:
+                print(f"fastrnn: error: {message}", file=sys.stderr, flush=True)
+            os._exit(2)
+
+        timer = threading.Timer(limit, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _answered(self) -> contextlib.AbstractContextManager[None]:
+        """All ranks were here just now, so a blocking call with them returns soon."""
+        return self._in_time(
+            self._limit,
+            f"a rank stopped answering {self.place} for {self._limit:g} s; resume from the last "
+            "checkpoint",
+        )
 
     def raise_together(self, error: BaseException) -> NoReturn:
         """Raise an error that every rank raises at this place."""
@@ -227,7 +258,8 @@ class Ranks:
     def gather(self, value: Any, limit: float | None = None) -> list[Any]:
         """Return the values of all ranks, which `meet` for that."""
         self.meet(limit)
-        return self.comm.allgather(value)
+        with self._answered():
+            return self.comm.allgather(value)
 
     # -- what must be the same
 
@@ -253,7 +285,9 @@ class Ranks:
 
     def broadcast(self, value: _Result) -> _Result:
         """Return the value of rank 0."""
-        return self.comm.bcast(value, root=0)
+        self.meet()
+        with self._answered():
+            return self.comm.bcast(value, root=0)
 
     # -- the data
 
