@@ -20,11 +20,11 @@ from .shapes import GATES, Shape
 
 FLOAT = 4  # bytes
 # As in the core: elements of Adam's blocks (optim.pyx), rows and weights from which on threads
-# divide the rows of a batch rather than the columns of each step (time_loop.pyx), and the tasks of
+# divide the rows of a batch rather than the columns of each step (time_loop.pyx), and the blocks of
 # a product for each thread (products.pyx).
 ADAM_BLOCK = 16384
 ROWS_PER_THREAD, LARGE_WEIGHTS = 20, 1 << 18
-TASKS = 6
+TASKS = 16
 LARGE = 1 << 24  # elements of the arrays that measure the bandwidth
 REGIONS = 2000
 

@@ -30,7 +30,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fastrnn
-from fastrnn import layers
+from fastrnn import layers, rnn_layers
 from fastrnn.classifiers import rnn as classifier
 
 EVERY_OP = pytest.mark.parametrize("name", OPS)
@@ -449,3 +449,22 @@ def test_sizes_reach_every_path():
         for name in ("rnn_step", "rnn"):
             N, *T, D = shape_of(OPS[name][0]["x"], sizes)
             assert 2 * N * np.prod(T) * (D + sizes["H"]) * sizes["H"] > 6e5 or sizes["N"] == 1
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("cell", ["rnn", "lstm"])
+def test_no_time_steps(cell, threads):
+    """The memory of a batch without time steps has no room for a row (AddressSanitizer saw one)."""
+    N, D, H = 33, 40, 50
+    G = H * (4 if cell == "lstm" else 1)
+    x, h0, dout = np.zeros((N, 0, D)), np.ones((N, H)), np.zeros((N, 0, H))
+    Wx, Wh, b = np.ones((D, G)), np.ones((H, G)), np.ones(G)
+    before = fastrnn.get_num_threads()
+    fastrnn.set_num_threads(threads)
+    try:
+        out, cache = getattr(rnn_layers, f"{cell}_forward")(x, h0, Wx, Wh, b)
+        dx, dh0, *rest = getattr(rnn_layers, f"{cell}_backward")(dout, cache)
+    finally:
+        fastrnn.set_num_threads(before)
+    assert out.shape == (N, 0, H) and dx.shape == (N, 0, D)
+    assert not dh0.any() and not any(grad.any() for grad in rest)

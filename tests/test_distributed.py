@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -230,7 +231,9 @@ def test_a_rank_that_dies_or_hangs_ends_the_job(data_dir, tmp_path, number):
     assert process.returncode != 0
     if number == signal.SIGSTOP:
         (line,) = errors(err)
-        assert "rank 1 of 2 has not come" in line and "within 5 s" in line
+        # it was stopped before a sum, or in the middle of a message
+        found = r"rank 1 of 2 has not come .* within 5 s|a rank stopped answering rank 0 .* for 5 s"
+        assert re.search(found, line)
     checkpoint, damaged = read_newest_checkpoint(run)
     assert checkpoint is not None and not damaged
     assert gone(ranks)
