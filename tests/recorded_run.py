@@ -163,6 +163,7 @@ def run_all() -> dict[str, Any]:
             training = about_training(Path(folder))
     return {
         "isa": runtime.isa(),
+        "compiler": runtime.compiler(),
         "arithmetic": arithmetic(),
         "ops": about_ops(),
         "training": training,

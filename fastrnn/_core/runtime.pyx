@@ -40,8 +40,18 @@ cdef extern from *:
     #else
     #define FRN_OPENMP 0
     #endif
+    #define FRN_QUOTED_(x) #x
+    #define FRN_QUOTED(x) FRN_QUOTED_(x)
+    #if defined(__clang__)
+    #define FRN_COMPILER "Clang " FRN_QUOTED(__clang_major__)
+    #elif defined(__GNUC__)
+    #define FRN_COMPILER "GCC " FRN_QUOTED(__GNUC__)
+    #else
+    #define FRN_COMPILER "another"
+    #endif
     """
     const int FRN_OPENMP
+    const char* FRN_COMPILER
 
 
 # ---- C functions for the other modules -------------------------------------------------------------------------------
@@ -231,6 +241,11 @@ cdef extern from "debug.h":
 def debugging():
     """Return whether this is a build with FASTRNN_DEBUG=1 or with a sanitizer."""
     return bool(DEBUGGING)
+
+
+def compiler():
+    """Return the compiler and its major version, "GCC 12": another one may contract and order sums differently."""
+    return FRN_COMPILER.decode()
 
 
 def fail_after(ptrdiff_t count):
