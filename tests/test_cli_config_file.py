@@ -71,7 +71,7 @@ def test_any_option_can_be_written_as_the_command_line_has_it(capsys):
     train = parser._commands.choices["train"]
     values = {"data": "d", "out": "o", "resume": "r", "recipe": "coco", "cell": "rnn",
               "schedule": "step", "monitor": "loss", "bias_start": "zero",
-              "precision": "bfloat16", "max_train": 3,
+              "precision": "bfloat16", "features_dtype": "float16", "max_train": 3,
               "threads": 1, "batch_size": 2, "epochs": 2, "hidden_dim": 2, "wordvec_dim": 2,
               "warmup_steps": 1, "reward_epochs": 1, "reward_captions": 2, "patience": 1,
               "val_captions": 1, "val_images": 1, "keep_last": 1, "save_every": 1,

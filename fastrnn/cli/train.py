@@ -250,7 +250,7 @@ def _begin(
     if ranks is not None:
         return _begin_together(arguments, locks, ranks)
     out, settings, config, model = _plan(arguments)
-    directory = Path(settings["data"])
+    directory = Path(arguments.data or settings["data"])  # as it was typed, for messages
     if arguments.data:
         # Create the run directory only if the data can be used for training.
         trainer = _new_trainer(out, settings, config, directory)
@@ -275,7 +275,7 @@ def _begin_together(
     chosen, place = ranks.broadcast((out, settings["data"]))
     if settings["drawn"]:
         settings["data"] = place
-    directory = Path(settings["data"])
+    directory = Path(arguments.data or settings["data"])  # as it was typed, for messages
     ranks.agree({"--data": settings["data"], "--recipe": settings["recipe"],
                  "--out": arguments.out, **dataclasses.asdict(model)})  # fmt: skip
     lock: list[RunLock] = []
