@@ -139,7 +139,7 @@ class Trainer:
     ranks : Ranks, optional
         The MPI processes that train together, of which each has a trainer of the same model, data
         and config. Rank 0 alone writes to the `run` directory. See
-        `fastrnn.training.distributed.join`.
+        ``fastrnn.training.distributed.join()``, which returns them.
 
     Attributes
     ----------
