@@ -94,7 +94,7 @@ def test_killed_and_resumed_is_never_stopped(tmp_path: Path):
     wanted = result(whole, data)
     assert wanted["about"]["step"] == 180
 
-    # Each process lives for a short time, so that 20 of them fit into one training at the present
+    # Each process lives for a short time, so that half of them fit into one training at the present
     # speed of this machine. If one still finishes, the remaining kills are done on another run.
     rng = np.random.default_rng()
     kills, runs = 0, 0
@@ -106,7 +106,7 @@ def test_killed_and_resumed_is_never_stopped(tmp_path: Path):
         while kills < KILLS:
             wait_for_training(process)
             try:
-                process.wait(rng.uniform(0, 1.3 * seconds / KILLS))
+                process.wait(rng.uniform(0, 2.6 * seconds / KILLS))
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
             process.communicate()
