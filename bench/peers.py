@@ -37,7 +37,6 @@ from .shapes import LAYERS, ROUNDED_STEPS, SHAPES, STEPS, Shape
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = ("step", "busy", "layer", "embedding", "calls", "sample", "memory")
-BESIDE = "beside a busy program"
 CLOSE = 10.0  # seconds to wait for the process of a contender to end
 
 
@@ -233,7 +232,7 @@ class Race:
             call = inner * opened[name]["seconds"]
             block = 0.1 * self.plan.seconds if brief else self.plan.seconds
             pace[name] = inner, max(self.plan.least, min(1000, int(block / call)))
-        labels = (label, f"{label} {BESIDE}") if busy else (label,)
+        labels = (label, report.beside(label)) if busy else (label,)
         times: dict[tuple[str, str], list[float]] = {
             (which, name): [] for which in labels for name in entered
         }

@@ -50,10 +50,15 @@ def gain(rows: Rows, section: str, label: str) -> float | None:
     return single / rounded if single is not None and rounded else None
 
 
+def beside(label: str) -> str:
+    """Return the label of a job that is measured beside a program that keeps a processor busy."""
+    return f"{label} beside a busy program"
+
+
 def delay(rows: Rows, label: str) -> float | None:
     """Return the time of fastrnn beside a busy program divided by its time without, or None."""
     quiet = median(rows, "busy", label, "fastrnn")
-    busy = median(rows, "busy", f"{label} beside a busy program", "fastrnn")
+    busy = median(rows, "busy", beside(label), "fastrnn")
     return busy / quiet if quiet and busy is not None else None
 
 
@@ -184,16 +189,16 @@ GOALS = (
     _peak("lstm 100/256/512 bfloat16", 70),
     _gain("sample", "sample 1000 x 17", 1.5),
     Goal(
-        "whole step LSTM 100/256/512 beside a busy program, against its time without",
+        f"whole step {beside('LSTM 100/256/512')}, against its time without",
         1.5,
         "x time",
         lambda rows, memory: delay(rows, "LSTM 100/256/512"),
     ),
     Goal(
-        "whole step LSTM 100/256/512 beside a busy program, against the faster torch",
+        f"whole step {beside('LSTM 100/256/512')}, against the faster torch",
         4.0,
         "x",
-        lambda rows, memory: ratio(rows, "busy", "LSTM 100/256/512 beside a busy program", *TORCH),
+        lambda rows, memory: ratio(rows, "busy", beside("LSTM 100/256/512"), *TORCH),
     ),
     _embedding("add.at", 15),
     _embedding("sort+reduceat", 4),
