@@ -196,7 +196,7 @@ setup(
                     ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
                     ("NPY_TARGET_VERSION", "NPY_1_22_API_VERSION"),
                 ],
-                depends=HEADERS,
+                depends=[*HEADERS, *map(str, sorted(Path("src_c").glob("*.c")))],
             )
             for name in MODULES
         ],
